@@ -1,0 +1,59 @@
+# Targets: setup demo test check bench test-gpu bench-gpu clean. Each brings up what it needs.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test check format bench test-gpu bench-gpu clean
+
+# One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
+$(VENV)/.packages: setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel pybind11
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/.kernel: $(VENV)/.packages $(wildcard csrc/*)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+setup: $(VENV)/.kernel
+
+demo: setup
+	$(BIN)/python examples/toy_cpu/run_demo.py --run_dir runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/mypy megatron_huatuo/errors.py megatron_huatuo/log.py megatron_huatuo/config.py megatron_huatuo/_ext.py \
+	  megatron_huatuo/storage megatron_huatuo/corpus megatron_huatuo/unify megatron_huatuo/index megatron_huatuo/blend
+	$(BIN)/lint-imports --no-cache
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+
+bench: setup
+	mkdir -p runs/bench
+	for name in blend index loader convert train; do \
+	  $(BIN)/python tools/benchmark.py $$name --json runs/bench/$$name.json || exit 1; done
+
+# The GPU targets use $(PYTHON) as it is and install nothing.
+test-gpu:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -m gpu tests/gpu
+
+bench-gpu:
+	$(PYTHON) setup.py -q build_ext --inplace
+	mkdir -p runs/bench
+	for name in blend train; do $(PYTHON) tools/benchmark.py $$name --device cuda --json runs/bench/$$name-gpu.json || exit 1; done
+
+clean:
+	rm -rf build runs $(VENV)/.kernel megatron_huatuo/_C*.so

@@ -1,0 +1,42 @@
+"""Configuration: dataclasses from YAML files and the command line, through jsonargparse.
+
+Invariant: an unknown key or a value of a wrong type is an error that names it, before any work starts. Each section is
+a dataclass beside its owner; its field docstrings are the `--help`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def argument_parser(description: str, *, config_file: bool = False) -> ArgumentParser:
+    """Parser of a tool. With `config_file`, `--config FILE` reads YAML; flags after it override the file."""
+    parser = ArgumentParser(description=description)
+    if config_file:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags after it override it")
+    return parser
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, paths and containers as plain YAML and JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, Path) else value
+
+
+def dump_yaml(content: Any) -> str:
+    """A resolved configuration as YAML text, keys in their own order."""
+    return str(yaml.safe_dump(to_plain(content), sort_keys=False, allow_unicode=True))

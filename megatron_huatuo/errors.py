@@ -1,0 +1,51 @@
+"""Typed errors. Every message says what is wrong, what was got, what is needed, where, and how to mend it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class HuatuoError(Exception):
+    """Root of all errors that a user can mend."""
+
+
+class ConfigError(HuatuoError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(HuatuoError, ValueError):
+    """Input data that breaks its format."""
+
+
+class IntegrityError(DataError):
+    """A file that is torn, missing, or differs from its manifest."""
+
+
+class EndpointError(HuatuoError):
+    """A model endpoint that refuses, fails for good, or answers nonsense."""
+
+
+def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Turn a tool's `main` into one that returns an exit code.
+
+    HuatuoError gives one line on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything
+    else is a defect of ours and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except HuatuoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 0
+
+    return wrapped

@@ -1,0 +1,47 @@
+"""Logging and progress bars, both on stderr, so that stdout stays free for results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Logger below `megatron_huatuo`, whose handler is set up on first use."""
+    root = logging.getLogger("megatron_huatuo")
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        root.propagate = False
+    return logging.getLogger(name if name.startswith("megatron_huatuo") else f"megatron_huatuo.{name}")
+
+
+def progress(
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    description: str,
+    unit: str = "it",
+    unit_scale: bool = False,
+) -> Any:
+    """Progress bar on stderr: live on a terminal, a line every 10 s in a log file."""
+    interval_s = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        iterable,
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=unit_scale,
+        mininterval=interval_s,
+        maxinterval=max(interval_s, 10.0),
+        file=sys.stderr,
+        dynamic_ncols=sys.stderr.isatty(),
+    )

@@ -1,0 +1,100 @@
+"""Publish files and directories atomically: a reader sees the old state or the new one, never a half.
+
+Invariant: nothing is written under a final name. Work goes to a private sibling (`.NAME.PID-RANDOM.tmp`), is flushed to
+disk and renamed. Two writers of one name never mix; the last complete one wins for files, the first for directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from megatron_huatuo.errors import DataError
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def fsync_directory(path: str | os.PathLike[str]) -> None:
+    """Flush a directory's entries, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb", **open_kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a temporary sibling of `path` for writing; it takes the final name only when the block ends well.
+
+    mode: "wb" or "w" (text is UTF-8 with "\\n" line ends).
+    Raises: whatever the block raises, with nothing left behind; OSError when the disk is full or read-only.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(target)
+    if "b" not in mode:
+        open_kwargs = {"encoding": "utf-8", "newline": "\n", **open_kwargs}
+    try:
+        with open(temporary, mode, **open_kwargs) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Give a private empty directory that becomes `path` when the block ends well.
+
+    replace: take the place of an existing directory (the old one is moved away first and then deleted).
+    Raises: DataError when `path` exists and replace is off (also when another writer was first).
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for child in temporary.rglob("*"):
+            if child.is_file():
+                with open(child, "rb") as handle:
+                    os.fsync(handle.fileno())
+        fsync_directory(temporary)
+        _publish(temporary, target, replace)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def _publish(temporary: Path, target: Path, replace: bool) -> None:
+    if replace and target.is_dir():
+        outdated = _temporary_sibling(target)
+        os.rename(target, outdated)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            os.rename(outdated, target)
+            raise
+        shutil.rmtree(outdated, ignore_errors=True)
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if target.exists():
+            raise DataError(f"output directory exists already: {target}. Choose another one, or delete it.") from error
+        raise

@@ -1,0 +1,202 @@
+"""JSON Lines, read with every fault named by file and line, written atomically.
+
+Invariant: no bad line passes silently. Each is counted in `BadLines`, which stops the reader when there are more than
+allowed (none by default). Policy for text (faults.md rows 18 and 19): a byte-order mark and CRLF are accepted and
+counted, blank lines are skipped and counted; malformed JSON, invalid UTF-8, lone surrogates, NaN literals, lines that
+are no object, and lines over 64 MiB are bad.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar, cast
+
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.atomic import atomic_write
+
+MAX_LINE_BYTES = 64 << 20
+_BOM = b"\xef\xbb\xbf"
+
+T = TypeVar("T")
+
+
+class JsonLine(NamedTuple):
+    """One line: its number (from 1), its byte offset in the uncompressed file, and its object."""
+
+    number: int
+    offset: int
+    record: dict[str, Any]
+
+
+class BadLine(NamedTuple):
+    """Where a line is bad, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass
+class BadLines:
+    """Bad lines of one run over any number of files.
+
+    max_bad_lines: how many are skipped before the run stops (0: the first one stops it).
+    tolerated: counts of what is accepted but worth knowing ("byte-order mark", "CRLF", "blank line").
+    """
+
+    max_bad_lines: int = 0
+    lines: list[BadLine] = field(default_factory=list)
+    tolerated: Counter[str] = field(default_factory=Counter)
+
+    def add(self, file: str | os.PathLike[str], line: int, reason: str) -> None:
+        """Count a bad line. Raises DataError naming file and line when it is one too many."""
+        self.lines.append(BadLine(os.fspath(file), line, reason))
+        if len(self.lines) > self.max_bad_lines:
+            raise DataError(
+                f"bad line: {reason} ({file}:{line}); {len(self.lines)} bad so far, allowed {self.max_bad_lines}. "
+                "Mend the line, or allow more with --max-bad-lines."
+            )
+
+    def count_by_reason(self) -> dict[str, int]:
+        """{reason without its details: count}, largest first."""
+        return dict(Counter(bad.reason.split(":")[0] for bad in self.lines).most_common())
+
+
+def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open for reading, decompressing `.gz`. Raises DataError when the file cannot be read."""
+    try:
+        if Path(path).suffix == ".gz":
+            return cast("IO[bytes]", gzip.open(path, "rb"))
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."
+        ) from error
+
+
+def read_jsonl(path: str | os.PathLike[str], bad_lines: BadLines | None = None) -> Iterator[JsonLine]:
+    """Yield every good line of a JSON Lines file (`.gz` too); memory is bounded by the longest allowed line.
+
+    bad_lines: where bad lines are counted; by default the first one raises DataError.
+    """
+    bad = BadLines() if bad_lines is None else bad_lines
+    for number, offset, raw in _split_lines(path):
+        if raw is None:
+            bad.add(path, number, f"line is too long: over {MAX_LINE_BYTES} bytes")
+            continue
+        if number == 1 and raw.startswith(_BOM):
+            bad.tolerated["byte-order mark"] += 1
+            raw = raw[len(_BOM) :]
+        if raw.endswith(b"\r\n"):
+            bad.tolerated["CRLF"] += 1
+        if not raw.strip():
+            bad.tolerated["blank line"] += 1
+            continue
+        record, reason = _parse_object(raw)
+        if record is None:
+            bad.add(path, number, reason)
+        else:
+            yield JsonLine(number, offset, record)
+
+
+def _split_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, bytes | None]]:
+    """(number, offset, bytes) of each line; None in place of the bytes of a line over the limit."""
+    number, offset = 0, 0
+    with open_binary(path) as handle:
+        try:
+            while raw := handle.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                start, offset = offset, offset + len(raw)
+                too_long = len(raw) > MAX_LINE_BYTES
+                while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                    raw = handle.readline(MAX_LINE_BYTES + 1)
+                    offset += len(raw)
+                yield number, start, None if too_long else raw
+        except (EOFError, gzip.BadGzipFile, OSError) as error:
+            raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
+    """(object, "") or (None, reason)."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return None, f"invalid UTF-8: byte {error.start}"
+    try:
+        record = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        cut = "" if raw.endswith(b"\n") else ", and the line has no end: truncated?"
+        return None, f"malformed JSON: {error}{cut}"
+    except RecursionError:
+        return None, "malformed JSON: nested too deeply"
+    if not isinstance(record, dict):
+        return None, f"no JSON object: got {type(record).__name__}"
+    if "\\u" in text and _has_surrogate(record):
+        return None, "lone surrogate: text that no UTF-8 can hold"
+    return record, ""
+
+
+def _has_surrogate(record: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def dump_line(record: Mapping[str, Any]) -> bytes:
+    """One JSON line: UTF-8, no NaN, keys in the record's own order."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+
+
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> int:
+    """Write records atomically, one a line; returns their number."""
+    count = 0
+    with atomic_write(path) as handle:
+        for record in records:
+            handle.write(dump_line(record))
+            count += 1
+    return count
+
+
+def read_records(
+    path: str | os.PathLike[str],
+    parse: Callable[[Any, str], list[T]],
+    bad_lines: BadLines | None = None,
+) -> Iterator[T]:
+    """Yield the parsed records of a `.jsonl` file (line by line) or a `.json` file (one array or object, read whole).
+
+    parse: (raw object, "file:line") -> records; its DataError counts as a bad line with that text as the reason.
+    """
+    bad = BadLines() if bad_lines is None else bad_lines
+    if Path(path).suffix == ".json" and (whole := _read_whole(path)) is not None:
+        items: Iterable[tuple[int, Any]] = enumerate(whole if isinstance(whole, list) else [whole], start=1)
+    else:
+        items = ((line.number, line.record) for line in read_jsonl(path, bad))
+    for number, raw in items:
+        try:
+            records = parse(raw, f"{path}:{number}")
+        except DataError as error:
+            bad.add(path, number, str(error))
+            continue
+        yield from records
+
+
+def _read_whole(path: str | os.PathLike[str]) -> Any | None:
+    """The content of a `.json` file, or None when it is JSON Lines under that name."""
+    with open_binary(path) as handle:
+        raw = handle.read()
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,122 @@
+"""Manifests: what a directory holds, and the hashes that prove it.
+
+Invariant: `manifest.json` is written last, so a directory with a manifest is complete.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_huatuo import __version__
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.storage.atomic import atomic_write
+
+MANIFEST_NAME = "manifest.json"
+_CHUNK_BYTES = 16 << 20
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file as 64 hexadecimal digits, read in chunks of 16 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(content: Any) -> str:
+    """sha256 of an object's canonical JSON (sorted keys, no spaces): equal content, equal fingerprint."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write indented JSON atomically. NaN and infinity are refused: they are no JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path, "w") as handle:
+        handle.write(text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read one JSON file. Raises IntegrityError naming the file when it is missing, torn or no JSON."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"file is missing: {path}. Run the stage that writes it again.") from error
+    except ValueError as error:
+        raise IntegrityError(f"file is torn or no JSON: {path} ({error}). Run its stage again.") from error
+
+
+def describe_files(directory: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{name: {bytes, sha256}} of files below `directory`."""
+    return {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_file(directory / name)}
+        for name in sorted(names)
+    }
+
+
+def write_manifest(
+    directory: str | os.PathLike[str],
+    kind: str,
+    content: Mapping[str, Any],
+    files: Iterable[str] = (),
+    *,
+    name: str = MANIFEST_NAME,
+) -> dict[str, Any]:
+    """Write the manifest of a finished directory and return it.
+
+    kind: what the directory is ("corpus", "unified", "index", "blend", "checkpoint", …).
+    files: names relative to `directory` whose size and sha256 are recorded.
+    """
+    root = Path(directory)
+    manifest = {
+        "kind": kind,
+        "format_version": 1,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "megatron_huatuo": __version__,
+        "files": describe_files(root, files),
+        **content,
+    }
+    write_json(root / name, manifest)
+    return manifest
+
+
+def read_manifest(directory: str | os.PathLike[str], kind: str, *, name: str = MANIFEST_NAME) -> dict[str, Any]:
+    """Read a manifest and check its kind and version. Raises IntegrityError."""
+    path = Path(directory) / name
+    manifest = read_json(path)
+    found = manifest.get("kind") if isinstance(manifest, dict) else None
+    if found != kind:
+        raise IntegrityError(f"wrong kind of directory: got {found!r}, need {kind!r} ({path}). Check the path.")
+    if manifest.get("format_version") != 1:
+        raise IntegrityError(
+            f"unknown format version: got {manifest.get('format_version')!r}, need 1 ({path}). "
+            "Use the version of megatron_huatuo that wrote it."
+        )
+    return manifest
+
+
+def verify_files(directory: str | os.PathLike[str], manifest: Mapping[str, Any], *, hashes: bool = True) -> None:
+    """Check sizes, and sha256 unless `hashes` is off. Raises IntegrityError that names the first bad file."""
+    root = Path(directory)
+    for name, expected in manifest["files"].items():
+        path = root / name
+        if not path.is_file():
+            raise IntegrityError(f"file is missing: {path} is named in the manifest. Restore or rebuild it.")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise IntegrityError(
+                f"file has a wrong size: got {size} bytes, need {expected['bytes']} ({path}). Restore or rebuild it."
+            )
+        if hashes and (digest := sha256_file(path)) != expected["sha256"]:
+            raise IntegrityError(
+                f"file differs from its manifest: got sha256 {digest}, need {expected['sha256']} ({path}). "
+                "Restore or rebuild it."
+            )
