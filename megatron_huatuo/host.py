@@ -1,0 +1,140 @@
+"""The one file that lets megatron-core run without CUDA.
+
+megatron-core 0.16 names the CUDA device in its own code. `enable_host()` sends those names to the CPU: the functions of
+`torch.cuda` that it calls, the tensor factories' `device="cuda"`, `Tensor.cuda`, the type names that its optimizer
+compares, and the random-number states of its tensor-parallel generator. Norm and optimizer seams follow from missing
+Transformer Engine and apex, not from missing CUDA, and live in model/ and checkpoint/.
+
+Invariant: patches are applied once a process, only for the versions they were written for, only when the run's device
+is the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import megatron.core
+import torch
+
+from megatron_huatuo.errors import ConfigError
+
+_TESTED = ((0, 16),)
+_CPU = torch.device("cpu")
+_FACTORIES = (
+    "tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "randint",
+    "arange",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+)
+
+
+def resolve_device(setting: str) -> str:
+    """Device of a run, "cpu" or "cuda", for `runtime.device` = auto|cpu|cuda.
+
+    Raises: ConfigError when CUDA is asked for and absent.
+    """
+    if setting not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"wrong runtime.device: got {setting!r}, need auto, cpu or cuda.")
+    available = torch.cuda.is_available()
+    if setting == "cuda" and not available:
+        raise ConfigError(
+            "wrong runtime.device: got 'cuda', but torch sees no GPU. Use auto or cpu, or install a driver."
+        )
+    return "cuda" if setting == "cuda" or (setting == "auto" and available) else "cpu"
+
+
+def enable_device(setting: str) -> torch.device:
+    """Make this process ready for `runtime.device` and return its device (CUDA: that of LOCAL_RANK)."""
+    if resolve_device(setting) == "cpu":
+        enable_host()
+        return _CPU
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def enable_host() -> None:
+    """Let megatron-core run on the CPU in this process. Calling it again changes nothing.
+
+    Raises: ConfigError for a megatron-core that the patches were not written for.
+    """
+    if getattr(torch.cuda.current_device, "sends_cuda_to_host", False):
+        return
+    version = tuple(int(part) for part in megatron.core.__version__.split(".")[:2])
+    if version not in _TESTED:
+        raise ConfigError(
+            f"megatron-core {megatron.core.__version__} is untested without CUDA: need 0.16. Install megatron-core==0.16.1."
+        )
+    _patch_cuda_functions()
+    for name in _FACTORIES:
+        setattr(torch, name, _on_host(getattr(torch, name)))
+    _patch_tensor_methods()
+
+
+def _patch_cuda_functions() -> None:
+    import megatron.core.tensor_parallel.random as mcore_random
+
+    def current_device() -> torch.device:
+        return _CPU
+
+    current_device.sends_cuda_to_host = True  # type: ignore[attr-defined]
+    torch.cuda.current_device = current_device  # type: ignore[assignment]
+    for name in ("synchronize", "empty_cache", "set_device"):
+        setattr(torch.cuda, name, _do_nothing)
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    torch.cuda.get_rng_state = mcore_random._get_cuda_rng_state = _get_rng_state
+    torch.cuda.set_rng_state = mcore_random._set_cuda_rng_state = _set_rng_state
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    torch.set_rng_state(state)
+
+
+def _names_cuda(device: Any) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+def _on_host(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def on_host(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return on_host
+
+
+def _patch_tensor_methods() -> None:
+    type_of = torch.Tensor.type
+
+    def cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self
+
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = type_of(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    torch.Tensor.cuda = cuda  # type: ignore[assignment]
+    torch.Tensor.type = type_name  # type: ignore[assignment]

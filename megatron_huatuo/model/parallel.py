@@ -1,0 +1,171 @@
+"""How a model is split over ranks: the settings, their rules, and megatron-core's process groups.
+
+Invariant: a combination that cannot work is refused before any process group starts, with the values that would.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_huatuo.errors import ConfigError
+
+
+@dataclass
+class ParallelConfig:
+    """Megatron's parallel dimensions. Data parallelism is what is left of the ranks."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each matrix; keep them inside one node."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Model chunks a stage (interleaved pipeline); null for one."""
+    sequence_parallel: bool | None = None
+    """Split activations outside the matrices over the tensor-parallel ranks; null: on when there are several."""
+    context_parallel_size: int = 1
+    """Out of scope: only 1."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients over data-parallel ranks during the backward pass."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters during the next forward pass; needs overlap_grad_reduce."""
+    tp_comm_overlap: bool = False
+    """Overlap tensor-parallel communication with matrix products (Transformer Engine on GPUs only)."""
+
+    @property
+    def uses_sequence_parallel(self) -> bool:
+        """`sequence_parallel` with its default filled in."""
+        return self.tensor_model_parallel_size > 1 if self.sequence_parallel is None else self.sequence_parallel
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Copies of the model among `world_size` ranks. Raises ConfigError when they do not divide."""
+        if world_size % self.model_parallel_size:
+            raise ConfigError(
+                f"wrong number of ranks: got {world_size}, need a multiple of tensor_model_parallel_size × "
+                f"pipeline_model_parallel_size = {self.model_parallel_size}. Start {self.model_parallel_size} or a multiple."
+            )
+        return world_size // self.model_parallel_size
+
+    def validate(
+        self,
+        *,
+        num_layers: int,
+        num_attention_heads: int,
+        num_query_groups: int,
+        ffn_hidden_size: int,
+        vocab_size: int,
+        seq_length: int,
+        num_microbatches: int,
+    ) -> None:
+        """Check the split of one model. Raises ConfigError with the values that would work."""
+        tp, pp, vp = (
+            self.tensor_model_parallel_size,
+            self.pipeline_model_parallel_size,
+            self.virtual_pipeline_model_parallel_size,
+        )
+        for name, value in (("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)):
+            if value < 1:
+                raise ConfigError(f"wrong parallel.{name}: got {value}, need 1 or more.")
+        if self.context_parallel_size != 1:
+            raise ConfigError(
+                f"wrong parallel.context_parallel_size: got {self.context_parallel_size}, need 1. Context parallelism is "
+                "out of scope: rows of 4,096 tokens fit without it."
+            )
+        divided = {
+            "num_attention_heads": num_attention_heads,
+            "num_query_groups": num_query_groups,
+            "ffn_hidden_size": ffn_hidden_size,
+            "vocab_size": vocab_size,
+        }
+        for name, value in divided.items():
+            if value % tp:
+                fitting = [size for size in range(1, 65) if all(v % size == 0 for v in divided.values())]
+                raise ConfigError(
+                    f"wrong parallel.tensor_model_parallel_size: got {tp}, but {name} is {value}. Use one of {fitting}."
+                )
+        if self.uses_sequence_parallel and tp == 1:
+            raise ConfigError(
+                "wrong parallel.sequence_parallel: got true with tensor_model_parallel_size 1. Leave it out, or use 2 or more."
+            )
+        if self.uses_sequence_parallel and seq_length % tp:
+            raise ConfigError(
+                f"wrong parallel.tensor_model_parallel_size: got {tp}, but rows of {seq_length} tokens do not divide. "
+                "Sequence parallelism needs a divisor of seq_length."
+            )
+        self._validate_pipeline(num_layers, num_microbatches, pp, vp)
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            raise ConfigError("wrong parallel.overlap_param_gather: needs overlap_grad_reduce. Switch both on.")
+        if self.tp_comm_overlap and not self.uses_sequence_parallel:
+            raise ConfigError(
+                "wrong parallel.tp_comm_overlap: needs sequence_parallel. Switch it on, with several ranks."
+            )
+
+    def _validate_pipeline(self, num_layers: int, num_microbatches: int, pp: int, vp: int | None) -> None:
+        if vp is None:
+            if num_layers % pp:
+                fitting = [size for size in range(1, num_layers + 1) if num_layers % size == 0]
+                raise ConfigError(
+                    f"wrong parallel.pipeline_model_parallel_size: got {pp}, but there are {num_layers} layers. "
+                    f"Use one of {fitting}."
+                )
+            return
+        if pp < 2 or vp < 2:
+            raise ConfigError(
+                f"wrong parallel.virtual_pipeline_model_parallel_size: got {vp} with {pp} stages, need 2 or more of both. "
+                "Leave it out."
+            )
+        if num_layers % (pp * vp):
+            fitting = [size for size in range(2, num_layers // pp + 1) if num_layers % (pp * size) == 0]
+            raise ConfigError(
+                f"wrong parallel.virtual_pipeline_model_parallel_size: got {vp}, but {num_layers} layers over {pp} stages "
+                f"do not divide. Use one of {fitting or 'none: leave it out'}."
+            )
+        if num_microbatches % pp:
+            raise ConfigError(
+                f"wrong number of micro-batches for an interleaved pipeline: got {num_microbatches} a step, need a multiple "
+                f"of {pp} stages. Change global_batch_size or micro_batch_size."
+            )
+
+
+def initialize_process_groups(parallel: ParallelConfig, device: torch.device, timeout_minutes: float = 10.0) -> None:
+    """Start torch.distributed (gloo on the CPU, NCCL on GPUs) and megatron-core's groups.
+
+    Ranks come from the launcher's environment (torchrun); without one a single process is its own world.
+    timeout_minutes: after which a collective that waits for a lost rank fails.
+    """
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
+        else:
+            dist.init_process_group(
+                "gloo" if device.type == "cpu" else "nccl",
+                timeout=timeout,
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+            )
+    parallel.data_parallel_size(dist.get_world_size())
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        distributed_timeout_minutes=timeout_minutes,
+    )
+
+
+def destroy_process_groups() -> None:
+    """Undo `initialize_process_groups`."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
