@@ -1,0 +1,386 @@
+"""Indexed tokens: `P.bin` and `P.idx` in Megatron's MMIDIDX version 1 with sequence modes, and the manifest `P.json`.
+
+Invariant: a reader that opens is safe to index. Every size, pointer and boundary has been checked, so a torn, swapped or
+foreign file is refused by name instead of giving garbage; `verify()` proves the bytes as well. A document is one
+conversation, a sequence one segment of it, a mode 0 (context) or 1 (trained on). docs/data_formats.md has the layout
+byte by byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_huatuo import __version__
+from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.storage.manifest import read_manifest, verify_files, write_json
+from megatron_huatuo.storage.staging import publish_files, staging_directory
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of sequences, number of document boundaries
+DTYPE_CODES: dict[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+MANIFEST_KIND = "index"
+_BLOCK = 1 << 20
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The dtype of ids below `vocab_size`: uint16 below 65,500 and int32 from there on, as stock Megatron chooses."""
+    return DTYPE_CODES[8] if vocab_size < 65500 else DTYPE_CODES[4]
+
+
+def index_paths(path_prefix: str | PathLike[str]) -> tuple[Path, Path, Path]:
+    """The three files of an index: (`P.bin`, `P.idx`, `P.json`). A dot in the last part of `P` stays."""
+    prefix = fspath(path_prefix)
+    return Path(prefix + ".bin"), Path(prefix + ".idx"), Path(prefix + ".json")
+
+
+class IndexedReader:
+    """One index, mapped into memory; opening costs one pass over `.idx` and reads nothing of `.bin`.
+
+    sequence_lengths: int32 [num_sequences], tokens of each segment.
+    sequence_pointers: int64 [num_sequences], byte offset of each segment in `.bin`.
+    document_indices: int64 [num_documents + 1], document d has the sequences document_indices[d] … [d+1] - 1.
+    sequence_modes: int8 [num_sequences], 0 context, 1 trained on.
+    tokens: all ids of `.bin`, `dtype` [num_tokens]; dtype: uint16 or int32.
+    manifest: content of `P.json`, or None when stock Megatron wrote the index.
+
+    Raises: IntegrityError naming the file when one is missing, empty, torn, swapped, of a wrong dtype, or of another
+    size than the manifest says.
+    """
+
+    def __init__(self, path_prefix: str | PathLike[str]) -> None:
+        self.path_prefix = fspath(path_prefix)
+        self._bin_path, self._idx_path, self._json_path = index_paths(path_prefix)
+        for path in (self._idx_path, self._bin_path):
+            _check_filled(path)
+        self.manifest: dict[str, Any] | None = None
+        if self._json_path.exists():
+            self.manifest = read_manifest(self._json_path.parent, MANIFEST_KIND, name=self._json_path.name)
+            verify_files(self._json_path.parent, self.manifest, hashes=False)
+        self._map_index()
+        self._check_structure()
+        if self.manifest is not None:
+            self._check_manifest(self.manifest)
+        self.tokens = np.memmap(self._bin_path, dtype=self.dtype, mode="r")
+
+    def _map_index(self) -> None:
+        """Cut the arrays out of `.idx`, whose size must be exactly what its header says."""
+        raw = np.memmap(self._idx_path, dtype=np.uint8, mode="r")
+        if raw.size < HEADER.size:
+            raise self._torn(self._idx_path, f"{raw.size} bytes are fewer than a header's {HEADER.size}")
+        magic, version, code, num_sequences, num_boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
+        if magic != MAGIC:
+            raise IntegrityError(f"no MMIDIDX index: {self._idx_path} starts with {magic!r}, need {MAGIC!r}.")
+        if version != VERSION:
+            raise IntegrityError(f"unknown index version: got {version}, need {VERSION} ({self._idx_path}).")
+        if code not in DTYPE_CODES:
+            raise IntegrityError(
+                f"wrong token dtype: got code {code}, need 8 (uint16) or 4 (int32) ({self._idx_path}). Build it again."
+            )
+        without_modes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
+        if raw.size == without_modes and num_sequences:
+            raise IntegrityError(
+                f"index has no sequence modes: {self._idx_path}. They say what is trained on: build it with "
+                "tools/preprocess_data.py."
+            )
+        if raw.size != without_modes + num_sequences:
+            raise self._torn(
+                self._idx_path, f"{raw.size} bytes where its header asks for {without_modes + num_sequences}"
+            )
+        self.dtype = DTYPE_CODES[code]
+        parts = (("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_boundaries), ("i1", num_sequences))
+        arrays: list[NDArray[Any]] = []
+        offset = HEADER.size
+        for dtype, count in parts:
+            arrays.append(np.frombuffer(raw, dtype=dtype, count=count, offset=offset))
+            offset += arrays[-1].nbytes
+        self.sequence_lengths, self.sequence_pointers, self.document_indices, self.sequence_modes = arrays
+
+    def _check_structure(self) -> None:
+        """Boundaries, pointers, modes and the size of `.bin`, in blocks of bounded memory."""
+        indices, num_sequences = self.document_indices, len(self.sequence_lengths)
+        if len(indices) < 2:
+            raise IntegrityError(f"index holds no document: {self._idx_path}. Build it again.")
+        if indices[0] != 0 or indices[-1] != num_sequences:
+            raise self._torn(self._idx_path, f"document boundaries do not span its {num_sequences} sequences")
+        for start in range(0, len(indices), _BLOCK):
+            if np.any(np.diff(indices[start : start + _BLOCK + 1]) < 0):
+                raise self._torn(self._idx_path, "document boundaries go backwards")
+        position = 0
+        for start in range(0, num_sequences, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            lengths = self.sequence_lengths[block].astype(np.int64)
+            if lengths.min() < 0:
+                raise self._torn(self._idx_path, "a sequence has a negative length")
+            ends = position + np.cumsum(lengths) * self.dtype.itemsize
+            if not np.array_equal(self.sequence_pointers[block], ends - lengths * self.dtype.itemsize):
+                raise self._torn(self._idx_path, "sequence pointers disagree with the lengths")
+            if np.any((self.sequence_modes[block] & ~1) != 0):
+                raise self._torn(self._idx_path, "a sequence mode is neither 0 nor 1")
+            position = int(ends[-1])
+        size = self._bin_path.stat().st_size
+        if size != position:
+            raise self._torn(self._bin_path, f"{size} bytes where {self._idx_path.name} asks for {position}")
+
+    def _check_manifest(self, manifest: dict[str, Any]) -> None:
+        expected = {"dtype": self.dtype.name, "documents": len(self), "sequences": len(self.sequence_lengths)}
+        for key, value in expected.items():
+            if manifest.get(key) != value:
+                raise IntegrityError(
+                    f"index differs from its manifest: {key} is {value}, {self._json_path} says {manifest.get(key)}. "
+                    "The files belong to different runs: build the index again."
+                )
+
+    @staticmethod
+    def _torn(path: Path, reason: str) -> IntegrityError:
+        return IntegrityError(f"file is torn or swapped: {path} ({reason}). Restore it, or build the index again.")
+
+    def __len__(self) -> int:
+        return len(self.document_indices) - 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path_prefix,)
+
+    def _starts(self, boundaries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token position at which each of these sequence numbers starts; num_sequences stands for the end."""
+        last = len(self.sequence_pointers) - 1
+        pointers = self.sequence_pointers[np.minimum(boundaries, last)]
+        pointers = np.where(boundaries > last, self.tokens.nbytes, pointers)
+        return np.asarray(pointers // self.dtype.itemsize, dtype=np.int64)
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, stored eos included: int64 [num_documents]. O(num_documents)."""
+        return np.diff(self._starts(self.document_indices))
+
+    def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.int8]]:
+        """(tokens, modes) of one document, both [length]: ids as a read-only view, a mode for each token.
+
+        Raises: IndexError outside [0, num_documents).
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"no document {number}: {self.path_prefix} has {len(self)}")
+        first, last = self.document_indices[number : number + 2]
+        lengths = self.sequence_lengths[first:last]
+        start = int(self.sequence_pointers[first]) // self.dtype.itemsize if first < last else 0
+        modes = np.repeat(self.sequence_modes[first:last], lengths)
+        return np.asarray(self.tokens[start : start + len(modes)]), modes
+
+    def sequence(self, number: int) -> tuple[NDArray[Any], int]:
+        """(ids, mode) of one segment. Raises: IndexError outside [0, num_sequences)."""
+        if not 0 <= number < len(self.sequence_lengths):
+            raise IndexError(f"no sequence {number}: {self.path_prefix} has {len(self.sequence_lengths)}")
+        start = int(self.sequence_pointers[number]) // self.dtype.itemsize
+        tokens = self.tokens[start : start + int(self.sequence_lengths[number])]
+        return np.asarray(tokens), int(self.sequence_modes[number])
+
+    def verify(self) -> None:
+        """Compare sha256 of both files with the manifest. Raises IntegrityError; reads everything (about 1 GB/s)."""
+        if self.manifest is None:
+            raise IntegrityError(
+                f"index has no manifest: {self._json_path} is missing, so its bytes cannot be verified. "
+                "Build it with tools/preprocess_data.py."
+            )
+        verify_files(self._json_path.parent, self.manifest)
+
+
+def _check_filled(path: Path) -> None:
+    if not path.is_file():
+        raise IntegrityError(f"file is missing: {path}. Build the index with tools/preprocess_data.py.")
+    if path.stat().st_size == 0:
+        raise IntegrityError(f"file is empty: {path}. Restore it, or build the index again.")
+
+
+class IndexedWriter:
+    """Write one index as a stream; memory does not grow with it, and nothing has a final name before `finish`.
+
+    Use as a context manager: leaving it without `finish` removes everything that was written.
+    vocab_size: ids must be below it; it also chooses the dtype (`token_dtype`).
+    Cost: hashing dominates (about 1 GB/s of ids); give many documents a call.
+    """
+
+    def __init__(self, path_prefix: str | PathLike[str], vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self.documents = self.sequences = self.tokens = self.trained_tokens = 0
+        self._targets = index_paths(path_prefix)
+        self._stack = contextlib.ExitStack()
+        self._staging = self._stack.enter_context(staging_directory(path_prefix))
+        self._bin = self._open(self._targets[0].name)
+        self._lengths, self._modes, self._counts = (self._open(name) for name in ("lengths", "modes", "counts"))
+
+    def _open(self, name: str) -> _HashedFile:
+        return self._stack.enter_context(_HashedFile(self._staging / name))
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add_documents(
+        self,
+        tokens: NDArray[Any],
+        sequence_lengths: NDArray[Any],
+        sequence_modes: NDArray[Any],
+        sequences_per_document: NDArray[Any],
+    ) -> None:
+        """Append documents given as flat arrays.
+
+        tokens: whole numbers [sum of sequence_lengths], in order; sequence_lengths: [num_sequences], each > 0;
+        sequence_modes: [num_sequences], 0 or 1; sequences_per_document: [num_documents], each > 0.
+
+        Raises: DataError when the arrays do not fit together, or an id is negative or not below `vocab_size`.
+        """
+        tokens, lengths = np.asarray(tokens), np.asarray(sequence_lengths, dtype=np.int64)
+        modes, counts = np.asarray(sequence_modes), np.asarray(sequences_per_document, dtype=np.int64)
+        if len(counts) == 0 and len(lengths) == 0 and len(tokens) == 0:
+            return
+        self._check(tokens, lengths, modes, counts)
+        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype))
+        self._lengths.write(lengths.astype("<i4"))
+        self._modes.write(modes.astype("i1"))
+        self._counts.write(counts.astype("<i8"))
+        self.documents += len(counts)
+        self.sequences += len(lengths)
+        self.tokens += len(tokens)
+        self.trained_tokens += _num_targets(lengths, modes, counts)
+
+    def _check(
+        self, tokens: NDArray[Any], lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]
+    ) -> None:
+        if len(lengths) == 0 or len(counts) == 0 or lengths.min() < 1 or counts.min() < 1:
+            raise DataError("wrong shape of documents: every document needs a sequence, and every sequence a token.")
+        if lengths.max() > np.iinfo(np.int32).max:
+            raise DataError(f"sequence is too long: got {lengths.max()} tokens, need at most 2147483647. Split it.")
+        if not (lengths.sum() == len(tokens) and counts.sum() == len(lengths) == len(modes)):
+            raise DataError(
+                f"wrong shape of documents: {len(tokens)} tokens, {len(lengths)} lengths that sum to {lengths.sum()}, "
+                f"{len(modes)} modes, counts that sum to {counts.sum()}: they must agree."
+            )
+        if np.any((modes != 0) & (modes != 1)):
+            raise DataError("wrong sequence mode: need 0 (context) or 1 (trained on).")
+        if not np.issubdtype(tokens.dtype, np.integer):
+            raise DataError(f"wrong dtype of tokens: got {tokens.dtype}, need whole numbers.")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise DataError(
+                f"token id out of range: got {bad}, need 0 … {self.vocab_size - 1}. Use the index's own tokenizer."
+            )
+
+    def add_index(self, reader: IndexedReader) -> None:
+        """Append a whole index, in blocks: shards added in order give the bytes of one run over all their documents."""
+        indices = reader.document_indices
+        starts = reader._starts(indices)
+        documents_per_block = max(1, _BLOCK * len(reader) // max(1, len(reader.tokens)))
+        for first in range(0, len(reader), documents_per_block):
+            last = min(first + documents_per_block, len(reader))
+            sequences = slice(int(indices[first]), int(indices[last]))
+            self.add_documents(
+                reader.tokens[int(starts[first]) : int(starts[last])],
+                reader.sequence_lengths[sequences],
+                reader.sequence_modes[sequences],
+                np.diff(indices[first : last + 1]),
+            )
+
+    def finish(self, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write `.idx`, publish `.bin` and `.idx`, then the manifest; returns it.
+
+        content: what the manifest says besides kind, version, files, dtype and counts. The manifest holds no time and
+        no path, so equal input gives three equal files.
+        Raises: DataError when there is no document; OSError when the disk is full.
+        """
+        if self.documents == 0:
+            raise DataError(f"no document to write: {self._targets[0]} would be empty. Check the input.")
+        for part in (self._lengths, self._modes, self._counts):
+            part.close()
+        idx = self._write_idx()
+        manifest = {
+            "kind": MANIFEST_KIND,
+            "format_version": 1,
+            "megatron_huatuo": __version__,
+            "files": {target.name: file.close() for target, file in zip(self._targets, (self._bin, idx), strict=False)},
+            "dtype": self.dtype.name,
+            "vocab_size": self.vocab_size,
+            "documents": self.documents,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            **(content or {}),
+        }
+        write_json(self._staging / self._targets[2].name, manifest)
+        publish_files(self._staging, self._targets)
+        self._stack.close()
+        return manifest
+
+    def _write_idx(self) -> _HashedFile:
+        idx = self._open(self._targets[1].name)
+        code = next(code for code, dtype in DTYPE_CODES.items() if dtype == self.dtype)
+        idx.write(HEADER.pack(MAGIC, VERSION, code, self.sequences, self.documents + 1))
+        for block in _blocks(self._lengths.path, "<i4"):
+            idx.write(block)
+        position = 0
+        for block in _blocks(self._lengths.path, "<i4"):
+            ends = position + np.cumsum(block.astype("<i8")) * self.dtype.itemsize
+            idx.write(ends - block.astype("<i8") * self.dtype.itemsize)
+            position = int(ends[-1])
+        boundary = 0
+        idx.write(struct.pack("<q", boundary))
+        for block in _blocks(self._counts.path, "<i8"):
+            boundaries = boundary + np.cumsum(block)
+            idx.write(boundaries.astype("<i8"))
+            boundary = int(boundaries[-1])
+        for block in _blocks(self._modes.path, "i1"):
+            idx.write(block)
+        return idx
+
+
+def _num_targets(lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]) -> int:
+    """Places with a loss: every trained token but a document's first, and the eos that ends each earlier answer."""
+    ends = np.cumsum(counts)
+    answer_ends = (modes[:-1] == 1) & (modes[1:] == 0)
+    answer_ends[ends[:-1] - 1] = False
+    first_trained = int((modes[ends - counts] == 1).sum())
+    return int(lengths[modes == 1].sum()) - first_trained + int(answer_ends.sum())
+
+
+class _HashedFile:
+    """A file for writing that knows its size and sha256 without being read again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = open(path, "wb")  # noqa: SIM115 - closed by close() and by __exit__
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def __enter__(self) -> _HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def write(self, data: bytes | NDArray[Any]) -> None:
+        view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+        self._handle.write(view)
+        self._digest.update(view)
+        self._bytes += len(view)
+
+    def close(self) -> dict[str, Any]:
+        """Close the file; {bytes, sha256} as a manifest lists them."""
+        self._handle.close()
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+
+def _blocks(path: Path, dtype: str) -> Iterator[NDArray[Any]]:
+    with open(path, "rb") as handle:
+        while data := handle.read(_BLOCK * np.dtype(dtype).itemsize):
+            yield np.frombuffer(data, dtype=dtype)
