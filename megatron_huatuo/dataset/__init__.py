@@ -1,0 +1,1 @@
+"""From packed rows on disk to the tensors of a training step."""

@@ -1,0 +1,106 @@
+"""Rows to tensors: one micro-batch as megatron-core's GPTModel takes it, prepared a step ahead.
+
+Invariant: documents of one row never see each other. Their bounds travel as `PackedSeqParams` with cumulative lengths
+over the flattened batch ([b * L], batch first), which the project's core attention reads; every pipeline stage gets them.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_huatuo.dataset.packed_rows import PackedRows, Row
+from megatron_huatuo.dataset.sampler import BatchLayout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch; b = micro_batch_size, L = seq_length.
+
+    tokens, labels, position_ids: int64 [b, L]. loss_mask: float32 [b, L]. source_of_token: int64 [b, L], -1 in padding.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+    source_of_token: torch.Tensor
+    packed_seq_params: PackedSeqParams | None
+
+
+def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: bool = True) -> Batch:
+    """Stack rows. Without `isolate_documents` a row is one sequence, as in the reference implementation."""
+    length = len(rows[0].tokens)
+    bounds = [row.document_bounds if isolate_documents else np.array([0, length], np.int32) for row in rows]
+    offsets = [b[:-1] + i * length for i, b in enumerate(bounds)]
+    cu_seqlens = np.concatenate([*offsets, np.array([len(rows) * length], np.int32)]).astype(np.int32)
+    positions = np.stack([_positions(b, length) for b in bounds])
+    packed = None
+    if isolate_documents:
+        longest = int(np.diff(cu_seqlens).max())
+        cu = torch.from_numpy(cu_seqlens).to(device)
+        packed = PackedSeqParams(
+            qkv_format="sbhd", cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
+        )
+
+    def stack(arrays: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device, non_blocking=True)
+
+    return Batch(
+        tokens=stack([row.tokens for row in rows]),
+        labels=stack([row.labels for row in rows]),
+        loss_mask=stack([row.loss_mask for row in rows]),
+        position_ids=torch.from_numpy(positions).to(device, non_blocking=True),
+        source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
+        packed_seq_params=packed,
+    )
+
+
+def _positions(bounds: np.ndarray, length: int) -> np.ndarray:
+    """int64 [L]: 0, 1, 2 … from the start of each document."""
+    return np.arange(length, dtype=np.int64) - np.repeat(bounds[:-1], np.diff(bounds)).astype(np.int64)
+
+
+class StepBatches:
+    """The micro-batches of one step after another, read by one thread while the step before computes.
+
+    data_wait_s: seconds that the last `next_step` waited for data.
+    """
+
+    def __init__(
+        self, rows: PackedRows, layout: BatchLayout, device: torch.device, *, isolate_documents: bool = True
+    ) -> None:
+        self._rows, self._layout, self._device, self._isolate = rows, layout, device, isolate_documents
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self.data_wait_s = 0.0
+
+    def _read(self, consumed_train_samples: int) -> list[Batch]:
+        return [
+            build_batch(
+                [self._rows.row(row) for row in self._layout.rows(consumed_train_samples, microbatch)],
+                self._device,
+                isolate_documents=self._isolate,
+            )
+            for microbatch in range(self._layout.num_microbatches)
+        ]
+
+    def next_step(self, consumed_train_samples: int) -> list[Batch]:
+        """Micro-batches of the step that starts after `consumed_train_samples` rows."""
+        started = time.perf_counter()
+        if self._ahead is None or self._ahead[0] != consumed_train_samples:
+            self._ahead = (consumed_train_samples, self._thread.submit(self._read, consumed_train_samples))
+        batches = self._ahead[1].result()
+        following = consumed_train_samples + self._layout.global_batch_size
+        self._ahead = (following, self._thread.submit(self._read, following))
+        self.data_wait_s = time.perf_counter() - started
+        return batches
+
+    def close(self) -> None:
+        """Stop the reading thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

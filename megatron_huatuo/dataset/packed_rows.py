@@ -1,0 +1,147 @@
+"""Rows of a blend: the tokens, targets and document bounds of row r.
+
+Invariant: row r depends on the blend and r alone, never on ranks, batch sizes or what was read before.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.index.chat_format import targets_of
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, verify_files
+
+PADDING_SOURCE = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row; L = seq_length.
+
+    tokens, labels: int64 [L]. loss_mask: float32 [L], 1 where the label is trained on.
+    document_bounds: int32 [documents + 1], from 0 to L; padding is the last document of its own.
+    source_of_token: int16 [L], the index of the source, -1 in padding.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    document_bounds: np.ndarray
+    source_of_token: np.ndarray
+
+
+def empty_row(seq_length: int, pad_id: int) -> Row:
+    """A row of padding only: what fills the last global batch."""
+    return Row(
+        tokens=np.full(seq_length, pad_id, np.int64),
+        labels=np.full(seq_length, pad_id, np.int64),
+        loss_mask=np.zeros(seq_length, np.float32),
+        document_bounds=np.array([0, seq_length], np.int32),
+        source_of_token=np.full(seq_length, PADDING_SOURCE, np.int16),
+    )
+
+
+def fill_row(
+    documents: list[tuple[np.ndarray, np.ndarray, int]], seq_length: int, eos_id: int, pad_id: int | None = None
+) -> Row:
+    """Place documents one after the other and pad the rest.
+
+    documents: (tokens [n], modes [n], source) each; one longer than the row keeps its first L-1 tokens and an eos.
+    Raises: DataError when they do not fit.
+    """
+    row = empty_row(seq_length, eos_id if pad_id is None else pad_id)
+    bounds, start = [0], 0
+    for tokens, modes, source in documents:
+        if len(tokens) > seq_length:
+            tokens, modes = tokens[:seq_length].copy(), modes[:seq_length].copy()
+            tokens[-1] = eos_id
+        end = start + len(tokens)
+        if end > seq_length:
+            raise DataError(
+                f"row overflows: got {end} tokens, need at most {seq_length}. Build the blend again from this index."
+            )
+        labels, loss_mask = targets_of(tokens, modes, eos_id)
+        row.tokens[start:end] = tokens
+        row.labels[start:end] = labels
+        row.loss_mask[start:end] = loss_mask
+        row.source_of_token[start:end] = source
+        start = end
+        bounds.append(end)
+    if start < seq_length and start > 0:
+        bounds.append(seq_length)
+    if start == 0:
+        bounds = [0, seq_length]
+    return Row(row.tokens, row.labels, row.loss_mask, np.array(bounds, np.int32), row.source_of_token)
+
+
+class PackedRows:
+    """The rows of one blend directory, read through memory maps.
+
+    Opening costs the manifests and the index headers; a row costs its own bytes.
+    Raises: IntegrityError when a file of the blend or its sources is missing, torn or of another run of its stage.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, verify: bool = True) -> None:
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory, "blend")
+        verify_files(self.directory, self.manifest, hashes=verify)
+        self.seq_length: int = self.manifest["seq_length"]
+        self._order_source = np.load(self.directory / "order_source.npy", mmap_mode="r")
+        self._order_document = np.load(self.directory / "order_document.npy", mmap_mode="r")
+        self._row_start = np.load(self.directory / "row_start.npy", mmap_mode="r")
+        self.source_names: list[str] = [source["name"] for source in self.manifest["sources"]]
+        self._indexes = [self._open_index(source) for source in self.manifest["sources"]]
+        self.tokenizer = self._common_tokenizer()
+        self.eos_id: int = self.tokenizer["eos_id"]
+
+    def __len__(self) -> int:
+        return len(self._row_start) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the hashes of order and rows and the tokenizer: what a resumed run must find unchanged."""
+        hashes = {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".npy")}
+        return fingerprint({"files": hashes, "tokenizer": self.tokenizer["sha256"]})
+
+    def _open_index(self, source: dict[str, Any]) -> IndexedReader:
+        prefix = source["path_prefix"]
+        index = IndexedReader(prefix)
+        if len(index) != source["num_documents"]:
+            raise IntegrityError(
+                f"source changed since the blend was built: {prefix} has {len(index)} documents, the blend knows "
+                f"{source['num_documents']}. Build the blend again."
+            )
+        return index
+
+    def _common_tokenizer(self) -> dict[str, Any]:
+        """Tokenizer entry of the index manifests, which all sources must share."""
+        found: dict[str, Any] | None = None
+        for source in self.manifest["sources"]:
+            tokenizer = read_json(f"{source['path_prefix']}.json")["tokenizer"]
+            if found is not None and tokenizer["sha256"] != found["sha256"]:
+                raise DataError(
+                    f"sources have different tokenizers: {source['name']} has {tokenizer['sha256'][:12]}, "
+                    f"{self.source_names[0]} has {found['sha256'][:12]}. Index all sources with one tokenizer."
+                )
+            found = found or tokenizer
+        if found is None:
+            raise DataError(f"blend has no sources ({self.directory}). Build it again.")
+        return found
+
+    def documents_of(self, row: int) -> list[tuple[int, int]]:
+        """(source, document) of row `row`, in order."""
+        entries = slice(int(self._row_start[row]), int(self._row_start[row + 1]))
+        return list(zip(self._order_source[entries].tolist(), self._order_document[entries].tolist(), strict=True))
+
+    def row(self, row: int) -> Row:
+        """Row number `row`; beyond the last one, an empty row."""
+        if row >= len(self):
+            return empty_row(self.seq_length, self.eos_id)
+        documents = [(*self._indexes[source].document(number), source) for source, number in self.documents_of(row)]
+        return fill_row(documents, self.seq_length, self.eos_id)
