@@ -10,10 +10,13 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
+import docstring_parser
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+T = TypeVar("T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -40,3 +43,17 @@ def to_plain(value: Any) -> Any:
 def dump_yaml(content: Any) -> str:
     """A resolved configuration as YAML text, keys in their own order."""
     return str(yaml.safe_dump(to_plain(content), sort_keys=False, allow_unicode=True))
+
+
+def add_dashed_fields(parser: ArgumentParser, section: type[Any]) -> None:
+    """Add one flag a field of a dataclass, spelt with dashes, its docstring as the help text."""
+    helps = {param.arg_name: param.description for param in docstring_parser.parse_from_object(section).params}
+    types = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=types[field.name], default=field.default, help=helps.get(field.name))
+
+
+def from_dashed_fields(section: type[T], arguments: Namespace) -> T:
+    """The dataclass whose fields `add_dashed_fields` added."""
+    return section(**{field.name: arguments[field.name] for field in dataclasses.fields(section)})  # type: ignore[arg-type]

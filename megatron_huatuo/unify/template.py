@@ -1,0 +1,87 @@
+"""The backend without a model: the title asks, the passage answers.
+
+For demos and tests. Its pairs teach the words of the passages, not the style of a conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from megatron_huatuo.storage.records import Document
+from megatron_huatuo.text.sentences import first_sentence, split_clauses
+from megatron_huatuo.unify.backend import Pair, Refusal
+
+_TITLE_QUESTIONS = {
+    "zh": (
+        "请介绍一下：{title}。",
+        "关于“{title}”，需要了解哪些要点？",
+        "请说明：{title}。",
+        "什么是“{title}”？请简要说明。",
+    ),
+    "en": (
+        "What should I know about the following topic: {title}?",
+        "Please explain: {title}.",
+        "Can you tell me about this: {title}?",
+        "Please give an overview of the following: {title}.",
+    ),
+}
+_LEAD_QUESTIONS = {"zh": "请具体说明：{lead}……", "en": "Please explain in detail: {lead} ..."}
+_PART_QUESTIONS = {
+    "zh": "关于“{title}”，请具体说明：{lead}……",
+    "en": "On {title}, please explain in detail: {lead} ...",
+}
+# Together with the words around them they stay below the limit of a question.
+_MAX_TITLE = {"zh": 60, "en": 180}
+_MAX_LEAD = {"zh": 24, "en": 80}
+
+
+class TemplateBackend:
+    """Deterministic pairs: equal documents give equal pairs."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and version of the templates."""
+        return {"backend": "template", "templates_version": 1}
+
+    async def rewrite(self, document: Document) -> Pair | Refusal:
+        """The question from the title, or from the opening words where there is none; the answer is the passage."""
+        return Pair(template_question(document), document.text)
+
+    def ledger(self) -> dict[str, Any]:
+        """Nothing is asked, nothing is spent."""
+        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+def template_question(document: Document) -> str:
+    """A question about the passage. One passage of several names its opening words too, so that questions differ."""
+    language = "zh" if document.language == "zh" else "en"
+    title = (document.title or "").strip().rstrip("。.")
+    if len(title) > _MAX_TITLE[language]:
+        title = ""
+    lead = _lead(document.text, _MAX_LEAD[language])
+    origin = (document.metadata or {}).get("origin") or {}
+    if title and origin.get("passages", 1) > 1:
+        return _PART_QUESTIONS[language].format(title=title, lead=lead)
+    if title.endswith(("？", "?")):
+        return title
+    if title:
+        choices = _TITLE_QUESTIONS[language]
+        return choices[_stable_number(document.id) % len(choices)].format(title=title)
+    return _LEAD_QUESTIONS[language].format(lead=lead)
+
+
+def _lead(text: str, max_characters: int) -> str:
+    """The opening clauses of the first sentence, up to `max_characters`; at least a part of the first clause."""
+    lead = ""
+    for clause in split_clauses(first_sentence(text)):
+        if lead and len(lead) + len(clause) > max_characters:
+            break
+        lead += clause
+    return lead[:max_characters].strip().rstrip("。，、：；！？.,:;!?")
+
+
+def _stable_number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
