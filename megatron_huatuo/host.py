@@ -94,14 +94,19 @@ def _patch_cuda_functions() -> None:
     current_device.sends_cuda_to_host = True  # type: ignore[attr-defined]
     torch.cuda.current_device = current_device  # type: ignore[assignment]
     for name in ("synchronize", "empty_cache", "set_device"):
-        setattr(torch.cuda, name, _do_nothing)
+        setattr(torch.cuda, name, _nothing())
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     torch.cuda.get_rng_state = mcore_random._get_cuda_rng_state = _get_rng_state
     torch.cuda.set_rng_state = mcore_random._set_cuda_rng_state = _set_rng_state
 
 
-def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+def _nothing() -> Callable[..., None]:
+    """A new function each time: torch.compile refuses one object under several names of torch.cuda."""
+
+    def do_nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    return do_nothing
 
 
 def _get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:

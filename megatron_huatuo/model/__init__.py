@@ -1,0 +1,1 @@
+"""Architectures on megatron-core: description, building, norm, head, packed attention."""

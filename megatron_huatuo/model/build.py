@@ -1,0 +1,148 @@
+"""Build an Architecture as a GPTModel of megatron-core.
+
+Invariant: the weights have the names and shapes that `hf.mapping` knows, on every layout; nothing here wraps the model
+for data parallelism or starts process groups.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.attention import PackedAttention
+from megatron_huatuo.model.attention_torch import attend_by_document
+from megatron_huatuo.model.norm import RMSNorm
+from megatron_huatuo.model.norm_head import NormHead
+from megatron_huatuo.model.rotary import RowRotaryEmbedding
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(
+    architecture: Architecture,
+    *,
+    precision: str = "fp32",
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    virtual_pipeline_model_parallel_size: int | None = None,
+    sequence_parallel: bool = False,
+    use_cpu_initialization: bool = True,
+    perform_initialization: bool = True,
+    **overrides: Any,
+) -> TransformerConfig:
+    """megatron-core's configuration for an architecture and a layout; `overrides` are fields of TransformerConfig.
+
+    Raises: ConfigError for an unknown precision or a vocabulary that the tensor-parallel ranks do not divide.
+    """
+    if precision not in _DTYPES:
+        raise ConfigError(f"wrong precision: got {precision!r}, need one of {', '.join(_DTYPES)}.")
+    if architecture.vocab_size % tensor_model_parallel_size:
+        raise ConfigError(
+            f"wrong tensor_model_parallel_size: got {tensor_model_parallel_size}, need a divisor of the vocabulary's "
+            f"{architecture.vocab_size} rows. Vocabularies are not padded; resize the embedding in the Hugging Face model."
+        )
+    settings: dict[str, Any] = {
+        "num_layers": architecture.num_layers,
+        "hidden_size": architecture.hidden_size,
+        "ffn_hidden_size": architecture.ffn_hidden_size,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_query_groups": architecture.num_query_groups,
+        "kv_channels": architecture.head_dim,
+        "layernorm_epsilon": architecture.norm_epsilon,
+        "add_qkv_bias": architecture.qkv_bias,
+        "init_method_std": architecture.initializer_range,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "params_dtype": _DTYPES[precision],
+        "pipeline_dtype": _DTYPES[precision],
+        "bf16": precision == "bf16",
+        "tensor_model_parallel_size": tensor_model_parallel_size,
+        "pipeline_model_parallel_size": pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual_pipeline_model_parallel_size,
+        "sequence_parallel": sequence_parallel,
+        "use_cpu_initialization": use_cpu_initialization,
+        "perform_initialization": perform_initialization,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        # Compiled pieces pay on GPUs. On a CPU they cost 7 s at the first step and move gradient norms by 3e-5.
+        "bias_activation_fusion": not _runs_on_cpu(),
+        "bias_dropout_fusion": not _runs_on_cpu(),
+    }
+    return TransformerConfig(**(settings | overrides))
+
+
+def _runs_on_cpu() -> bool:
+    """True when the run's device is the CPU: no CUDA, or `host.enable_host()` sends its name there."""
+    return not torch.cuda.is_available() or torch.device(torch.cuda.current_device()).type == "cpu"
+
+
+def build_model(
+    architecture: Architecture,
+    *,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+    **settings: Any,
+) -> GPTModel:
+    """One model chunk of this rank; megatron-core's process groups must exist.
+
+    pre_process, post_process: whether the chunk holds the embedding, and the final norm with the output layer.
+    settings: as for `transformer_config`.
+
+    With `labels` the model gives losses float32 [b, s], without them logits [b, s, vocab_size / TP].
+    """
+    config = transformer_config(architecture, **settings)
+    with_rope = not architecture.alibi
+    model = GPTModel(
+        config,
+        _block_spec(architecture, config, vp_stage),
+        vocab_size=architecture.vocab_size,
+        max_sequence_length=architecture.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=architecture.tied_embeddings,
+        position_embedding_type="rope" if with_rope else "none",
+        rotary_base=architecture.rope_theta,
+        vp_stage=vp_stage,
+    )
+    if with_rope:
+        model.rotary_pos_emb = RowRotaryEmbedding(
+            architecture.head_dim,
+            rotary_percent=1.0,
+            rotary_base=architecture.rope_theta,
+            use_cpu_initialization=config.use_cpu_initialization,
+        )
+    if architecture.norm_head and post_process:
+        model.output_layer = NormHead.from_linear(model.output_layer)
+    return model
+
+
+def _block_spec(
+    architecture: Architecture, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    layer = _local_layer_spec()
+    layer.submodules.self_attention.submodules.core_attention = functools.partial(
+        PackedAttention, kernel=attend_by_document, alibi=architecture.alibi
+    )
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+
+
+def _local_layer_spec() -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    return layer

@@ -1,0 +1,30 @@
+"""Rotary positions for packed rows.
+
+Invariant: positions run through the whole row. Rotary embeddings are relative and documents are isolated by attention,
+so running positions give the same result as positions that restart, and need no table per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.packed_seq_params import PackedSeqParams
+
+
+class RowRotaryEmbedding(RotaryEmbedding):
+    """The stock one sizes its table by the longest document of a packed row; queries are as long as the row."""
+
+    def get_rotary_seq_len(
+        self,
+        inference_context: Any,
+        transformer: Any,
+        transformer_input: Any,
+        transformer_config: Any,
+        packed_seq_params: PackedSeqParams | None = None,
+        **others: Any,
+    ) -> int:
+        """Length of the row in tokens, on every pipeline stage and with sequence parallelism."""
+        return super().get_rotary_seq_len(
+            inference_context, transformer, transformer_input, transformer_config, None, **others
+        )
