@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,16 @@ def get_logger(name: str) -> logging.Logger:
         root.setLevel(logging.INFO)
         root.propagate = False
     return logging.getLogger(name if name.startswith("megatron_huatuo") else f"megatron_huatuo.{name}")
+
+
+def silence_known_warnings() -> None:
+    """Hide what torch and megatron-core say about absent optional packages and names that they will rename.
+
+    Call it before they are imported. What is absent is said once, in one line, by the run itself.
+    """
+    for module in ("megatron", "torch"):
+        for category in (UserWarning, FutureWarning, DeprecationWarning, SyntaxWarning):
+            warnings.filterwarnings("ignore", category=category, module=rf"{module}($|\.)")
 
 
 def progress(

@@ -187,23 +187,21 @@ def publish(root: Path, iteration: int, training: Mapping[str, Any], write_compa
             write_companions(directory)
 
     _on_all_ranks("write its companions", companions)
-    hashes: list[dict[str, Any] | None] = [None] * dist.get_world_size()
 
-    def hash_share() -> None:
+    def hash_share() -> dict[str, Any]:
         names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-        share = {
+        return {
             name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_file(directory / name)}
             for name in names[dist.get_rank() :: dist.get_world_size()]
         }
-        dist.all_gather_object(hashes, share)
 
-    _on_all_ranks("hash its files", hash_share)
+    shares = _on_all_ranks("hash its files", hash_share)
     target = root / iteration_name(iteration)
 
     def take_name() -> None:
         if dist.get_rank() != 0:
             return
-        files = {name: entry for share in hashes for name, entry in (share or {}).items()}
+        files = {name: entry for share in shares for name, entry in share.items()}
         write_manifest(directory, KIND, {"iteration": iteration, "files": dict(sorted(files.items()))})
         if target.exists():
             shutil.rmtree(target)
@@ -215,17 +213,18 @@ def publish(root: Path, iteration: int, training: Mapping[str, Any], write_compa
     return target
 
 
-def _on_all_ranks(step: str, action: Callable[[], Any]) -> None:
-    """Run one step of a save on every rank and agree on its outcome. Raises SaveError on all when one failed."""
-    failure: str | None = None
+def _on_all_ranks(step: str, action: Callable[[], Any]) -> list[Any]:
+    """Run one step of a save on every rank; returns all ranks' results. Raises SaveError on all when one failed."""
+    failure, result = None, None
     try:
-        action()
+        result = action()
     except Exception as error:  # whatever broke, the other ranks must hear of it
         failure = f"rank {dist.get_rank()} could not {step}: {type(error).__name__}: {error}"
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    if found := next((text for text in failures if text), None):
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (failure, result))
+    if found := next((text for text, _ in outcomes if text), None):
         raise SaveError(f"checkpoint not saved: {found}. Earlier checkpoints are untouched; free space and go on.")
+    return [result for _, result in outcomes]
 
 
 def newest_sound_checkpoint(checkpoints: str | os.PathLike[str], report: Callable[[str], None]) -> Path | None:

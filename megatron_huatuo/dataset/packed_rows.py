@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.index.chat_format import targets_of
+from megatron_huatuo.index.chat_format import cut_document, targets_of
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, verify_files
 
@@ -58,9 +58,7 @@ def fill_row(
     row = empty_row(seq_length, eos_id if pad_id is None else pad_id)
     bounds, start = [0], 0
     for tokens, modes, source in documents:
-        if len(tokens) > seq_length:
-            tokens, modes = tokens[:seq_length].copy(), modes[:seq_length].copy()
-            tokens[-1] = eos_id
+        tokens, modes = cut_document(tokens, modes, seq_length, eos_id)
         end = start + len(tokens)
         if end > seq_length:
             raise DataError(
@@ -139,9 +137,23 @@ class PackedRows:
         entries = slice(int(self._row_start[row]), int(self._row_start[row + 1]))
         return list(zip(self._order_source[entries].tolist(), self._order_document[entries].tolist(), strict=True))
 
+    def tokens_in(self, first: int, last: int) -> int:
+        """Tokens that are no padding in rows first … last - 1; rows beyond the last one have none."""
+        return sum(
+            min(_length(self._indexes[source], document), self.seq_length)
+            for row in range(first, min(last, len(self)))
+            for source, document in self.documents_of(row)
+        )
+
     def row(self, row: int) -> Row:
         """Row number `row`; beyond the last one, an empty row."""
         if row >= len(self):
             return empty_row(self.seq_length, self.eos_id)
         documents = [(*self._indexes[source].document(number), source) for source, number in self.documents_of(row)]
         return fill_row(documents, self.seq_length, self.eos_id)
+
+
+def _length(index: IndexedReader, document: int) -> int:
+    """Tokens of one document, without reading them."""
+    sequences = slice(int(index.document_indices[document]), int(index.document_indices[document + 1]))
+    return int(index.sequence_lengths[sequences].sum())

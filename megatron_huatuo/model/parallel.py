@@ -1,17 +1,11 @@
-"""How a model is split over ranks: the settings, their rules, and megatron-core's process groups.
+"""How a model is split over ranks: the settings and their rules.
 
 Invariant: a combination that cannot work is refused before any process group starts, with the values that would.
 """
 
 from __future__ import annotations
 
-import datetime
-import os
 from dataclasses import dataclass
-
-import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_huatuo.errors import ConfigError
 
@@ -83,16 +77,20 @@ class ParallelConfig:
             )
         divided = {
             "num_attention_heads": num_attention_heads,
-            "num_query_groups": num_query_groups,
             "ffn_hidden_size": ffn_hidden_size,
             "vocab_size": vocab_size,
         }
         for name, value in divided.items():
             if value % tp:
-                fitting = [size for size in range(1, 65) if all(v % size == 0 for v in divided.values())]
+                fitting = [size for size in range(1, 65) if all(other % size == 0 for other in divided.values())]
                 raise ConfigError(
                     f"wrong parallel.tensor_model_parallel_size: got {tp}, but {name} is {value}. Use one of {fitting}."
                 )
+        if num_query_groups % tp and tp % num_query_groups:
+            raise ConfigError(
+                f"wrong parallel.tensor_model_parallel_size: got {tp}, but there are {num_query_groups} query groups. "
+                "Need a divisor or a multiple of them."
+            )
         if self.uses_sequence_parallel and tp == 1:
             raise ConfigError(
                 "wrong parallel.sequence_parallel: got true with tensor_model_parallel_size 1. Leave it out, or use 2 or more."
@@ -135,37 +133,3 @@ class ParallelConfig:
                 f"wrong number of micro-batches for an interleaved pipeline: got {num_microbatches} a step, need a multiple "
                 f"of {pp} stages. Change global_batch_size or micro_batch_size."
             )
-
-
-def initialize_process_groups(parallel: ParallelConfig, device: torch.device, timeout_minutes: float = 10.0) -> None:
-    """Start torch.distributed (gloo on the CPU, NCCL on GPUs) and megatron-core's groups.
-
-    Ranks come from the launcher's environment (torchrun); without one a single process is its own world.
-    timeout_minutes: after which a collective that waits for a lost rank fails.
-    """
-    timeout = datetime.timedelta(minutes=timeout_minutes)
-    if not dist.is_initialized():
-        if "RANK" in os.environ:
-            dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timeout)
-        else:
-            dist.init_process_group(
-                "gloo" if device.type == "cpu" else "nccl",
-                timeout=timeout,
-                store=dist.HashStore(),
-                rank=0,
-                world_size=1,
-            )
-    parallel.data_parallel_size(dist.get_world_size())
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        distributed_timeout_minutes=timeout_minutes,
-    )
-
-
-def destroy_process_groups() -> None:
-    """Undo `initialize_process_groups`."""
-    parallel_state.destroy_model_parallel()
-    if dist.is_initialized():
-        dist.destroy_process_group()

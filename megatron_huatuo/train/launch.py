@@ -1,0 +1,45 @@
+"""From settings to a running process group: what tools/train.py calls on every rank."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from megatron_huatuo.config import dump_yaml
+from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.host import enable_device
+from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
+from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.loop import train
+
+
+def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
+    """Check everything, then train; returns the exit code.
+
+    Without a launcher one process is its own world. Raises: HuatuoError before any process group starts.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not config.data.blend:
+        raise ConfigError("wrong data.blend: got nothing, need a blend directory. Build one with tools/build_blend.py.")
+    # Hashing a large blend takes a while: one rank a node does it.
+    verify = config.data.verify_hashes and os.environ.get("LOCAL_RANK", "0") == "0"
+    rows = PackedRows(config.data.blend, verify=verify)
+    train_iters = validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=world_size)
+    if dry_run:
+        if rank == 0:
+            print(dump_yaml(config), end="")
+            print(
+                f"# {len(rows)} rows of {rows.seq_length} tokens, {train_iters} steps on {world_size} ranks: would start"
+            )
+        return 0
+    device = enable_device(config.runtime.device)
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
+    try:
+        train(config, rows, device, train_iters)
+    finally:
+        destroy_process_groups()
+    return 0

@@ -1,0 +1,142 @@
+"""What a run writes about itself: log.jsonl, TensorBoard, Weights & Biases, status.json.
+
+Invariant: log.jsonl holds each iteration once, in order; a resumed run cuts it back to the iteration it loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.manifest import write_json
+
+LOG_NAME = "log.jsonl"
+
+
+def write_status(run_dir: Path, state: str, reason: str, iteration: int) -> None:
+    """status.json. state: running, finished, stopped or failed."""
+    write_json(run_dir / "status.json", {"state": state, "reason": reason, "iteration": iteration})
+
+
+def cut_log_back(run_dir: Path, iteration: int) -> int:
+    """Drop lines after `iteration` and a torn last one; returns how many went."""
+    path = run_dir / LOG_NAME
+    if not path.is_file():
+        return 0
+    lines = path.read_bytes().splitlines()
+    kept = [line for line in lines if _iteration_of(line) is not None and _iteration_of(line) <= iteration]  # type: ignore[operator]
+    if len(kept) < len(lines) or (lines and not path.read_bytes().endswith(b"\n")):
+        with atomic_write(path) as handle:
+            handle.write(b"".join(line + b"\n" for line in kept))
+    return len(lines) - len(kept)
+
+
+def _iteration_of(line: bytes) -> int | None:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def memory_gib(device: torch.device) -> float:
+    """Highest memory so far: allocated on the GPU, or resident in this process on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class MetricsWriter:
+    """Writes one entry a logged iteration; only the logging rank has one.
+
+    Not-finite numbers become null in log.jsonl, which is JSON.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any]
+    ) -> None:
+        self._file = open(run_dir / LOG_NAME, "ab")  # noqa: SIM115 (closed by close)
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"))
+        if wandb_project is not None:
+            self._wandb = _start_wandb(run_dir, wandb_project, config)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one line and send its numbers to the other writers."""
+        self._file.write(json.dumps(_finite(entry), ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        numbers = dict(_flat(entry))
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, entry["iteration"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=entry["iteration"])
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"wrong logging.wandb_project: got {project!r}, but wandb is not installed. pip install wandb, or leave it out."
+        ) from error
+    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, config=dict(config), resume="allow")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+def _flat(entry: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs: list[tuple[str, float]] = []
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            pairs.append((prefix + key, float(value)))
+    return pairs
+
+
+def progress_line(entry: Mapping[str, Any], train_iters: int) -> str:
+    """One line for a person."""
+    minutes, seconds = divmod(round(entry["eta_s"]), 60)
+    loss = entry["lm_loss"]
+    return (
+        f"step {entry['iteration']}/{train_iters}  loss {loss:.4f}  grad norm {entry['grad_norm']:.3f}  "
+        f"lr {entry['learning_rate']:.2e}  {entry['tokens_per_s_per_gpu']:,.0f} tokens/s/rank  "
+        f"step {entry['step_time_s']:.2f} s  left {minutes}:{seconds:02d}"
+    )
+
+
+def show_progress(line: str) -> None:
+    """On a terminal the line replaces the one before; in a file every line stays."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)

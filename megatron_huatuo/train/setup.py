@@ -1,0 +1,203 @@
+"""Model, optimizer and schedule of a run, on the groups that exist.
+
+Invariant: what a rank holds follows from the configuration and its place alone; first weights come from a checkpoint, a
+Hugging Face directory, or the seed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module, MegatronModule
+
+from megatron_huatuo.checkpoint.integrity import verify_together
+from megatron_huatuo.checkpoint.layout import resolve_checkpoint
+from megatron_huatuo.checkpoint.store import load_weights
+from megatron_huatuo.errors import ConfigError, IntegrityError
+try:
+    from megatron_huatuo.hf.from_hf import load_hf_weights
+except ImportError:
+    load_hf_weights = None
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.build import build_model
+from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.train.config import TrainConfig
+
+
+@dataclass
+class Training:
+    """What a rank trains with. `chunks` are the bare models, `wrapped` the same under DistributedDataParallel."""
+
+    architecture: Architecture
+    chunks: list[MegatronModule]
+    wrapped: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    schedule: OptimizerParamScheduler
+
+
+def build_training(config: TrainConfig, architecture: Architecture, device: torch.device, decay_iters: int) -> Training:
+    """Build everything with first weights in place; `decay_iters`: steps of the learning-rate schedule."""
+    _seed(config)
+    chunks = build_chunks(config, architecture, device)
+    if config.model.init_from is not None:
+        load_first_weights(config.model.init_from, chunks, architecture)
+    wrapped = _wrap(config, chunks, device)
+    optimizer = get_megatron_optimizer(_optimizer_config(config), wrapped)
+    for index, chunk in enumerate(wrapped):
+        _connect(chunk.config, index, wrapped, optimizer, config.parallel)
+    return Training(architecture, chunks, wrapped, optimizer, _schedule(config, optimizer, decay_iters))
+
+
+def _seed(config: TrainConfig) -> None:
+    torch.manual_seed(config.training.seed)
+    tensor_parallel.random.model_parallel_cuda_manual_seed(config.training.seed)
+    if config.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def _recompute(config: TrainConfig) -> dict[str, Any]:
+    granularity = config.training.recompute_granularity
+    if granularity == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": config.training.recompute_num_layers,
+        }
+    if granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.device) -> list[MegatronModule]:
+    """The bare model chunks of this rank: one, or one a virtual pipeline stage."""
+    parallel = config.parallel
+    virtual = parallel.virtual_pipeline_model_parallel_size
+    settings: dict[str, Any] = {
+        "precision": config.training.precision,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual,
+        "sequence_parallel": parallel.uses_sequence_parallel,
+        "use_cpu_initialization": device.type == "cpu",
+        "perform_initialization": config.model.init_from is None,
+        "calculate_per_token_loss": True,
+        "tp_comm_overlap": parallel.tp_comm_overlap,
+        # With virtual stages the defaults train wrongly and silently: forward is right, losses are not.
+        "overlap_p2p_comm": virtual is not None,
+        "batch_p2p_comm": virtual is None,
+        **_recompute(config),
+    }
+    chunks = []
+    for stage in range(virtual or 1):
+        vp_stage = stage if virtual else None
+        chunk = build_model(
+            architecture,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=virtual is None, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=virtual is None, vp_stage=vp_stage),
+            vp_stage=vp_stage,
+            **settings,
+        )
+        chunks.append(chunk.to(device))
+    return chunks
+
+
+def load_first_weights(origin: str, chunks: list[MegatronModule], architecture: Architecture) -> None:
+    """Weights from a Hugging Face directory (it has a config.json) or a checkpoint.
+
+    Raises: ConfigError when `origin` is neither, IntegrityError when a checkpoint is damaged.
+    """
+    path = Path(origin)
+    if (path / "config.json").is_file():
+        load_hf_weights(chunks, path, architecture)
+        return
+    if not path.is_dir():
+        raise ConfigError(
+            f"wrong model.init_from: got {origin}, need a Hugging Face directory or a checkpoint. Check the path."
+        )
+    directory = resolve_checkpoint(path)
+    if problem := verify_together(directory):
+        raise IntegrityError(problem)
+    load_weights(directory, chunks)
+
+
+def _wrap(config: TrainConfig, chunks: list[MegatronModule], device: torch.device) -> list[DistributedDataParallel]:
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    wrapped = []
+    for index, chunk in enumerate(chunks):
+        model = Float16Module(chunk.config, chunk) if config.training.precision == "bf16" else chunk
+        # Buckets of later chunks are not split: their gradients come first, when there is nothing to overlap with.
+        wrapped.append(DistributedDataParallel(chunk.config, ddp_config, model, disable_bucketing=index > 0))
+    for chunk in wrapped:
+        chunk.broadcast_params()
+    return wrapped
+
+
+def _optimizer_config(config: TrainConfig) -> OptimizerConfig:
+    settings = config.optimizer
+    bf16 = config.training.precision == "bf16"
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=config.schedule.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=True,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+
+
+def _connect(
+    model_config: Any,
+    index: int,
+    wrapped: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    parallel: ParallelConfig,
+) -> None:
+    """Give megatron-core's schedules the functions that they call."""
+    model_config.grad_scale_func = optimizer.scale_loss
+    model_config.finalize_model_grads_func = finalize_model_grads
+    if parallel.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+
+
+def _schedule(config: TrainConfig, optimizer: MegatronOptimizer, decay_iters: int) -> OptimizerParamScheduler:
+    warmup = min(round(config.schedule.warmup_fraction * decay_iters), max(decay_iters - 1, 0))
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.optimizer.lr,
+        min_lr=config.schedule.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=decay_iters,
+        lr_decay_style="cosine",
+        start_wd=config.optimizer.weight_decay,
+        end_wd=config.optimizer.weight_decay,
+        wd_incr_steps=decay_iters,
+        wd_incr_style="constant",
+    )
+
+
+def is_log_rank() -> bool:
+    """Rank 0 writes the logs; it gets the losses of the last pipeline stage in the step's one reduction."""
+    return dist.get_rank() == 0

@@ -1,0 +1,68 @@
+"""Loss on held-out indexes.
+
+Invariant: a validation sees each held-out document once, in rows like those of training, and changes no weight.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_huatuo.blend import pack_rows
+from megatron_huatuo.dataset.batch import build_batch
+from megatron_huatuo.dataset.packed_rows import Row, empty_row, fill_row
+from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.train.setup import Training
+from megatron_huatuo.train.step import run_microbatches
+
+
+class HeldOut:
+    """Rows of one held-out index, documents in file order."""
+
+    def __init__(self, name: str, path_prefix: str, seq_length: int, tokenizer_sha256: str, eos_id: int) -> None:
+        self.name, self._seq_length, self._eos_id = name, seq_length, eos_id
+        self._index = IndexedReader(path_prefix)
+        found = read_json(f"{path_prefix}.json")["tokenizer"]["sha256"]
+        if found != tokenizer_sha256:
+            raise DataError(
+                f"validation source {name} has another tokenizer: got {found[:12]}, need {tokenizer_sha256[:12]} "
+                f"({path_prefix}). Index it with the blend's tokenizer."
+            )
+        lengths = np.minimum(self._index.document_lengths(), seq_length)
+        self._order, self._row_start = pack_rows(lengths, seq_length, 1)
+
+    def __len__(self) -> int:
+        return len(self._row_start) - 1
+
+    def row(self, row: int) -> Row:
+        """Row number `row`; beyond the last one, an empty row."""
+        if row >= len(self):
+            return empty_row(self._seq_length, self._eos_id)
+        documents = self._order[self._row_start[row] : self._row_start[row + 1]]
+        return fill_row([(*self._index.document(int(d)), 0) for d in documents], self._seq_length, self._eos_id)
+
+
+def validate_on(
+    training: Training, held_out: HeldOut, layout: BatchLayout, device: torch.device, isolate: bool
+) -> float:
+    """Mean loss over the trained tokens of one held-out index; all ranks take part and get the same number."""
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for chunk in training.wrapped:
+        chunk.eval()
+    with torch.no_grad():
+        for start in range(0, len(held_out), layout.global_batch_size):
+            batches = [
+                build_batch([held_out.row(row) for row in layout.rows(start, m)], device, isolate_documents=isolate)
+                for m in range(layout.num_microbatches)
+            ]
+            total += run_microbatches(training, batches, 1, forward_only=True).sum(dim=0)[:, 0]
+    for chunk in training.wrapped:
+        chunk.train()
+    dist.all_reduce(total)
+    return float(total[0] / total[1]) if total[1] > 0 else math.nan
