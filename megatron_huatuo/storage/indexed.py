@@ -161,6 +161,16 @@ class IndexedReader:
         """Tokens of each document, stored eos included: int64 [num_documents]. O(num_documents)."""
         return np.diff(self._starts(self.document_indices))
 
+    def context_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document before its first trained one, all of them where there is none: int64 [num_documents].
+
+        A document cut to a row of seq_length tokens keeps something to train on if this is below seq_length - 1.
+        """
+        trained = np.append(np.flatnonzero(self.sequence_modes == 1), len(self.sequence_modes))
+        first_trained = trained[np.searchsorted(trained, self.document_indices[:-1])]
+        starts = self._starts(self.document_indices[:-1])
+        return self._starts(np.minimum(first_trained, self.document_indices[1:])) - starts
+
     def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.int8]]:
         """(tokens, modes) of one document, both [length]: ids as a read-only view, a mode for each token.
 
@@ -310,7 +320,6 @@ class IndexedWriter:
             "megatron_huatuo": __version__,
             "files": {target.name: file.close() for target, file in zip(self._targets, (self._bin, idx), strict=False)},
             "dtype": self.dtype.name,
-            "vocab_size": self.vocab_size,
             "documents": self.documents,
             "sequences": self.sequences,
             "tokens": self.tokens,

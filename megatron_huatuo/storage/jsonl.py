@@ -34,6 +34,14 @@ class JsonLine(NamedTuple):
     record: dict[str, Any]
 
 
+class RawLine(NamedTuple):
+    """One line as bytes, with its number and offset; `raw` is None when it is over MAX_LINE_BYTES."""
+
+    number: int
+    offset: int
+    raw: bytes | None
+
+
 class BadLine(NamedTuple):
     """Where a line is bad, and why."""
 
@@ -85,8 +93,12 @@ def read_jsonl(path: str | os.PathLike[str], bad_lines: BadLines | None = None) 
 
     bad_lines: where bad lines are counted; by default the first one raises DataError.
     """
-    bad = BadLines() if bad_lines is None else bad_lines
-    for number, offset, raw in _split_lines(path):
+    yield from parse_lines(split_lines(path), path, BadLines() if bad_lines is None else bad_lines)
+
+
+def parse_lines(lines: Iterable[RawLine], path: str | os.PathLike[str], bad: BadLines) -> Iterator[JsonLine]:
+    """Yield the good ones of raw lines, which `split_lines` gave, here or in another process; count the others."""
+    for number, offset, raw in lines:
         if raw is None:
             bad.add(path, number, f"line is too long: over {MAX_LINE_BYTES} bytes")
             continue
@@ -105,8 +117,11 @@ def read_jsonl(path: str | os.PathLike[str], bad_lines: BadLines | None = None) 
             yield JsonLine(number, offset, record)
 
 
-def _split_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, bytes | None]]:
-    """(number, offset, bytes) of each line; None in place of the bytes of a line over the limit."""
+def split_lines(path: str | os.PathLike[str]) -> Iterator[RawLine]:
+    """Every line of a file, not yet parsed; None in place of the bytes of a line over the limit.
+
+    Raises: DataError when the file cannot be read or decompressed.
+    """
     number, offset = 0, 0
     with open_binary(path) as handle:
         try:
@@ -117,7 +132,7 @@ def _split_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, bytes
                 while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     raw = handle.readline(MAX_LINE_BYTES + 1)
                     offset += len(raw)
-                yield number, start, None if too_long else raw
+                yield RawLine(number, start, None if too_long else raw)
         except (EOFError, gzip.BadGzipFile, OSError) as error:
             raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
 

@@ -1,0 +1,1 @@
+"""Conversations to token ids: chat format, tokenizers, and the parallel index build."""

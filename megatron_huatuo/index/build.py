@@ -1,0 +1,163 @@
+"""Conversations in JSON Lines -> `P.bin`, `P.idx`, `P.json`, tokenised by many processes.
+
+Invariant: the bytes of all three files depend on the input, the tokenizer and the options alone, never on the number of
+workers; and every conversation that was read is a document or is counted by the reason for which it is none.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.index.chat_format import CHAT_FORMAT, encode_tag
+from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
+from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
+from megatron_huatuo.index.workers import available_cores, ordered_map
+from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.indexed import IndexedWriter
+from megatron_huatuo.storage.jsonl import BadLines
+
+_log = get_logger(__name__)
+
+
+def build_index(
+    inputs: Sequence[str | PathLike[str]],
+    output_prefix: str | PathLike[str],
+    tokenizer: str | PathLike[str],
+    *,
+    workers: int | None = None,
+    max_bad_lines: int = 0,
+    source: str | None = None,
+) -> dict[str, Any]:
+    """Tokenise conversations, in the order of `inputs` and their lines, into one index; returns its manifest.
+
+    inputs: `.jsonl`, `.jsonl.gz` or `.json` files in any accepted layout. tokenizer: what `load_tokenizer` takes.
+    workers: tokenising processes, default one per core; 1 works in this process, and so does input of one chunk.
+    max_bad_lines: how many are skipped and counted before the run stops. source: take only conversations of this
+    source; the others are counted.
+
+    Raises: DataError for input that cannot be read, for a bad line too many, and when no document is left; ConfigError
+    for settings or a tokenizer that do not fit; HuatuoError when a worker dies. Nothing is published then.
+    """
+    paths = [fspath(path) for path in inputs]
+    _check(paths, workers)
+    opened = load_tokenizer(tokenizer)
+    encode_tag(opened)
+    totals = _Totals(max_bad_lines)
+    with IndexedWriter(output_prefix, opened.vocab_size) as writer:
+        chunks = split_inputs(paths)
+        first = list(itertools.islice(chunks, 2))
+        crew = 1 if len(first) < 2 else (workers or available_cores())
+        encode = functools.partial(encode_chunk, tokenizer_path=fspath(tokenizer), source=source)
+        with (
+            closing(ordered_map(encode, itertools.chain(first, chunks), crew)) as results,
+            progress(total=_total_bytes(paths), description="tokenise", unit="B", unit_scale=True) as bar,
+        ):
+            for result in results:
+                totals.add(result)
+                part = result.encoded
+                writer.add_documents(
+                    part.tokens, part.sequence_lengths, part.sequence_modes, part.sequences_per_document
+                )
+                bar.update(result.num_bytes)
+        if writer.documents == 0:
+            raise DataError(
+                f"no conversation to index: {len(paths)} files hold {totals.counts['conversations']} conversations, "
+                f"{totals.counts['other_source']} of another source, dropped {dict(totals.dropped())}. "
+                "Check --input and --source."
+            )
+        manifest = writer.finish(_manifest_content(opened, fspath(tokenizer), paths, source, totals))
+    _report(fspath(output_prefix), manifest)
+    return manifest
+
+
+class _Totals:
+    """Counts over all chunks, in order."""
+
+    def __init__(self, max_bad_lines: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.bad = BadLines(max_bad_lines)
+        self._dropped: Counter[str] = Counter()
+
+    def add(self, result: EncodedChunk) -> None:
+        """Raises DataError naming file and line for a bad line too many."""
+        for line in result.bad:
+            self.bad.add(line.file, line.line, line.reason)
+        self.bad.tolerated.update(result.tolerated)
+        self.counts.update(result.counts)
+        self._dropped.update(result.encoded.dropped)
+
+    def dropped(self) -> dict[str, int]:
+        """{reason: records that are no document}, bad lines included."""
+        return {**self.bad.count_by_reason(), **self._dropped}
+
+
+def _check(paths: list[str], workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ConfigError(f"wrong number of workers: got {workers}, need at least 1. Mend --workers.")
+    if not paths:
+        raise ConfigError("no input: need at least one file. Give --input FILE.")
+    for path in paths:
+        if not Path(path).is_file():
+            raise DataError(f"no such file: {path}. Check --input.")
+
+
+def _total_bytes(paths: list[str]) -> int | None:
+    """Bytes that chunks will report, for the progress bar; None where files are compressed or read whole."""
+    if any(Path(path).suffix in (".gz", ".json") for path in paths):
+        return None
+    return sum(Path(path).stat().st_size for path in paths)
+
+
+def _manifest_content(
+    tokenizer: Tokenizer, tokenizer_path: str, paths: list[str], source: str | None, totals: _Totals
+) -> dict[str, Any]:
+    counts = totals.counts
+    return {
+        "chat_format": CHAT_FORMAT,
+        "tokenizer": {
+            "path": tokenizer_path,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+        },
+        "inputs": paths,
+        "source": source,
+        "conversations": counts["conversations"],
+        "other_source": counts["other_source"],
+        "dropped": totals.dropped(),
+        "bad_lines": [line._asdict() for line in totals.bad.lines],
+        "tolerated": dict(totals.bad.tolerated),
+        "template": {"checked": counts["template_checked"], "mismatched": counts["template_mismatched"]},
+        "tags_encoded_apart": counts["tags_encoded_apart"],
+        "unknown_tokens": counts["unknown_tokens"],
+        "role_tag_in_text": counts["role_tag_in_text"],
+        "unusual_character": counts["unusual_character"],
+    }
+
+
+def _report(output_prefix: str, manifest: dict[str, Any]) -> None:
+    _log.info(
+        "%s: %d documents, %d tokens, %d trained on; %d dropped %s",
+        output_prefix,
+        manifest["documents"],
+        manifest["tokens"],
+        manifest["trained_tokens"],
+        sum(manifest["dropped"].values()),
+        manifest["dropped"] or "",
+    )
+    template = manifest["template"]
+    if template["mismatched"]:
+        _log.warning(
+            "the tokenizer encodes %d of %d checked conversations otherwise than segment by segment: a served prompt "
+            "gives other ids than training sees (dummy prefix, or merges across a role tag)",
+            template["mismatched"],
+            template["checked"],
+        )

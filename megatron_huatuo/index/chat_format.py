@@ -1,0 +1,198 @@
+"""The recipe's chat format: conversation -> segments with modes -> labels and loss mask.
+
+`<问>：{question}\\n<答>：{answer}`, turns joined by "\\n", no system prompt, no bos. Segments are encoded one by one, so
+that training sees the very ids that a served prompt gives; mode 0 is context (question and role tags), mode 1 an
+answer. The end-of-document id (eos) closes the last answer only, yet it is the *target* of the last token of every
+answer. Invariant: text inside a value never changes a mode and never yields an eos. Facts: docs/data_formats.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.records import Conversation, Turn
+
+if TYPE_CHECKING:
+    from megatron_huatuo.index.tokenizer import Tokenizer
+
+CHAT_FORMAT = "huatuo2"
+QUESTION_TAG = "<问>："
+ANSWER_TAG = "\n<答>："
+CONTEXT, TRAINED = 0, 1
+
+
+@dataclass(frozen=True)
+class EncodedConversations:
+    """Conversations as flat arrays, in their order; what `IndexedWriter.add_documents` takes.
+
+    tokens: int32 [num_tokens]; sequence_lengths: int64 [num_sequences]; sequence_modes: int8 [num_sequences];
+    sequences_per_document: int64 [num_documents]; kept: int64 [num_documents], positions of the conversations that the
+    documents come from; dropped: conversations by reason; tags_apart: answers whose tag had to be encoded apart.
+    """
+
+    tokens: NDArray[np.int32]
+    sequence_lengths: NDArray[np.int64]
+    sequence_modes: NDArray[np.int8]
+    sequences_per_document: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    dropped: Counter[str]
+    tags_apart: int
+
+
+def render(turns: Sequence[Turn]) -> str:
+    """The text that the served chat template writes for these turns, without eos.
+
+    >>> render([Turn("human", "头痛？"), Turn("gpt", "休息。"), Turn("human", "药？"), Turn("gpt", "不用。")])
+    '<问>：头痛？\\n<答>：休息。\\n<问>：药？\\n<答>：不用。'
+    """
+    return "".join(segment_texts(turns))
+
+
+def segment_texts(turns: Sequence[Turn]) -> list[str]:
+    """The texts that are encoded one by one: question, answer, question, … each with its role tag in front."""
+    texts = []
+    for position, turn in enumerate(turns):
+        if turn.speaker == "gpt":
+            texts.append(ANSWER_TAG + turn.value)
+        else:
+            texts.append(("\n" if position else "") + QUESTION_TAG + turn.value)
+    return texts
+
+
+def encode_tag(tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """Ids of the answer's tag. Raises ConfigError when the tokenizer has no ids for it."""
+    tag = tokenizer.encode_batch([ANSWER_TAG])[0]
+    if len(tag) == 0:
+        raise ConfigError(f"tokenizer gives no ids for the role tag {ANSWER_TAG!r}: {tokenizer.path}. Use another one.")
+    return tag
+
+
+def encode_conversations(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> EncodedConversations:
+    """Encode conversations into documents of context and trained segments.
+
+    A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos.
+    Where enc(tag) is no prefix of enc(tag + answer), tag and answer are encoded apart. A conversation is dropped and
+    counted when an answer has no token, or when its text yields an eos. One `encode_batch` call for all.
+    """
+    texts = [text for conversation in conversations for text in segment_texts(conversation.turns)]
+    pairs = np.array([len(conversation.turns) // 2 for conversation in conversations], dtype=np.int64)
+    ids = tokenizer.encode_batch(texts)
+    tag = encode_tag(tokenizer)
+    tags_apart = _encode_tags_apart(ids, texts, tag, tokenizer)
+
+    lengths = np.array([len(segment) for segment in ids], dtype=np.int64)
+    flat = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
+    owner = np.repeat(np.arange(len(pairs)), pairs)  # conversation of each question-answer pair
+    keep = np.ones(len(pairs), dtype=bool)
+    dropped: Counter[str] = Counter()
+    eos_pair = np.repeat(np.repeat(owner, 2), lengths)[flat == tokenizer.eos_id]
+    for reason, bad in (
+        ("answer without a token", owner[lengths[1::2] == len(tag)]),
+        ("text yields the end-of-document id", eos_pair),
+    ):
+        found = np.unique(bad[keep[bad]])
+        keep[found] = False
+        if len(found):
+            dropped[reason] += len(found)
+    if dropped:
+        keep_segment = np.repeat(keep[owner], 2)
+        flat, lengths, pairs = flat[np.repeat(keep_segment, lengths)], lengths[keep_segment], pairs[keep]
+
+    is_last = np.zeros(len(lengths) // 2, dtype=np.int64)
+    is_last[np.cumsum(pairs) - 1] = 1
+    eos_places = np.cumsum(lengths)[1::2][is_last == 1]
+    sequence_lengths = np.empty_like(lengths)
+    sequence_lengths[0::2] = lengths[0::2] + len(tag)
+    sequence_lengths[1::2] = lengths[1::2] - len(tag) + is_last
+    return EncodedConversations(
+        tokens=np.insert(flat, eos_places, tokenizer.eos_id),
+        sequence_lengths=sequence_lengths,
+        sequence_modes=np.tile(np.array([CONTEXT, TRAINED], dtype=np.int8), len(lengths) // 2),
+        sequences_per_document=2 * pairs,
+        kept=np.flatnonzero(keep),
+        dropped=dropped,
+        tags_apart=tags_apart,
+    )
+
+
+def _encode_tags_apart(
+    ids: list[NDArray[np.int32]], texts: list[str], tag: NDArray[np.int32], tokenizer: Tokenizer
+) -> int:
+    """Replace the answers in `ids` that do not begin with the tag's ids; returns their number."""
+    tag_bytes, size = tag.tobytes(), len(tag)
+    apart = [number for number in range(1, len(ids), 2) if ids[number][:size].tobytes() != tag_bytes]
+    answers = tokenizer.encode_batch([texts[number][len(ANSWER_TAG) :] for number in apart]) if apart else []
+    for number, answer in zip(apart, answers, strict=True):
+        ids[number] = np.concatenate([tag, answer])
+    return len(apart)
+
+
+def count_template_mismatches(
+    conversations: Sequence[Conversation], encoded: EncodedConversations, tokenizer: Tokenizer, every: int
+) -> tuple[int, int]:
+    """(checked, mismatched): each `every`-th document, its stored ids against those of the whole text encoded at once.
+
+    A mismatch means that a served prompt gives other ids than training saw (dummy prefixes, merges across a tag).
+    """
+    ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
+    starts = np.concatenate([[0], ends[:-1]])
+    chosen = range(0, len(encoded.kept), every)
+    texts = [render(conversations[int(encoded.kept[number])].turns) for number in chosen]
+    whole = tokenizer.encode_batch(texts) if texts else []
+    stored = (encoded.tokens[starts[number] : ends[number] - 1] for number in chosen)
+    return len(texts), sum(not np.array_equal(one, other) for one, other in zip(whole, stored, strict=True))
+
+
+def targets_of(
+    tokens: NDArray[Any], modes: NDArray[Any], eos: int, cu_seqlens: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels and loss mask of one document, or of a packed row of documents.
+
+    tokens, modes: [length]; cu_seqlens: [num_documents + 1], where each document of the row starts, first 0, last
+    length; None means one document. Returns labels int64 [length] and loss_mask float32 [length], 1 where the label
+    counts. labels[t] = tokens[t+1] with loss_mask[t] = modes[t+1] inside a document; the last token of an earlier
+    answer (mode 1 before mode 0) has target eos; the last place of a document has no target.
+
+    >>> import numpy as np
+    >>> labels, mask = targets_of(np.array([11, 12, 21, 22, 13, 23, 2]), np.array([0, 0, 1, 1, 0, 1, 1]), eos=2)
+    >>> labels.tolist(), mask.astype(int).tolist()
+    ([12, 21, 22, 2, 23, 2, 2], [0, 1, 1, 1, 1, 1, 0])
+    """
+    labels = np.full(len(tokens), eos, dtype=np.int64)
+    loss_mask = np.zeros(len(tokens), dtype=np.float32)
+    if len(tokens) == 0:
+        return labels, loss_mask
+    trained = np.asarray(modes) == TRAINED
+    answer_ends = trained[:-1] & ~trained[1:]
+    labels[:-1] = np.where(answer_ends, eos, tokens[1:])
+    loss_mask[:-1] = trained[1:] | answer_ends
+    last = len(tokens) - 1 if cu_seqlens is None else np.asarray(cu_seqlens)[1:] - 1
+    labels[last] = eos
+    loss_mask[last] = 0
+    return labels, loss_mask
+
+
+def cut_document(
+    tokens: NDArray[Any], modes: NDArray[Any], seq_length: int, eos: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A document that fits a row: unchanged, or tokens[:seq_length-1] + eos.
+
+    The eos takes the mode of the token whose place it takes, so a cut answer learns to end and a cut question does
+    not. Whether anything is left to train on: `IndexedReader.context_lengths() < seq_length - 1`.
+
+    >>> import numpy as np
+    >>> [part.tolist() for part in cut_document(np.array([5, 6, 7, 8, 2]), np.array([0, 1, 1, 1, 1]), 4, eos=2)]
+    [[5, 6, 7, 2], [0, 1, 1, 1]]
+    """
+    if len(tokens) <= seq_length:
+        return tokens, modes
+    cut = np.array(tokens[:seq_length])
+    cut[-1] = eos
+    return cut, modes[:seq_length]

@@ -1,0 +1,178 @@
+"""SentencePiece models and Hugging Face tokenizer.json files behind one interface, without transformers or torch.
+
+Invariant: text stays text. Nothing is added in front or behind (no bos, no eos), and the text of a special token, such
+as `</s>` typed by a user, is encoded letter by letter and never gives its control id. What belongs to the tokenizer
+itself stays: a model trained with a dummy prefix puts one before every segment, and SentencePiece's *user-defined*
+pieces (`<reserved_106>` of Baichuan2) are ordinary pieces to it.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.storage.manifest import sha256_file
+
+# What a published model directory may hold beside its main tokenizer file.
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
+
+    path: the main file. vocab_size: every id is below it. eos_id: end of a document. unk_id: None where the tokenizer
+    has no unknown id. files: {name in a Hugging Face directory: file}, what an export copies along.
+    """
+
+    path: Path
+    vocab_size: int
+    eos_id: int
+    unk_id: int | None
+    files: dict[str, Path]
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the main file: equal hash, equal ids."""
+        return sha256_file(self.path)
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [num_tokens], at the library's own speed on one core."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids. Control ids give no text with SentencePiece, and their name with tokenizer.json."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text."""
+        return [int(token) for token in self.encode_batch([text])[0]]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece `.model` (Baichuan2, Yi, Llama-2, and those of train_tokenizer)."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece  # 20 ms and a shared library that readers of finished indices do not need
+
+        self.path = path
+        self._check_filled(path)
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"no SentencePiece model: {path} ({error}). Check the path.") from error
+        self.vocab_size = self._model.vocab_size()
+        self.unk_id = self._model.unk_id()
+        self.eos_id = self._model.eos_id()
+        if self.eos_id < 0:
+            raise ConfigError(
+                f"tokenizer has no end-of-document id: {path} was trained with eos_id=-1. Train it with one."
+            )
+        self.files = {"tokenizer.model": path, **_companions(path.parent)}
+
+    @staticmethod
+    def _check_filled(path: Path) -> None:
+        if path.stat().st_size == 0:
+            raise DataError(f"no SentencePiece model: {path} is empty. Check the path.")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        ids: list[NDArray[np.int32]] = self._model.encode(list(texts), return_type="numpy", num_threads=1)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._model.decode([int(token) for token in ids]))
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json` (Llama-3, Qwen2.5). The end-of-document token is named by the files beside it.
+
+    Batches use several threads unless TOKENIZERS_PARALLELISM=false.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        self.path = path
+        try:
+            self._model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"no tokenizer.json: {path} ({error}). Check the path.") from error
+        self._model.encode_special_tokens = True
+        self._model.no_truncation()
+        self._model.no_padding()
+        added = self._model.get_added_tokens_decoder()
+        self.vocab_size = max(self._model.get_vocab_size(), *(token + 1 for token in added), 0)
+        self.eos_id = self._find_eos()
+        unknown = getattr(self._model.model, "unk_token", None)
+        self.unk_id = None if unknown is None else self._model.token_to_id(unknown)
+        self.files = {"tokenizer.json": path, **_companions(path.parent)}
+
+    def _find_eos(self) -> int:
+        directory = self.path.parent
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            token = _read_object(directory / name).get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                number = self._model.token_to_id(token)
+                if number is None:
+                    raise ConfigError(
+                        f"eos_token {token!r} of {directory / name} is not in {self.path}. Mend eos_token."
+                    )
+                return int(number)
+        found = _read_object(directory / "config.json").get("eos_token_id")
+        first = found[0] if isinstance(found, list) and found else found
+        if not isinstance(first, int):
+            raise ConfigError(
+                f"tokenizer has no end-of-document token: need 'eos_token' in {directory / 'tokenizer_config.json'}. "
+                "Copy that file beside tokenizer.json."
+            )
+        return first
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._model.decode([int(token) for token in ids], skip_special_tokens=False))
+
+
+def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
+    """Open a tokenizer: a `.model` or `.json` file, or a Hugging Face directory that holds one.
+
+    In a directory tokenizer.json comes first, because that is what current transformers and servers load.
+    Raises: ConfigError when there is none or it has no end-of-document token; DataError when the file is no tokenizer.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        if not found:
+            raise ConfigError(f"no tokenizer: {path} holds neither tokenizer.json nor tokenizer.model. Check the path.")
+        path = found[0]
+    if not path.is_file():
+        raise ConfigError(f"no tokenizer: {path} does not exist. Check the path.")
+    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+
+
+def _companions(directory: Path) -> dict[str, Path]:
+    return {name: directory / name for name in _COMPANIONS if (directory / name).is_file()}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} when the file is absent. Raises DataError when it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"no JSON: {path} ({error}). Mend or remove it.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"no JSON object: {path}. Mend or remove it.")
+    return content

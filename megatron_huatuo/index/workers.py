@@ -1,0 +1,131 @@
+"""An ordered map over processes that never hangs: a dead worker is an error at once, a dead parent ends its workers.
+
+Invariant: results come in the order of the items, whatever the number of workers. Each worker has a pipe of its own that
+nobody else holds, so a process that is killed at any moment, half-way through a message too, is seen as the end of its
+pipe; the shared queues of multiprocessing and concurrent.futures can wait for ever there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from megatron_huatuo.errors import HuatuoError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# How far the fastest worker may run ahead of the slowest, in items for each worker: bounds the results kept waiting.
+_LEAD = 4
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yield function(item) for each item, in order, computed by `workers` processes (in this one when it is 1).
+
+    function: importable by name or picklable; a HuatuoError that it raises is raised here. Close the iterator (or use
+    `contextlib.closing`) to end the workers early. Memory: a bounded number of items and results.
+    Raises: HuatuoError when a worker dies.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    crew = [_Worker(function) for _ in range(workers)]
+    try:
+        yield from _run(crew, enumerate(items))
+    finally:
+        for worker in crew:
+            worker.end()
+
+
+def _run(crew: list[_Worker], items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    finished: dict[int, Any] = {}
+    due = 0  # number of the item whose result is yielded next
+    following = next(items, None)
+    while True:
+        for worker in crew:
+            if following is not None and worker.number is None and following[0] < due + _LEAD * len(crew):
+                worker.give(*following)
+                following = next(items, None)
+        while due in finished:
+            yield finished.pop(due)
+            due += 1
+        busy = [worker for worker in crew if worker.number is not None]
+        if busy:
+            ready = wait([worker.connection for worker in busy])
+            finished.update(worker.collect() for worker in busy if worker.connection in ready)
+        elif following is None and due not in finished:
+            return
+
+
+class _Worker:
+    """One process, its pipe, and the number of the item that it works on (None when idle)."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.number: int | None = None
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def give(self, number: int, item: Any) -> None:
+        self.number = number
+        try:
+            self.connection.send(item)
+        except OSError as error:
+            raise self._died() from error
+
+    def collect(self) -> tuple[int, Any]:
+        try:
+            result = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if isinstance(result, HuatuoError):
+            raise result
+        assert self.number is not None
+        number, self.number = self.number, None
+        return number, result
+
+    def _died(self) -> HuatuoError:
+        self._process.join(timeout=5)
+        code = self._process.exitcode
+        cause = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return HuatuoError(
+            f"a worker process died ({cause}); it may have run out of memory. Nothing was published: "
+            "run the same command again, with fewer --workers if memory is short."
+        )
+
+    def end(self) -> None:
+        if self.number is not None:
+            self._process.kill()
+        self.connection.close()
+        self._process.join(timeout=5)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    """Answer items until the parent closes the pipe or dies. Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            item = connection.recv()
+            try:
+                result = function(item)
+            except HuatuoError as error:
+                result = error
+            connection.send(result)
