@@ -1,0 +1,151 @@
+// Registration only: NumPy arrays in, NumPy arrays out, the interpreter lock released around the work.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "blend_order.h"
+#include "check.h"
+#include "pack_rows.h"
+
+namespace py = pybind11;
+using namespace huatuo;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+std::vector<T> to_vector(const Array<T>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T>& values) {
+  return py::array_t<T>(py::ssize_t(values.size()), values.data());
+}
+
+// Outputs are written in place, so they must have exactly the right type, size and layout.
+template <typename Narrow, typename Wide>
+void* output_pointer(py::array& array, int64_t size, const char* name, bool& wide) {
+  wide = py::isinstance<py::array_t<Wide>>(array);
+  HUATUO_CHECK(wide || py::isinstance<py::array_t<Narrow>>(array), "wrong dtype of " << name);
+  HUATUO_CHECK(array.ndim() == 1 && array.size() == size && (array.flags() & py::array::c_style),
+               "wrong size of " << name << ": got " << array.size() << ", need " << size << " in one piece");
+  return array.mutable_data();
+}
+
+OrderOutput output(py::array& source, py::array& document, int64_t size) {
+  OrderOutput out{};
+  out.source = output_pointer<uint8_t, uint16_t>(source, size, "source", out.wide_source);
+  out.document = output_pointer<uint32_t, uint64_t>(document, size, "document", out.wide_document);
+  return out;
+}
+
+OrderPlan make_plan(const Array<int64_t>& num_documents, const Array<int64_t>& num_draws,
+                    const Array<int64_t>& first_draw, const Array<uint64_t>& permutation_seeds,
+                    const Array<uint32_t>& permutation_streams, const Array<int64_t>& held_back_start,
+                    const Array<int64_t>& held_back, const Array<int32_t>& table, const Array<int32_t>& exponent,
+                    const Array<uint64_t>& split, const Array<uint64_t>& special, uint64_t seed, int num_threads,
+                    int64_t cell_draws) {
+  OrderInputs in;
+  in.num_documents = to_vector(num_documents);
+  in.num_draws = to_vector(num_draws);
+  in.first_draw = to_vector(first_draw);
+  in.permutation_seeds = to_vector(permutation_seeds);
+  in.permutation_streams = to_vector(permutation_streams);
+  in.held_back_start = to_vector(held_back_start);
+  in.held_back = to_vector(held_back);
+  in.table = to_vector(table);
+  in.exponent = to_vector(exponent);
+  in.split = to_vector(split);
+  in.special = to_vector(special);
+  in.seed = seed;
+  const size_t sources = in.num_documents.size();
+  HUATUO_CHECK(sources >= 1 && in.num_draws.size() == sources && in.first_draw.size() == sources &&
+                   in.permutation_seeds.size() == sources && in.permutation_streams.size() == sources &&
+                   in.held_back_start.size() == sources + 1 && in.table.size() == sources && in.exponent.size() == sources,
+               "wrong number of entries: need one for each of " << sources << " sources");
+  for (size_t i = 0; i < sources; ++i) {
+    HUATUO_CHECK(in.num_draws[i] >= 0 && in.num_draws[i] <= 1ll << 37,
+                 "wrong number of draws of source " << i << ": got " << in.num_draws[i] << ", need 0 to 2^37");
+    HUATUO_CHECK(in.num_draws[i] == 0 || in.num_documents[i] >= 1, "source " << i << " has draws but no documents");
+    HUATUO_CHECK(in.table[i] >= 0 && size_t(in.table[i] + 1) * kSplitEntries <= in.split.size() &&
+                     size_t(in.table[i] + 1) * kSpecialEntries <= in.special.size(),
+                 "wrong table number of source " << i);
+  }
+  const py::gil_scoped_release release;
+  return OrderPlan(std::move(in), num_threads, cell_draws);
+}
+
+void order(const OrderPlan& plan, int64_t start, int64_t stop, py::array source, py::array document, int num_threads) {
+  const OrderOutput out = output(source, document, stop - start);
+  const py::gil_scoped_release release;
+  plan.order(start, stop, out, num_threads);
+}
+
+py::tuple order_cuda(const OrderPlan& plan, int64_t start, int64_t stop, py::array source, py::array document) {
+  const OrderOutput out = output(source, document, stop - start);
+  std::string reason;
+  double seconds = 0;
+  bool done = false;
+  {
+    const py::gil_scoped_release release;
+#ifdef MEGATRON_HUATUO_CUDA
+    done = order_on_gpu(plan, start, stop, out, reason, seconds);
+#else
+    reason = "the kernel was built without CUDA";
+#endif
+  }
+  return py::make_tuple(done, reason, seconds);
+}
+
+template <typename Length>
+py::tuple pack(const Length* lengths, int64_t count, int64_t seq_length, int64_t window) {
+  py::array_t<int64_t> draw_order(count);
+  std::vector<int64_t> row_start;
+  int64_t* out = draw_order.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    RowPacker packer(seq_length, window);
+    out += packer.add(lengths, count, out, row_start);
+    packer.finish(out, row_start);
+  }
+  return py::make_tuple(draw_order, to_array(row_start));
+}
+
+py::tuple pack_rows(const py::array& lengths, int64_t seq_length, int64_t window) {
+  HUATUO_CHECK(lengths.ndim() == 1, "wrong document_lengths: need one dimension");
+  if (py::isinstance<py::array_t<int32_t>>(lengths)) {
+    const auto array = Array<int32_t>(lengths);
+    return pack(array.data(), array.size(), seq_length, window);
+  }
+  const auto array = Array<int64_t>(lengths);
+  return pack(array.data(), array.size(), seq_length, window);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of megatron_huatuo: priority order and row packing. Use megatron_huatuo.blend.";
+#ifdef MEGATRON_HUATUO_CUDA
+  m.attr("has_cuda") = true;
+#else
+  m.attr("has_cuda") = false;
+#endif
+  py::class_<OrderPlan>(m, "OrderPlan")
+      .def(py::init(&make_plan), py::kw_only(), py::arg("num_documents"), py::arg("num_draws"), py::arg("first_draw"),
+           py::arg("permutation_seeds"), py::arg("permutation_streams"), py::arg("held_back_start"),
+           py::arg("held_back"), py::arg("table"), py::arg("exponent"), py::arg("split"), py::arg("special"),
+           py::arg("seed"), py::arg("num_threads"), py::arg("cell_draws") = 0)
+      .def_property_readonly("total", &OrderPlan::total)
+      .def_property_readonly("nbytes", &OrderPlan::nbytes)
+      .def_property_readonly("num_cells", &OrderPlan::num_cells)
+      .def("order", &order, py::arg("start"), py::arg("stop"), py::arg("source"), py::arg("document"),
+           py::arg("num_threads"))
+      .def("order_cuda", &order_cuda, py::arg("start"), py::arg("stop"), py::arg("source"), py::arg("document"))
+      .def("counts_before", [](const OrderPlan& plan, int64_t position) { return to_array(plan.counts_before(position)); });
+  m.def("pack_rows", &pack_rows, py::arg("document_lengths"), py::arg("seq_length"), py::arg("window"));
+}

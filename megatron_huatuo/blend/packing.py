@@ -1,0 +1,89 @@
+"""Documents in drawing order -> rows of `seq_length` tokens, none split, none moved by `window` places or more.
+
+Invariant: rows never exceed `seq_length`, every document is in exactly one row, |draw_order[k] - k| < window.
+
+The oldest waiting document is placed while it fits. When it does not, the longest of the next `window` documents that
+fits takes the rest of the row (the oldest of that length), again and again; when none fits, the row is closed. So the
+order changes only at the ends of rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_huatuo._ext import load_kernel
+from megatron_huatuo.errors import ConfigError, DataError
+
+DEFAULT_WINDOW = 1024
+"""Leaves far less than 0.5 % padding on documents of 300 tokens in rows of 4,096."""
+
+
+def pack_rows(
+    document_lengths: ArrayLike, seq_length: int, window: int = DEFAULT_WINDOW
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pack documents into rows.
+
+    document_lengths: tokens of each document in drawing order, whole numbers >= 1 [N]; a longer one than seq_length
+        counts as seq_length (it is cut when it is read).
+    seq_length: tokens of a row; window: documents that are looked at for a place, 1 keeps the order (next-fit).
+    Returns: draw_order int64 [N], the draw in packed place k; row_start int64 [R + 1], row r holds the packed places
+        row_start[r] to row_start[r + 1] - 1.
+    Raises: ConfigError for seq_length or window; DataError for a length below 1, with its place.
+    Cost: O(N log(seq_length) / 6) time, O(window + seq_length) memory beside the arrays.
+
+    >>> order, start = pack_rows([3, 4, 2, 1], seq_length=5, window=3)
+    >>> order.tolist(), start.tolist()
+    ([0, 2, 1, 3], [0, 2, 4])
+    """
+    for name, value, most in (("seq_length", seq_length, 2**31 - 1), ("window", window, 2**30)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
+            raise ConfigError(f"wrong {name}: got {value!r}, need a whole number from 1 to {most}")
+    lengths = np.asarray(document_lengths)
+    if lengths.size == 0:
+        lengths = lengths.astype(np.int64).reshape(-1)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise DataError(f"wrong document_lengths: got {lengths.dtype} {lengths.shape}, need whole numbers [N]")
+    if lengths.dtype != np.int32:
+        lengths = lengths.astype(np.int64, copy=False)
+    if lengths.size and (least := int(lengths.min())) < 1:
+        place = int(lengths.argmin())
+        raise DataError(f"wrong length of document {place}: got {least} tokens, need at least 1")
+    kernel = load_kernel()
+    if kernel is None:
+        return reference_pack_rows(lengths, seq_length, window)
+    order, row_start = kernel.pack_rows(np.ascontiguousarray(lengths), seq_length, window)
+    return order, row_start
+
+
+def reference_pack_rows(
+    lengths: NDArray[np.integer], seq_length: int, window: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The same in plain Python: a sorted list of (length, -draw) stands for the waiting documents."""
+    waiting: list[tuple[int, int]] = []
+    placed = np.zeros(len(lengths), dtype=bool)
+    order: list[int] = []
+    row_start: list[int] = []
+    oldest = room = added = 0
+    while len(order) < len(lengths):
+        while added < min(len(lengths), len(order) + window):
+            bisect.insort(waiting, (min(int(lengths[added]), seq_length), -added))
+            added += 1
+        while placed[oldest]:
+            oldest += 1
+        draw, length = oldest, min(int(lengths[oldest]), seq_length)
+        if length > room:
+            fitting = bisect.bisect_right(waiting, (room, 1)) - 1
+            if fitting >= 0 and len(order) - oldest != window - 1:
+                length, draw = waiting[fitting][0], -waiting[fitting][1]
+            else:
+                row_start.append(len(order))
+                room = seq_length
+        room -= length
+        waiting.remove((length, -draw))
+        placed[draw] = True
+        order.append(draw)
+    row_start.append(len(order))
+    return np.array(order, dtype=np.int64), np.array(row_start, dtype=np.int64)

@@ -1,0 +1,141 @@
+"""Packaging, and the C++ and CUDA kernel `megatron_huatuo._C` from csrc/.
+
+The kernel needs pybind11's headers (from the pybind11 package, else from torch's include folder) and nothing of torch.
+The CUDA part is compiled when nvcc is found (CUDA_HOME, else `nvcc` on PATH); a failing nvcc warns once and the build
+goes on without it. MEGATRON_HUATUO_CUDA=0 leaves it out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CUDA_ARCHITECTURES = ("80", "90")
+VERSION = "0.1.0"
+
+
+def pybind11_include() -> str:
+    """Folder that holds pybind11/pybind11.h. Raises SystemExit naming the package to install."""
+    for package, folder in (("pybind11", "include"), ("torch", "include")):
+        spec = importlib.util.find_spec(package)  # looks the package up without running it
+        if spec is not None and spec.origin is not None:
+            include = Path(spec.origin).parent / folder
+            if (include / "pybind11" / "pybind11.h").is_file():
+                return str(include)
+    raise SystemExit("pybind11's headers are missing: need the package pybind11 or torch. Run `pip install pybind11`.")
+
+
+def cuda_home() -> Path | None:
+    """Root of the CUDA toolkit, or None. `nvcc` on PATH may be a wrapper: its own dry run knows the root."""
+    if os.environ.get("MEGATRON_HUATUO_CUDA") == "0":
+        return None
+    if os.environ.get("CUDA_HOME"):
+        root = Path(os.environ["CUDA_HOME"])
+        return root if (root / "bin" / "nvcc").is_file() else None
+    if shutil.which("nvcc") is None:
+        return None
+    dry_run = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    found = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    return Path(found.group(1).strip()).resolve() if found else None
+
+
+class BuildKernel(build_ext):
+    """Compile csrc/: the .cpp files by the compiler of Python, the .cu file by nvcc, linked into one module."""
+
+    def build_extension(self, extension: Extension) -> None:
+        os.chdir(ROOT)
+        home = cuda_home()
+        if home is not None:
+            try:
+                self._add_cuda(extension, home)
+            except (OSError, subprocess.CalledProcessError) as error:
+                print(f"warning: nvcc failed, building without the CUDA kernel: {error}", file=sys.stderr)
+        super().build_extension(extension)
+
+    def _add_cuda(self, extension: Extension, home: Path) -> None:
+        folder = Path(self.build_temp) / "csrc"
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / "blend_order_cuda.o"
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        newest = CUDA_ARCHITECTURES[-1]
+        codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for later devices
+        command = [str(home / "bin" / "nvcc"), "-c", "csrc/blend_order.cu", "-o", str(target), "-O3", "-std=c++17"]
+        command += [*codes, "-Xcompiler", "-fPIC", "-Icsrc"]
+        print(" ".join(command))
+        subprocess.run(command, check=True)
+        library = next(d for d in (home / "lib64", home / "targets" / "x86_64-linux" / "lib", home / "lib") if d.is_dir())
+        if not (library / "libcudart_static.a").is_file():
+            raise OSError(f"{library / 'libcudart_static.a'} is missing")
+        extension.extra_objects.append(str(target))
+        extension.define_macros.append(("MEGATRON_HUATUO_CUDA", "1"))
+        extension.library_dirs.append(str(library))
+        extension.libraries += ["cudart_static", "dl", "rt"]
+
+
+kernel = Extension(
+    "megatron_huatuo._C",
+    sources=["csrc/bindings.cpp", "csrc/blend_order.cpp", "csrc/pack_rows.cpp"],
+    depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.*"))],
+    include_dirs=["csrc", pybind11_include()],
+    # No -march=native: one build runs everywhere and picks its instruction set at run time.
+    extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"],
+    extra_link_args=["-pthread"],
+    language="c++",
+)
+
+setup(
+    name="megatron-huatuo",
+    version=VERSION,
+    description="One-stage medical adaptation of language models after HuatuoGPT-II, on megatron-core",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["megatron_huatuo", "megatron_huatuo.*"]),
+    package_data={"megatron_huatuo": ["**/*.yaml", "**/*.txt", "**/*.json", "**/*.py.txt"]},
+    ext_modules=[kernel],
+    cmdclass={"build_ext": BuildKernel},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16,<0.17",
+        "transformers>=5",
+        "safetensors",
+        "sentencepiece",
+        "tokenizers",
+        "numpy>=2",
+        "jsonargparse[signatures]>=4.40",
+        "openai[aiohttp]",
+        "datatrove",
+        "orjson",
+        "xxhash",
+        "matplotlib",
+        "tqdm",
+        "tensorboard",
+        "psutil",
+        "pyyaml",
+    ],
+    extras_require={
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "scipy",
+            "ruff",
+            "mypy",
+            "clang-format",
+            "import-linter",
+            "types-PyYAML",
+            "transformers[serving]>=5",
+        ],
+        "gpu": ["transformer-engine[pytorch]", "flash-attn"],
+    },
+)
