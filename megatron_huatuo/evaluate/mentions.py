@@ -1,0 +1,152 @@
+"""Find where a reply names options: by letter ("选项C", "A、C和E") or by the option's text.
+
+Invariant: positions refer to the normalised reply of `normalise`, and mentions never overlap. Where texts contain one
+another the longest one counts, and a text counts before the letters inside it ("B超检查" is no "B").
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CIRCLED = {0x24B6 + k: chr(65 + k) for k in range(26)} | {0x24D0 + k: chr(97 + k) for k in range(26)}
+_BRACKETS = dict(zip(map(ord, "【】[]〔〕{}"), "()()()()", strict=True))
+_DROPPED = dict.fromkeys(map(ord, '*`#$“”"「」『』\u200b\ufeff'))
+_TABLE = {**_HALF_WIDTH, 0x3000: " ", ord("’"): "'", ord("‘"): "'", **_CIRCLED}
+
+# Letters stand alone, or touch only these characters: "选C", "C项", but not "维生素C" or "C反应蛋白".
+_MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错"
+_MAY_FOLLOW = "选项和与及或是为正错不均都也对符而吧了呢吗至到最才就两三四五等有可应属中合的说描所会没因这以"
+_NAME_BEFORE = re.compile(
+    r"(?:[素型级组期类肝群酶]|\b(?:vitamins?|hepatitis|type|group|grade|class|stage|influenza|protein|factor|immunoglobulin))\s$",
+    re.IGNORECASE,
+)
+# An English word after a letter makes it an article or a name ("A 35-year-old", "B cells"), unless it is one of these.
+_WORD_AFTER = re.compile(r"\s+(?!(?:and|or|is|are|was|because|as|since|but|not|would|should|seems?|has)\b)[a-z0-9]")
+_ALL_OF_THEM = re.compile(
+    r"以上(?:选项|各项|答案|四项|五项)?(?:都|均|全|皆)(?:是|对|正确|选)|全选|(?:全部|所有)(?:选项)?(?:都|均)?(?:正确|都选|入选)"
+    r"|\ball of the above\b|\ball (?:the |of the )?options are (?:correct|right)\b",
+    re.IGNORECASE,
+)
+_LIST_ENDS = re.compile(r"\s*(?:[,、;。.!?:)(\n]|$|项|选项|均|都|[两三四五]|are\b|all\b|as\b)")
+_LAST_CLAUSE = re.compile(r"(?:[,;] ?(?:选项|option )?|(?<=\w) )([A-Z]项?(?: ?(?:和|与|及|、|and) ?[A-Z]项?)*)$")
+_RANGE = re.compile(r"\w ?[~至到–-] ?\w")
+_MAX_RUN = 200
+
+
+class Mention(NamedTuple):
+    """Option letters named at text[start:end]; `by_text` when the option's text is what stands there."""
+
+    start: int
+    end: int
+    letters: str
+    by_text: bool
+
+
+def normalise(text: str) -> str:
+    """Half-width ASCII, plain brackets, no markdown or quotation marks, single blanks; line breaks stay.
+
+    NFKC is not used: it turns "39℃" into "39°C", which names an option.
+    """
+    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\boxed\{([^{}]*)\}", r" 答案:\1。", text)
+    text = text.translate(_TABLE).translate(_BRACKETS).translate(_DROPPED)
+    text = re.sub(r"'([A-Za-z])'", r"\1", text).replace("\r\n", "\n")
+    return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+def find_mentions(text: str, option: Mapping[str, str], multiple: bool) -> list[Mention]:
+    """All mentions in a normalised reply, in order.
+
+    multiple: "all of the above" names every option (unless an option says so itself, which then is the mention).
+    """
+    mentions = list(_text_mentions(text, option))
+    if multiple:
+        _add_free(mentions, (Mention(m.start(), m.end(), "".join(option), True) for m in _ALL_OF_THEM.finditer(text)))
+    _add_free(mentions, _letter_mentions(text, "".join(option)))
+    return sorted(mentions)
+
+
+def _add_free(mentions: list[Mention], more: Iterator[Mention]) -> None:
+    taken = bytearray(max((mention.end for mention in mentions), default=0))
+    for mention in mentions:
+        taken[mention.start : mention.end] = b"\1" * (mention.end - mention.start)
+    mentions.extend(mention for mention in more if not any(taken[mention.start : mention.end]))
+
+
+def _text_mentions(text: str, option: Mapping[str, str]) -> Iterator[Mention]:
+    texts = {letter: normalise(value).rstrip("。.;, ") for letter, value in option.items()}
+    count = Counter(value.lower() for value in texts.values())
+    unique = {letter: value for letter, value in texts.items() if value and count[value.lower()] == 1}
+    if not unique:
+        return
+    by_length = sorted(unique, key=lambda letter: -len(unique[letter]))
+    pattern = "|".join(f"(?P<{letter}>{_text_pattern(unique[letter])})" for letter in by_length)
+    for match in re.finditer(pattern, text, re.IGNORECASE):
+        if match.lastgroup:
+            yield Mention(match.start(), match.end(), match.lastgroup, True)
+
+
+def _text_pattern(value: str) -> str:
+    """Pattern of an option's text: blanks may differ, and words, numbers and single characters stand alone."""
+    body = r"\s*".join(re.escape(part) for part in value.split())
+    before = after = ""
+    if value[0].isascii() and value[0].isalnum():
+        before = r"(?<![A-Za-z0-9])(?<!\d\.)"
+    if value[-1].isascii() and value[-1].isalnum():
+        after = r"(?![A-Za-z0-9]|\.\d)" if value[-1].isdigit() or len(value) < 4 else r"(?:e?s)?(?![A-Za-z0-9])"
+    if len(value) == 1 and value.isascii() and value.isalpha():
+        return r"(?!)"  # an option whose text is a letter can only be named by its own letter
+    if len(value) == 1 and not value.isascii():
+        before, after = r"(?<![^\s,、。:;()是为选])", r"(?![^\s,、。:;()])"
+    return before + body + after
+
+
+def _letter_mentions(text: str, letters: str) -> Iterator[Mention]:
+    one = f"[{letters}]"
+    between = r"(?:项? ?(?:[、,/&+;] ?(?:和|与|and\b)?|以?及|和|与|\band\b) ?(?:选项|option )?| )"
+    pattern = re.compile(f"(?<![A-Za-z0-9°]){one}(?: ?[~至到–-] ?{one}|(?:{between}?{one})*)(?![A-Za-z0-9°'])")
+    for match in pattern.finditer(text):
+        yield from _bounded(text, match.start(), match.end(), letters)
+
+
+def _bounded(text: str, start: int, end: int, letters: str) -> Iterator[Mention]:
+    """The run of letters at text[start:end], parted where letters after a comma open a new clause ("C,A错误")."""
+    run = text[start:end]
+    if len(run) > _MAX_RUN:
+        return
+    if _RANGE.fullmatch(run):
+        first, last = sorted((letters.index(run[0]), letters.index(run[-1])))
+        yield from _checked(text, start, end, letters[first : last + 1])
+        return
+    while (cut := _LAST_CLAUSE.search(run)) and not _ends_list(text, end):
+        yield from _checked(text, start + cut.start(1), end, _only(run[cut.start(1) :], letters))
+        end, run = start + cut.start(), run[: cut.start()]
+    yield from _checked(text, start, end, _only(run, letters))
+
+
+def _only(run: str, letters: str) -> str:
+    return "".join(character for character in run if character in letters)
+
+
+def _checked(text: str, start: int, end: int, named: str) -> Iterator[Mention]:
+    """The mention, unless its letters are part of a word or a name, or are named twice."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    if (_is_cjk(before) and before not in _MAY_PRECEDE) or (_is_cjk(after) and after not in _MAY_FOLLOW):
+        return
+    if _NAME_BEFORE.search(text[max(0, start - 16) : start]) or _WORD_AFTER.match(text, end):
+        return
+    if named and len(set(named)) == len(named):
+        yield Mention(start, end, "".join(sorted(named)), False)
+
+
+def _ends_list(text: str, end: int) -> bool:
+    """Whether a list of letters may end here: not when the last letter is the subject of a clause."""
+    return _LIST_ENDS.match(text, end) is not None
+
+
+def _is_cjk(character: str) -> bool:
+    return "\u3400" <= character <= "\u9fff"
