@@ -5,26 +5,40 @@ import sys
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import exit_on_error
 
+STOPPED_BY_BUDGET = 3
+
 
 @exit_on_error
-def main() -> None:
-    from megatron_huatuo.unify import UnificationSettings, unify
+def main() -> int:
+    from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
 
     parser = argument_parser(__doc__ or "")
     parser.add_argument("--input", nargs="+", type=str, required=True, metavar="FILE", help="files of documents")
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--backend", choices=["template"], default="template", help="who writes the pairs")
-    parser.add_argument("--max-concurrency", type=int, default=64, help="documents in flight")
-    parser.add_argument("--max-bad-lines", type=int, default=0, help="bad lines that are skipped before stopping")
-    add_dashed_fields(parser, UnificationSettings)
+    parser.add_argument("--backend", choices=["template", "openai"], default="template", help="who writes the pairs")
+    parser.add_argument("--base-url", type=str | None, default=None, metavar="URL", help="endpoint, up to /v1")
+    parser.add_argument("--model", type=str | None, default=None, metavar="NAME", help="name of the model")
+    parser.add_argument("--api-key-env", type=str | None, default=None, metavar="VAR", help="variable with the API key")
+    parser.add_argument("--language", choices=["zh", "en"], default=None, help="of the pairs (default: the passage's)")
+    parser.add_argument("--max-concurrency", type=int, default=64, metavar="N", help="requests in flight")
+    parser.add_argument("--budget-usd", type=float | None, default=None, metavar="X", help="stop before spending more")
+    parser.add_argument("--prices", type=str | None, default=None, metavar="FILE", help="YAML price table")
+    parser.add_argument("--prompts", nargs="*", type=str, default=[], metavar="FILE", help="YAML prompts of your own")
+    parser.add_argument("--preview", type=int, default=0, metavar="N", help="show N pairs and write nothing")
+    parser.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines to skip before stopping")
+    sections = {"quality": QualitySettings, "sampling": SamplingSettings, "patience": PatienceSettings}
+    for section in sections.values():
+        add_dashed_fields(parser, section)
     args = parser.parse_args()
-    unify(
+    mirrored = ("backend", "base_url", "model", "api_key_env", "language", "max_concurrency", "budget_usd", "prices",
+                "prompts", "preview", "max_bad_lines")  # fmt: skip
+    report = unify(
         args.input,
         args.output,
-        settings=from_dashed_fields(UnificationSettings, args),
-        max_concurrency=args.max_concurrency,
-        max_bad_lines=args.max_bad_lines,
+        **{name: args[name] for name in mirrored},
+        **{name: from_dashed_fields(section, args) for name, section in sections.items()},
     )
+    return STOPPED_BY_BUDGET if report.get("not_reached") else 0
 
 
 if __name__ == "__main__":

@@ -67,9 +67,11 @@ def _refuse(passage: str, language: str, settings: CurationSettings) -> str | No
 def _to_passage(located: Located, name: str, text: str, index: int, number: int) -> Document:
     document = located.document
     title = document.title and normalise(document.title).replace("\n", " ")
-    origin: dict[str, Any] = {"file": located.file, "line": located.line, "offset": located.offset}
+    origin: dict[str, Any] = {
+        "document": document.id, "file": located.file, "line": located.line, "offset": located.offset,
+    }  # fmt: skip
     if number > 1:
-        origin.update(document=document.id, passage=index + 1, passages=number)
+        origin.update(part=index + 1, parts=number)
     return dataclasses.replace(
         document, id=name, title=title or None, text=text, metadata={**(document.metadata or {}), "origin": origin}
     )

@@ -9,9 +9,9 @@ byte by byte.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import io
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo import __version__
 from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, verify_files, write_json
 from megatron_huatuo.storage.staging import publish_files, staging_directory
 
@@ -41,6 +42,10 @@ def index_paths(path_prefix: str | PathLike[str]) -> tuple[Path, Path, Path]:
     """The three files of an index: (`P.bin`, `P.idx`, `P.json`). A dot in the last part of `P` stays."""
     prefix = fspath(path_prefix)
     return Path(prefix + ".bin"), Path(prefix + ".idx"), Path(prefix + ".json")
+
+
+def _origin_path(path_prefix: str | PathLike[str]) -> Path:
+    return Path(fspath(path_prefix) + ".origin.npy")
 
 
 class IndexedReader:
@@ -192,8 +197,19 @@ class IndexedReader:
         tokens = self.tokens[start : start + int(self.sequence_lengths[number])]
         return np.asarray(tokens), int(self.sequence_modes[number])
 
+    def origin(self, number: int) -> tuple[str, int] | None:
+        """(input file, line) that a document was made from; None where the index does not record it.
+
+        A document of a `.json` file has the number of its conversation, from 1, in place of the line.
+        """
+        path = _origin_path(self.path_prefix)
+        if self.manifest is None or path.name not in self.manifest["files"]:
+            return None
+        file, line = np.load(path, mmap_mode="r", allow_pickle=False)[number]
+        return str(self.manifest["inputs"][file]), int(line)
+
     def verify(self) -> None:
-        """Compare sha256 of both files with the manifest. Raises IntegrityError; reads everything (about 1 GB/s)."""
+        """Compare sha256 of all files with the manifest. Raises IntegrityError; reads everything (about 1 GB/s)."""
         if self.manifest is None:
             raise IntegrityError(
                 f"index has no manifest: {self._json_path} is missing, so its bytes cannot be verified. "
@@ -226,9 +242,11 @@ class IndexedWriter:
         self._staging = self._stack.enter_context(staging_directory(path_prefix))
         self._bin = self._open(self._targets[0].name)
         self._lengths, self._modes, self._counts = (self._open(name) for name in ("lengths", "modes", "counts"))
+        self._origins: HashedFile | None = None
+        self._origin_target = _origin_path(path_prefix)
 
-    def _open(self, name: str) -> _HashedFile:
-        return self._stack.enter_context(_HashedFile(self._staging / name))
+    def _open(self, name: str) -> HashedFile:
+        return self._stack.enter_context(HashedFile(self._staging / name))
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -242,11 +260,13 @@ class IndexedWriter:
         sequence_lengths: NDArray[Any],
         sequence_modes: NDArray[Any],
         sequences_per_document: NDArray[Any],
+        origins: NDArray[Any] | None = None,
     ) -> None:
         """Append documents given as flat arrays.
 
         tokens: whole numbers [sum of sequence_lengths], in order; sequence_lengths: [num_sequences], each > 0;
-        sequence_modes: [num_sequences], 0 or 1; sequences_per_document: [num_documents], each > 0.
+        sequence_modes: [num_sequences], 0 or 1; sequences_per_document: [num_documents], each > 0;
+        origins: [num_documents, 2], number of the input in the manifest's "inputs" and line, for all documents or none.
 
         Raises: DataError when the arrays do not fit together, or an id is negative or not below `vocab_size`.
         """
@@ -259,6 +279,7 @@ class IndexedWriter:
         self._lengths.write(lengths.astype("<i4"))
         self._modes.write(modes.astype("i1"))
         self._counts.write(counts.astype("<i8"))
+        self._add_origins(origins, len(counts))
         self.documents += len(counts)
         self.sequences += len(lengths)
         self.tokens += len(tokens)
@@ -287,6 +308,16 @@ class IndexedWriter:
                 f"token id out of range: got {bad}, need 0 … {self.vocab_size - 1}. Use the index's own tokenizer."
             )
 
+    def _add_origins(self, origins: NDArray[Any] | None, num_documents: int) -> None:
+        if self.documents == 0 and origins is not None:
+            self._origins = self._open("origins")
+        if (origins is None) != (self._origins is None) or (
+            origins is not None and np.shape(origins) != (num_documents, 2)
+        ):
+            raise DataError("wrong shape of origins: need (input, line) for every document, or for none.")
+        if self._origins is not None:
+            self._origins.write(np.ascontiguousarray(origins, dtype="<i8"))
+
     def add_index(self, reader: IndexedReader) -> None:
         """Append a whole index, in blocks: shards added in order give the bytes of one run over all their documents."""
         indices = reader.document_indices
@@ -311,14 +342,14 @@ class IndexedWriter:
         """
         if self.documents == 0:
             raise DataError(f"no document to write: {self._targets[0]} would be empty. Check the input.")
-        for part in (self._lengths, self._modes, self._counts):
-            part.close()
-        idx = self._write_idx()
+        files = {self._targets[0]: self._bin, self._targets[1]: self._write_idx()}
+        if self._origins is not None:
+            files[self._origin_target] = self._write_origins(self._origins)
         manifest = {
             "kind": MANIFEST_KIND,
             "format_version": 1,
             "megatron_huatuo": __version__,
-            "files": {target.name: file.close() for target, file in zip(self._targets, (self._bin, idx), strict=False)},
+            "files": {target.name: file.close() for target, file in files.items()},
             "dtype": self.dtype.name,
             "documents": self.documents,
             "sequences": self.sequences,
@@ -327,28 +358,38 @@ class IndexedWriter:
             **(content or {}),
         }
         write_json(self._staging / self._targets[2].name, manifest)
-        publish_files(self._staging, self._targets)
+        publish_files(self._staging, [*files, self._targets[2]])
         self._stack.close()
         return manifest
 
-    def _write_idx(self) -> _HashedFile:
+    def _write_origins(self, spooled: HashedFile) -> HashedFile:
+        header = io.BytesIO()
+        shape = {"descr": "<i8", "fortran_order": False, "shape": (self.documents, 2)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        written = self._open(self._origin_target.name)
+        written.write(header.getvalue())
+        for block in spooled.blocks("<i8"):
+            written.write(block)
+        return written
+
+    def _write_idx(self) -> HashedFile:
         idx = self._open(self._targets[1].name)
         code = next(code for code, dtype in DTYPE_CODES.items() if dtype == self.dtype)
         idx.write(HEADER.pack(MAGIC, VERSION, code, self.sequences, self.documents + 1))
-        for block in _blocks(self._lengths.path, "<i4"):
+        for block in self._lengths.blocks("<i4"):
             idx.write(block)
         position = 0
-        for block in _blocks(self._lengths.path, "<i4"):
+        for block in self._lengths.blocks("<i4"):
             ends = position + np.cumsum(block.astype("<i8")) * self.dtype.itemsize
             idx.write(ends - block.astype("<i8") * self.dtype.itemsize)
             position = int(ends[-1])
         boundary = 0
         idx.write(struct.pack("<q", boundary))
-        for block in _blocks(self._counts.path, "<i8"):
+        for block in self._counts.blocks("<i8"):
             boundaries = boundary + np.cumsum(block)
             idx.write(boundaries.astype("<i8"))
             boundary = int(boundaries[-1])
-        for block in _blocks(self._modes.path, "i1"):
+        for block in self._modes.blocks("i1"):
             idx.write(block)
         return idx
 
@@ -360,36 +401,3 @@ def _num_targets(lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArra
     answer_ends[ends[:-1] - 1] = False
     first_trained = int((modes[ends - counts] == 1).sum())
     return int(lengths[modes == 1].sum()) - first_trained + int(answer_ends.sum())
-
-
-class _HashedFile:
-    """A file for writing that knows its size and sha256 without being read again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle = open(path, "wb")  # noqa: SIM115 - closed by close() and by __exit__
-        self._digest = hashlib.sha256()
-        self._bytes = 0
-
-    def __enter__(self) -> _HashedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.close()
-
-    def write(self, data: bytes | NDArray[Any]) -> None:
-        view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
-        self._handle.write(view)
-        self._digest.update(view)
-        self._bytes += len(view)
-
-    def close(self) -> dict[str, Any]:
-        """Close the file; {bytes, sha256} as a manifest lists them."""
-        self._handle.close()
-        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
-
-
-def _blocks(path: Path, dtype: str) -> Iterator[NDArray[Any]]:
-    with open(path, "rb") as handle:
-        while data := handle.read(_BLOCK * np.dtype(dtype).itemsize):
-            yield np.frombuffer(data, dtype=dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo import __version__
-from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.atomic import atomic_write
 
 MANIFEST_NAME = "manifest.json"
@@ -120,3 +120,19 @@ def verify_files(directory: str | os.PathLike[str], manifest: Mapping[str, Any],
                 f"file differs from its manifest: got sha256 {digest}, need {expected['sha256']} ({path}). "
                 "Restore or rebuild it."
             )
+
+
+def check_replaceable(directory: str | os.PathLike[str], kind: str) -> None:
+    """A stage may replace its own earlier output, an empty directory, or nothing; never files of somebody else.
+
+    Raises: DataError when `directory` holds anything but a directory of this kind.
+    """
+    root = Path(directory)
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    try:
+        read_manifest(root, kind)
+    except (IntegrityError, OSError) as error:
+        raise DataError(
+            f"output exists and is no directory of kind {kind!r}: {root}. Choose another one, or delete it."
+        ) from error

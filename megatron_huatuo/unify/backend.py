@@ -1,4 +1,4 @@
-"""What a backend is: one passage in, one pair or one refusal out."""
+"""What a backend is: something that asks a question about a passage, and answers it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from megatron_huatuo.storage.records import Document
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One text of a backend. `problem`: why there is none, as a reason for the report."""
+
+    text: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,31 @@ class Refusal:
 
 
 class Backend(Protocol):
-    """Turns documents into pairs. Used inside one event loop, with several documents in flight."""
+    """Drafts questions and answers. Used inside one event loop, with several documents in flight."""
+
+    tries: int
+    """How many drafts of a question, and of an answer, are worth asking for"""
+
+    def language(self, document: Document) -> str:
+        """The language that question and answer should have."""
 
     def describe(self) -> dict[str, Any]:
         """What decides the output besides the documents: name, model, parameters, prompt hashes. No secrets."""
 
-    async def rewrite(self, document: Document) -> Pair | Refusal:
-        """One pair for one passage. Raises EndpointError when going on makes no sense."""
+    def provenance(self, document: Document) -> dict[str, Any]:
+        """What made the pair of this document, in the words of `describe`."""
+
+    async def draft_question(self, document: Document, attempt: int) -> Draft:
+        """Draft number `attempt` of a question. Raises EndpointError or BudgetReached when going on is impossible."""
+
+    async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
+        """Draft number `attempt` of the answer. Raises as `draft_question`."""
 
     def ledger(self) -> dict[str, Any]:
         """Requests, tokens and money so far; the content of `ledger.json`."""
+
+    def spending(self) -> dict[str, str]:
+        """What a progress bar shows."""
 
     async def close(self) -> None:
         """Free what the backend holds."""

@@ -1,4 +1,4 @@
-"""Quality gates: why a pair is refused.
+"""Quality gates: why a question or an answer is refused.
 
 Invariant: a gate is a pure function of the pair and the passage; the first that refuses names the reason.
 """
@@ -10,52 +10,109 @@ import re
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
-from megatron_huatuo.unify.backend import Pair
-from megatron_huatuo.unify.settings import UnificationSettings
+from megatron_huatuo.unify.settings import QualitySettings
+from megatron_huatuo.unify.support import content_pieces, share_supported, unsupported_numbers
 
 # The recipe refuses every 参考; medical text says 参考值 and 仅供参考 itself, so only 参考 with a text behind it counts.
 _LEAK_ZH = re.compile(
     r"参考(?:文本|资料|文献|内容|信息|材料|上文|原文)|(?:根据|依据|按照|基于|结合)(?:上述|以上|所给|所提供|提供|给定|给出)的?"
-    r"(?:文本|资料|文献|内容|信息|材料|文章|段落)|(?:文中|上文|原文|本文|该文|这段(?:话|文字|文本)|文本中|文章中|资料中)"
+    r"(?:文本|资料|文献|内容|信息|材料|文章|段落)|(?<![中英法德日俄外论])文中|上文|原文|(?<!基)本文(?!化)|该文|这段(?:话|文字|文本|内容)|文本中|文章中"
 )
 _LEAK_EN = re.compile(
-    r"\b(?:the|this|provided|given|above|reference)\s+(?:text|passage|excerpt|reference\s+text|provided\s+text)\b"
+    r"\b(?:the|this|provided|given|above|reference)\s+(?:text|passage(?!\s+of\b)|excerpt|reference\s+text)\b"
+    r"|\bprovided\s+(?:content|information|material)\b"
     r"|\bas\s+(?:mentioned|described|stated|noted)\s+(?:above|in\s+the\s+(?:text|passage|article))\b"
-    r"|\baccording\s+to\s+the\s+(?:article|reference|document|author)",
+    r"|\baccording\s+to\s+the\s+(?:article|reference|document|author|content)",
     re.IGNORECASE,
 )
+_REFUSAL = re.compile(
+    r"^(?:很抱歉|抱歉|对不起|作为(?:一个|一名|一款)?(?:人工智能|AI|大?语言模型|虚拟)|我(?:是|只是)一个(?:人工智能|AI|语言模型)|"
+    r"我无法(?:提供|回答)|I(?:'m| am) sorry|Sorry,|I apologi[sz]e|As an AI|As a (?:large )?language model|"
+    r"I can(?:not|'t) (?:provide|answer|help|assist)|I(?:'m| am) (?:unable|not able) to)",
+    re.IGNORECASE,
+)
+_BOILERPLATE = re.compile(
+    r"希望(?:以上|这些|我的)(?:信息|内容|回答|解释)?(?:对您|对你|能)|如(?:果|您)?(?:还)?有(?:其他|任何|更多)(?:疑问|问题)[^。]{0,12}(?:随时|告诉我)|"
+    r"I hope this helps|let me know if you have|feel free to ask",
+    re.IGNORECASE,
+)
+# Marks of the prompts themselves.
+_PROMPT_MARKS = ("【内容】", "【问题】", "[Content]", "[Question]")
 
 
-def refuse_pair(pair: Pair, document: Document, settings: UnificationSettings) -> str | None:
-    """The reason why the pair is no good, or None."""
-    return refuse_question(pair.question, settings) or refuse_answer(pair.answer, settings)
+class Gates:
+    """All gates under one setting."""
+
+    def __init__(self, settings: QualitySettings) -> None:
+        self.settings = settings
+
+    def refuse_question(self, question: str, document: Document, language: str) -> str | None:
+        """The reason why the question is no good, or None."""
+        limits = self.settings
+        limit = limits.max_question_characters_zh if language == "zh" else limits.max_question_characters_en
+        if not question.strip():
+            return "blank question"
+        if reason := _refuse_text("question", question, language):
+            return reason
+        if len(question) > limit:
+            return f"question too long: {len(question)} characters"
+        if question.strip() == document.text.strip():
+            return "question is an echo: of the passage"
+        return None
+
+    def refuse_answer(self, answer: str, question: str, document: Document, language: str) -> str | None:
+        """The reason why the answer is no good, or None."""
+        limits, length = self.settings, len(answer.strip())
+        if length < limits.min_answer_characters:
+            return f"answer too short: {length} characters"
+        if length > limits.max_answer_characters:
+            return f"answer too long: {length} characters"
+        if reason := _refuse_text("answer", answer, language):
+            return reason
+        if match := _BOILERPLATE.search(answer):
+            return f"boilerplate: {match.group()}"
+        if answer.strip() == question.strip():
+            return "answer is an echo: of the question"
+        if is_repetitive(answer):
+            return "answer repeats itself"
+        return self._refuse_unsupported(answer, question, document, language)
+
+    def _refuse_unsupported(self, answer: str, question: str, document: Document, language: str) -> str | None:
+        passage = f"{document.title or ''}\n{document.text}"
+        if self.settings.check_numbers and (missing := unsupported_numbers(answer, f"{passage}\n{question}")):
+            return f"numbers not in the passage: {', '.join(missing[:5])}"
+        scores = measure_support(answer, question, document, language)
+        if scores is not None:
+            faithfulness, coverage = scores
+            if faithfulness < self.settings.min_faithfulness:
+                return f"unfaithful: faithfulness {faithfulness:.2f}"
+            if coverage < self.settings.min_coverage:
+                return f"covers too little: coverage {coverage:.2f}"
+        return None
 
 
-def refuse_question(question: str, settings: UnificationSettings) -> str | None:
-    """The reason why the question is no good, or None."""
-    if not question.strip():
-        return "blank question"
-    chinese = detect_language(question) == "zh"
-    if len(question) > (settings.max_question_characters_zh if chinese else settings.max_question_characters_en):
-        return f"question too long: {len(question)} characters"
-    if REPLACEMENT_CHARACTER in question:
-        return "damaged text: U+FFFD in the question"
-    if leak := find_leak(question):
-        return f"question mentions the text: {leak}"
-    return None
+def measure_support(answer: str, question: str, document: Document, language: str) -> tuple[float, float] | None:
+    """(faithfulness, coverage), each 0 to 1; None when passage and pair differ in language."""
+    if language != document.language:
+        return None
+    passage = content_pieces(f"{document.title or ''}\n{document.text}", language)
+    answered, asked = content_pieces(answer, language), content_pieces(question, language)
+    return share_supported(answered, passage | asked), share_supported(passage, answered | asked)
 
 
-def refuse_answer(answer: str, settings: UnificationSettings) -> str | None:
-    """The reason why the answer is no good, or None."""
-    length = len(answer.strip())
-    if length < settings.min_answer_characters:
-        return f"answer too short: {length} characters"
-    if length > settings.max_answer_characters:
-        return f"answer too long: {length} characters"
-    if REPLACEMENT_CHARACTER in answer:
-        return "damaged text: U+FFFD in the answer"
-    if leak := find_leak(answer):
-        return f"answer mentions the text: {leak}"
+def _refuse_text(name: str, text: str, language: str) -> str | None:
+    """What holds for questions and answers alike."""
+    if REPLACEMENT_CHARACTER in text:
+        return f"damaged text: U+FFFD in the {name}"
+    if match := _REFUSAL.search(text):
+        return f"refusal: {match.group()}"
+    if any(mark in text for mark in _PROMPT_MARKS):
+        return f"{name} is an echo: of the prompt"
+    if leak := find_leak(text):
+        return f"{name} mentions the text: {leak}"
+    found = detect_language(text)
+    if found != language:
+        return f"wrong language of the {name}: got {found}, need {language}"
     return None
 
 
@@ -63,3 +120,16 @@ def find_leak(text: str) -> str | None:
     """The words that show that there was a reference text, or None."""
     match = _LEAK_ZH.search(text) or _LEAK_EN.search(text)
     return match.group() if match else None
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether the text is mostly copies of itself, as a model in a loop writes it: linear time.
+
+    >>> is_repetitive("高血压要治疗。" * 20), is_repetitive("高血压是慢性病，需要长期治疗，也要改变生活方式。")
+    (True, False)
+    """
+    size = 8
+    if len(text) < 12 * size:
+        return False
+    pieces = [text[start : start + size] for start in range(len(text) - size + 1)]
+    return len(set(pieces)) < 0.3 * len(pieces)

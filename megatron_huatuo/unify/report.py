@@ -1,4 +1,4 @@
-"""What unification kept and refused, by source and reason, with examples."""
+"""What unification kept and refused, by source and reason, with examples and distributions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from megatron_huatuo.storage.jsonl import BadLines
-from megatron_huatuo.storage.records import Document
+from megatron_huatuo.storage.records import Conversation, Document
 from megatron_huatuo.unify.backend import Pair, Refusal
 
 _EXAMPLES_A_REASON = 3
 _MAX_EXAMPLE_CHARACTERS = 300
+_BINS = 20
 
 
 class UnificationReport:
@@ -20,34 +21,41 @@ class UnificationReport:
         self.kept: Counter[str] = Counter()
         self.rejected: dict[str, Counter[str]] = defaultdict(Counter)
         self.examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.faithfulness, self.coverage = [0] * _BINS, [0] * _BINS
+        self.answer_characters = 0
+        self.not_reached = 0
 
-    def add(self, document: Document, outcome: Pair | Refusal) -> None:
-        """Count one document's outcome; the first refusals of each reason become examples."""
-        if isinstance(outcome, Pair):
-            self.kept[document.source] += 1
-            return
-        reason = outcome.reason.split(":")[0]
-        self.rejected[document.source][reason] += 1
-        if len(self.examples[reason]) < _EXAMPLES_A_REASON:
-            self.examples[reason].append(
-                {
-                    "id": document.id,
-                    "reason": outcome.reason,
-                    "question": _cut(outcome.question),
-                    "answer": _cut(outcome.answer),
-                }
-            )
+    def add_pair(self, document: Document, pair: Pair, scores: tuple[float, float] | None) -> None:
+        """Count a pair; scores: its faithfulness and coverage, where defined."""
+        self.kept[document.source] += 1
+        self.answer_characters += len(pair.answer)
+        for histogram, score in zip((self.faithfulness, self.coverage), scores or (), strict=False):
+            histogram[min(int(score * _BINS), _BINS - 1)] += 1
 
-    def rejection(self, document: Document, refusal: Refusal) -> dict[str, Any]:
-        """The line of `rejected.jsonl`: where the passage stood, and the last try."""
+    def add_refusal(self, document: Document, refusal: Refusal) -> dict[str, Any]:
+        """Count a refusal; returns the line of `rejected.jsonl`."""
         origin = (document.metadata or {}).get("origin") or {}
+        return self._refuse(document.id, document.source, refusal, origin)
+
+    def move_to_refused(self, conversation: Conversation, refusal: Refusal) -> dict[str, Any]:
+        """Count a pair that was kept at first as refused; returns the line of `rejected.jsonl`."""
+        source = conversation.source or "unknown"
+        self.kept[source] -= 1
+        self.answer_characters -= len(conversation.turns[-1].value)
+        return self._refuse(conversation.id, source, refusal, dict(conversation.provenance or {}))
+
+    def _refuse(self, name: str, source: str, refusal: Refusal, origin: dict[str, Any]) -> dict[str, Any]:
+        reason = refusal.reason.split(":")[0]
+        self.rejected[source][reason] += 1
+        texts = {"question": _cut(refusal.question), "answer": _cut(refusal.answer)}
+        if len(self.examples[reason]) < _EXAMPLES_A_REASON:
+            self.examples[reason].append({"id": name, "reason": refusal.reason, **texts})
         return {
-            "id": document.id,
+            "id": name,
             "reason": refusal.reason,
             "file": origin.get("file"),
             "line": origin.get("line"),
-            "question": _cut(refusal.question),
-            "answer": _cut(refusal.answer),
+            **texts,
         }
 
     def to_record(self, bad_lines: BadLines) -> dict[str, Any]:
@@ -55,13 +63,20 @@ class UnificationReport:
         reasons: Counter[str] = sum(self.rejected.values(), Counter())
         pairs, rejected = sum(self.kept.values()), sum(reasons.values())
         return {
-            "documents": pairs + rejected,
+            "documents": pairs + rejected + self.not_reached,
             "pairs": pairs,
             "rejected": rejected,
+            "not_reached": self.not_reached,
             "rejected_by_reason": dict(sorted(reasons.items())),
             "by_source": {
                 source: {"pairs": self.kept[source], "rejected": dict(sorted(self.rejected[source].items()))}
                 for source in sorted({*self.kept, *self.rejected})
+            },
+            "mean_answer_characters": round(self.answer_characters / pairs, 1) if pairs else None,
+            "distributions": {
+                "bin_width": 1 / _BINS,
+                "faithfulness": self.faithfulness,
+                "coverage": self.coverage,
             },
             "examples": {reason: self.examples[reason] for reason in sorted(self.examples)},
             "bad_lines": bad_lines.count_by_reason(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.sentences import first_sentence, split_clauses
-from megatron_huatuo.unify.backend import Pair, Refusal
+from megatron_huatuo.unify.backend import Draft
 
 _TITLE_QUESTIONS = {
     "zh": (
@@ -39,17 +39,35 @@ _MAX_LEAD = {"zh": 24, "en": 80}
 class TemplateBackend:
     """Deterministic pairs: equal documents give equal pairs."""
 
+    tries = 1
+
+    def language(self, document: Document) -> str:
+        """The passage's own."""
+        return document.language
+
     def describe(self) -> dict[str, Any]:
         """Name and version of the templates."""
         return {"backend": "template", "templates_version": 1}
 
-    async def rewrite(self, document: Document) -> Pair | Refusal:
-        """The question from the title, or from the opening words where there is none; the answer is the passage."""
-        return Pair(template_question(document), document.text)
+    def provenance(self, document: Document) -> dict[str, Any]:
+        """As `describe`."""
+        return self.describe()
+
+    async def draft_question(self, document: Document, attempt: int) -> Draft:
+        """From the title, or from the opening words where there is none."""
+        return Draft(template_question(document))
+
+    async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
+        """The passage."""
+        return Draft(document.text)
 
     def ledger(self) -> dict[str, Any]:
         """Nothing is asked, nothing is spent."""
         return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
+
+    def spending(self) -> dict[str, str]:
+        """Nothing to show."""
+        return {}
 
     async def close(self) -> None:
         """Nothing to free."""
@@ -57,13 +75,13 @@ class TemplateBackend:
 
 def template_question(document: Document) -> str:
     """A question about the passage. One passage of several names its opening words too, so that questions differ."""
-    language = "zh" if document.language == "zh" else "en"
+    language = document.language
     title = (document.title or "").strip().rstrip("。.")
     if len(title) > _MAX_TITLE[language]:
         title = ""
     lead = _lead(document.text, _MAX_LEAD[language])
     origin = (document.metadata or {}).get("origin") or {}
-    if title and origin.get("passages", 1) > 1:
+    if title and origin.get("parts", 1) > 1:
         return _PART_QUESTIONS[language].format(title=title, lead=lead)
     if title.endswith(("？", "?")):
         return title

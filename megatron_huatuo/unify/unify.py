@@ -1,121 +1,159 @@
 """Unification: documents to one directory of conversations.
 
-Invariant: conversations.jsonl keeps the order of the documents whatever the concurrency; every document is there or in
-rejected.jsonl with a reason.
+Invariant: conversations.jsonl keeps the order of the documents whatever the concurrency; every document is there, in
+rejected.jsonl with a reason, or counted as not reached.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.config import to_plain
-from megatron_huatuo.errors import DataError
-from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
-from megatron_huatuo.storage.jsonl import BadLines, dump_line, read_records
-from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
-from megatron_huatuo.storage.records import Conversation, Document, Turn, parse_document
-from megatron_huatuo.unify.backend import Backend, Pair, Refusal
-from megatron_huatuo.unify.gates import refuse_pair
-from megatron_huatuo.unify.ordered import ordered_map
-from megatron_huatuo.unify.report import UnificationReport
-from megatron_huatuo.unify.settings import UnificationSettings
+from megatron_huatuo.storage.jsonl import BadLines, dump_line
+from megatron_huatuo.storage.lock import exclusive
+from megatron_huatuo.storage.manifest import check_replaceable, describe_files, write_json, write_manifest
+from megatron_huatuo.unify.backend import Backend
+from megatron_huatuo.unify.gates import Gates
+from megatron_huatuo.unify.preview import side_by_side
+from megatron_huatuo.unify.reading import count_lines, read_documents
+from megatron_huatuo.unify.run import Run
+from megatron_huatuo.unify.settings import EndpointSettings, PatienceSettings, QualitySettings, SamplingSettings
 from megatron_huatuo.unify.template import TemplateBackend
 
 KIND = "unified"
+_FILES = ("conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json")
 
 
 def unify(
     inputs: Iterable[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    backend: Backend | None = None,
-    settings: UnificationSettings | None = None,
+    backend: str = "template",
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key_env: str | None = None,
+    language: str | None = None,
     max_concurrency: int = 64,
+    budget_usd: float | None = None,
+    prices: str | None = None,
+    prompts: Sequence[str] = (),
+    preview: int = 0,
     max_bad_lines: int = 0,
+    quality: QualitySettings | None = None,
+    sampling: SamplingSettings | None = None,
+    patience: PatienceSettings | None = None,
 ) -> dict[str, Any]:
     """Write `output`: conversations.jsonl, rejected.jsonl, ledger.json, report.json, manifest.json; returns the report.
 
-    inputs: files of Document records. backend: the template backend by default.
-    Raises: DataError for a bad line beyond `max_bad_lines`, or when no pair is left.
+    inputs: files of Document records.
+    backend: "template" (no model, offline) or "openai" (any OpenAI-compatible endpoint: base_url and model needed).
+    api_key_env: name of the environment variable with the API key.
+    language: of questions and answers, "zh" or "en"; by default each passage's own.
+    budget_usd: the run stops cleanly before it could spend more, over all runs on this output; needs `prices`.
+    prices, prompts: YAML files, see docs/corpus_and_unification.md.
+    preview: print so many pairs beside their passages and write no output; what is paid for stays paid for.
+    Requests and replies are kept in OUTPUT.requests.sqlite: a run that was killed goes on where it was.
+    Raises: ConfigError; DataError for a bad line beyond `max_bad_lines` or when no pair is left; EndpointError when the
+    endpoint refuses or fails for good.
     """
-    settings, backend = settings or UnificationSettings(), backend or TemplateBackend()
     files = [os.fspath(path) for path in inputs]
-    bad_lines = BadLines(max_bad_lines)
-    report = UnificationReport()
-    with atomic_directory(output, replace=True) as directory:
-        asyncio.run(_write(directory, files, backend, settings, max_concurrency, bad_lines, report))
-        content = report.to_record(bad_lines)
-        if not content["pairs"]:
-            raise DataError(
-                f"nothing left: {content['documents']} documents in, no pair out; "
-                f"rejected: {content['rejected_by_reason']}. Check the input and the settings."
+    gates = Gates(quality or QualitySettings())
+    target = Path(output)
+    with exclusive(target):
+        check_replaceable(target, KIND)
+        if backend == "template":
+            return _run(files, target, TemplateBackend(), gates, max_concurrency, preview, max_bad_lines)
+        if backend != "openai":
+            raise ConfigError(f"unknown backend: got {backend!r}, need 'template' or 'openai'.")
+        if not base_url or not model:
+            raise ConfigError("the openai backend needs --base-url and --model.")
+        # openai takes half a second to import, and only this backend needs it.
+        from megatron_huatuo.unify.model import ModelBackend, read_api_key
+        from megatron_huatuo.unify.prices import load_prices
+        from megatron_huatuo.unify.prompt import load_prompts
+        from megatron_huatuo.unify.request_log import RequestLog
+
+        endpoint = EndpointSettings(base_url, model, max_concurrency, patience or PatienceSettings())
+        log = RequestLog(target.with_name(f"{target.name}.requests.sqlite"))
+        try:
+            asker = ModelBackend(
+                endpoint,
+                sampling or SamplingSettings(),
+                load_prompts(list(prompts)),
+                log,
+                language=language,
+                api_key=read_api_key(api_key_env),
+                prices=load_prices(prices) if prices else None,
+                budget_usd=budget_usd,
             )
-        write_json(directory / "report.json", content)
-        write_json(directory / "ledger.json", backend.ledger())
-        write_manifest(
-            directory,
-            KIND,
-            {
-                "inputs": {path: describe_files(Path(), [path])[path] for path in files},
-                "backend": backend.describe(),
-                "settings": to_plain(settings),
-            },
-            ["conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json"],
-        )
-    get_logger(__name__).info(
-        "unified %d documents into %d pairs (%d rejected): %s",
-        content["documents"], content["pairs"], content["rejected"], output,
-    )  # fmt: skip
-    return content
+            return _run(files, target, asker, gates, max_concurrency, preview, max_bad_lines)
+        finally:
+            log.close()
 
 
-async def _write(
-    directory: Path,
+def _run(
     files: list[str],
+    target: Path,
     backend: Backend,
-    settings: UnificationSettings,
+    gates: Gates,
     max_concurrency: int,
-    bad_lines: BadLines,
-    report: UnificationReport,
-) -> None:
-    documents = (document for path in files for document in _read(path, bad_lines))
-    try:
-        with (
-            open(directory / "conversations.jsonl", "wb") as kept,
-            open(directory / "rejected.jsonl", "wb") as rejected,
-        ):
-            with progress(description="unify", unit="doc") as bar:
-                async for document, result in ordered_map(backend.rewrite, documents, max_concurrency):
-                    bar.update()
-                    outcome = _judge(document, result, settings)
-                    report.add(document, outcome)
-                    if isinstance(outcome, Pair):
-                        kept.write(dump_line(_to_conversation(document, outcome).to_record()))
-                    else:
-                        rejected.write(dump_line(report.rejection(document, outcome)))
+    preview: int,
+    max_bad_lines: int,
+) -> dict[str, Any]:
+    bad_lines = BadLines(max_bad_lines)
+    run = Run(backend, gates, max_concurrency)
+    if preview:
+        return asyncio.run(_preview(run, files, preview, bad_lines))
+    with atomic_directory(target, replace=True) as directory:
+        asyncio.run(_write(run, files, directory, bad_lines))
+        run.drop_near_duplicates(directory, gates.settings.near_duplicate_similarity)
+        with open(directory / "rejected.jsonl", "ab") as rejected:
             for bad in bad_lines.lines:
                 rejected.write(dump_line({"id": None, "reason": bad.reason, "file": bad.file, "line": bad.line}))
+        report = run.report.to_record(bad_lines)
+        report["state"] = "stopped: budget" if run.stopped else "complete"
+        if not report["pairs"]:
+            raise DataError(
+                f"nothing left: {report['documents']} documents in, no pair out; {run.stopped or ''} "
+                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
+            )
+        write_json(directory / "report.json", report)
+        write_json(directory / "ledger.json", backend.ledger())
+        content = {
+            "inputs": {path: describe_files(Path(), [path])[path] for path in files},
+            "backend": backend.describe(),
+            "quality": to_plain(gates.settings),
+            "complete": run.stopped is None,
+        }
+        write_manifest(directory, KIND, content, _FILES)
+    get_logger(__name__).info(
+        "unified %d documents into %d pairs (%d rejected, %d not reached): %s",
+        report["documents"], report["pairs"], report["rejected"], report["not_reached"], target,
+    )  # fmt: skip
+    return report
+
+
+async def _write(run: Run, files: list[str], directory: Path, bad_lines: BadLines) -> None:
+    try:
+        await run.write(read_documents(files, bad_lines), directory, count_lines(files))
     finally:
-        await backend.close()
+        await run.backend.close()
 
 
-def _read(path: str, bad_lines: BadLines) -> Iterable[Document]:
-    return read_records(path, lambda raw, where: [parse_document(raw, where)], bad_lines)
-
-
-def _judge(document: Document, result: Pair | Refusal, settings: UnificationSettings) -> Pair | Refusal:
-    if isinstance(result, Refusal):
-        return result
-    reason = refuse_pair(result, document, settings)
-    return Refusal(reason, result.question, result.answer) if reason else result
-
-
-def _to_conversation(document: Document, pair: Pair) -> Conversation:
-    provenance = {"document": document.id, **(document.metadata or {}).get("origin", {}), **pair.provenance}
-    turns = (Turn("human", pair.question), Turn("gpt", pair.answer))
-    return Conversation(document.id, turns, document.source, provenance)
+async def _preview(run: Run, files: list[str], number: int, bad_lines: BadLines) -> dict[str, Any]:
+    """Print the first pairs; returns their counts."""
+    try:
+        for document in islice(read_documents(files, bad_lines), number):
+            outcome = await run.outcome(document)
+            print(side_by_side(document, outcome), flush=True)
+    finally:
+        await run.backend.close()
+    return {"previewed": number, "ledger": run.backend.ledger()}

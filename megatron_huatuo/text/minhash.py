@@ -1,0 +1,104 @@
+"""Near-duplicate texts by MinHash signatures.
+
+Invariant: the outcome depends on the texts and their order alone; of a group of near-duplicates the first stays.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_PERMUTATIONS = 120
+_ROWS_A_BAND = 6  # 20 bands: a pair with similarity 0.8 becomes a candidate with probability 0.998
+_HAN_RUN = re.compile("[\u3400-\u9fff]")
+_WORD = re.compile(r"\w+")
+_CHUNK = 1 << 16
+
+_U64 = npt.NDArray[np.uint64]
+_generator = np.random.Generator(np.random.PCG64(20231116))
+# Multiply-shift hashing: an odd multiplier and an offset for each permutation, the top 32 bits of the product count.
+_MULTIPLIERS: _U64 = _generator.integers(1, 2**63, NUM_PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_OFFSETS: _U64 = _generator.integers(0, 2**63, NUM_PERMUTATIONS, dtype=np.uint64)
+
+
+def signature(text: str) -> npt.NDArray[np.uint32]:
+    """MinHash of a text: uint32 [NUM_PERMUTATIONS].
+
+    Shingles: three neighbouring tokens; a token is one Han character or one other word, in lower case. Punctuation and
+    white space do not count. Cost: linear, about 0.2 ms for 1,000 characters.
+    """
+    tokens = _tokens(text)
+    if tokens.size >= 3:
+        shingles = _mix(_mix(_mix(tokens[:-2]) + tokens[1:-1]) + tokens[2:])
+    else:
+        shingles = _mix(np.array([tokens.sum(dtype=np.uint64)], np.uint64))
+    shingles = np.unique(shingles)
+    lowest = np.full(NUM_PERMUTATIONS, np.iinfo(np.uint32).max, np.uint32)
+    for start in range(0, len(shingles), 4096):
+        hashed = (shingles[start : start + 4096, None] * _MULTIPLIERS + _OFFSETS) >> np.uint64(32)
+        np.minimum(lowest, hashed.min(axis=0).astype(np.uint32), out=lowest)
+    return lowest
+
+
+def _tokens(text: str) -> _U64:
+    """One number a token, equal for equal tokens on every machine."""
+    spaced = _HAN_RUN.sub(lambda match: f" {match.group()} ", text.lower())
+    numbers = [int.from_bytes(word.encode()[:16], "little") % 0xFFFF_FFFF_FFFF_FFC5 for word in _WORD.findall(spaced)]
+    return np.array(numbers, np.uint64)
+
+
+def _mix(values: _U64) -> _U64:
+    """The finaliser of splitmix64: spreads every bit over all bits."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def similarity(first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32]) -> float:
+    """Estimated Jaccard similarity of two texts' shingles, 0 to 1; standard error below 0.05."""
+    return float((first == second).mean())
+
+
+def first_of_group(signatures: npt.NDArray[np.uint32], threshold: float) -> npt.NDArray[np.int64]:
+    """For each text the number of the first text of its group; its own number when it stands alone or first.
+
+    signatures: uint32 [N, NUM_PERMUTATIONS]; a memory map will do. threshold: least similarity, 0 to 1.
+    Groups are transitive. Memory: about 40 bytes a text. Cost: N log N for each of 20 bands.
+    """
+    number = len(signatures)
+    parent = np.arange(number, dtype=np.int64)
+    for start in range(0, NUM_PERMUTATIONS, _ROWS_A_BAND):
+        earlier, later = _candidates(signatures[:, start : start + _ROWS_A_BAND])
+        for chunk in range(0, len(earlier), _CHUNK):
+            first, second = earlier[chunk : chunk + _CHUNK], later[chunk : chunk + _CHUNK]
+            alike = (signatures[first] == signatures[second]).mean(axis=1) >= threshold
+            for one, other in zip(first[alike].tolist(), second[alike].tolist(), strict=True):
+                _join(parent, one, other)
+    # Parents point to smaller numbers, so one pass from the front resolves all chains.
+    for index in np.flatnonzero(parent != np.arange(number)).tolist():
+        parent[index] = parent[parent[index]]
+    return parent
+
+
+def _candidates(band: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs (earlier, later) that agree in a whole band: each text with the one before it in its bucket."""
+    keys = np.zeros(len(band), np.uint64)
+    for column in range(band.shape[1]):
+        keys = _mix(keys + band[:, column])
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+    return order[same], order[same + 1]
+
+
+def _join(parent: npt.NDArray[np.int64], one: int, other: int) -> None:
+    """Put two texts into one group, named after its smallest number."""
+    while parent[one] != one:
+        parent[one] = parent[parent[one]]
+        one = int(parent[one])
+    while parent[other] != other:
+        parent[other] = parent[parent[other]]
+        other = int(parent[other])
+    if one != other:
+        parent[max(one, other)] = min(one, other)

@@ -1,0 +1,226 @@
+"""One OpenAI-compatible endpoint: bounded requests, kind retries, every reply committed before it is used.
+
+The only file that imports `openai`. Invariant: the API key stands in the request header and nowhere else; every text
+that comes back is searched for it before it is logged or stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import httpx2
+import openai
+from openai import AsyncOpenAI, DefaultAioHttpClient
+
+from megatron_huatuo.errors import EndpointError
+from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.unify.prices import Budget
+from megatron_huatuo.unify.request_log import Reply, RequestLog
+from megatron_huatuo.unify.settings import EndpointSettings
+
+_FATAL_STATUS = {
+    401: "the API key is not accepted",
+    402: "payment is due",
+    403: "access is denied",
+    404: "no such model or path",
+}
+_RETRIED_STATUS = {408, 409, 425, 429}
+_QUOTA_CODES = ("insufficient_quota", "billing", "quota_exceeded", "exceeded your current quota")
+_MAX_REPLY_BYTES = 8 << 20
+_MAX_ERROR_CHARACTERS = 300
+_REDACTED = "[key]"
+
+
+class RequestFailed(Exception):
+    """One request that has no reply after all tries. `reason` is fit for a report."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Failure(Exception):
+    """One failed try. wait_s: what the endpoint asked for; retried: whether another try makes sense."""
+
+    def __init__(self, reason: str, *, retried: bool, wait_s: float | None = None, paid: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.retried, self.wait_s, self.paid = reason, retried, wait_s, paid
+
+
+class Endpoint:
+    """Asks one model, through the request log and within the budget. Lives inside one event loop."""
+
+    def __init__(self, settings: EndpointSettings, api_key: str | None, log: RequestLog, budget: Budget) -> None:
+        self.settings, self.log, self.budget = settings, log, budget
+        self._api_key = api_key
+        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self._failures_in_a_row = 0
+        self._not_before = 0.0
+        self._random = random.Random()
+        self.requests, self.retries, self.cached = 0, 0, 0
+        self._client = AsyncOpenAI(
+            base_url=settings.base_url,
+            api_key=api_key or "none",  # otherwise the client would take a key from the environment unasked
+            max_retries=0,
+            timeout=settings.patience.request_timeout_s,
+            http_client=DefaultAioHttpClient(),
+        )
+
+    async def complete(self, payload: Mapping[str, Any], attempt: int) -> Reply:
+        """The reply to a chat-completion payload; from the log when it is there.
+
+        attempt: 0, 1, … for further samples of the same payload.
+        Raises: RequestFailed for this request alone; EndpointError and BudgetReached end the run.
+        """
+        key = fingerprint(payload)
+        if (known := self.log.find(key, attempt)) is not None:
+            self.cached += 1
+            return known
+        async with self._slots:
+            reserved = await self.budget.reserve(*_most_tokens(payload))
+            cost = 0.0
+            self.log.note_sent(key, attempt, self.settings.model)
+            try:
+                reply = await self._try_until_answered(payload, key, attempt)
+                cost = self.budget.cost_usd(reply.prompt_tokens, reply.completion_tokens)
+            finally:
+                await self.budget.settle(reserved, cost)
+        self._failures_in_a_row = 0
+        return reply
+
+    async def _try_until_answered(self, payload: Mapping[str, Any], key: str, attempt: int) -> Reply:
+        for number in range(self.settings.patience.max_retries + 1):
+            await self._wait_for_permission()
+            try:
+                self.requests += 1
+                reply = self._count_tokens(await self._try_once(payload), payload)
+                self.log.note_reply(key, attempt, reply)
+                return reply
+            except _Failure as failure:
+                self.log.note_failure(failure.reason)
+                last = failure
+            if not last.retried:
+                break
+            if number < self.settings.patience.max_retries:
+                self.retries += 1
+                await asyncio.sleep(self._wait_s(number, last))
+        if not last.paid:
+            self.log.note_unpaid(key, attempt)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= self.settings.patience.max_failures_in_a_row:
+            raise EndpointError(
+                f"endpoint fails for good: {self._failures_in_a_row} requests in a row, the last with {last.reason} "
+                f"({self.settings.base_url}). Check it and run again: what is paid is not paid twice."
+            )
+        raise RequestFailed(last.reason)
+
+    async def _try_once(self, payload: Mapping[str, Any]) -> Reply:
+        """One HTTP request. Raises _Failure, or EndpointError when no request can succeed."""
+        try:
+            async with asyncio.timeout(self.settings.patience.request_timeout_s):
+                async with self._client.chat.completions.with_streaming_response.create(**payload) as response:
+                    body = bytearray()
+                    async for chunk in response.iter_bytes():
+                        body += chunk
+                        if len(body) > _MAX_REPLY_BYTES:
+                            raise _Failure(f"reply over {_MAX_REPLY_BYTES >> 20} MiB", retried=False, paid=True)
+        except openai.APIStatusError as error:
+            raise self._judge_status(error) from None
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Failure("time-out", retried=True, paid=True) from None
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            raise _Failure(f"connection: {type(error).__name__}", retried=True) from None
+        return self._read_reply(bytes(body))
+
+    def _judge_status(self, error: openai.APIStatusError) -> _Failure | EndpointError:
+        """What a status that is no success means."""
+        status, text = error.status_code, self._clean(str(error.message))[:_MAX_ERROR_CHARACTERS]
+        detail = self._clean(json.dumps(error.body, ensure_ascii=False, default=str)).lower()
+        if status in _FATAL_STATUS:
+            return EndpointError(
+                f"endpoint refuses: HTTP {status}, {_FATAL_STATUS[status]}: {text} ({self.settings.base_url}). "
+                "Check --api-key-env, --model and --base-url."
+            )
+        if status == 429 and any(code in detail for code in _QUOTA_CODES):
+            return EndpointError(
+                f"quota is used up: HTTP 429: {text} ({self.settings.base_url}). "
+                "Renew it and run again: what is paid is not paid twice."
+            )
+        wait_s = _retry_after_s(error.response.headers)
+        if wait_s is not None and wait_s > self.settings.patience.max_retry_after_s:
+            return EndpointError(
+                f"endpoint asks to wait {wait_s:.0f} s: more than max_retry_after_s={self.settings.patience.max_retry_after_s:.0f} "
+                f"(HTTP {status}, {self.settings.base_url}). Run again later: what is paid is not paid twice."
+            )
+        return _Failure(f"HTTP {status}", retried=status in _RETRIED_STATUS or status >= 500, wait_s=wait_s)
+
+    def _read_reply(self, body: bytes) -> Reply:
+        """The reply in a body of status 200. Garbage is a failed try; an answer without text is a reply without text."""
+        try:
+            content = json.loads(body)
+            choices = content["choices"]
+            usage = content.get("usage") or {}
+            tokens: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            counted = all(isinstance(value, int) and value >= 0 for value in tokens)
+            prompt_tokens, completion_tokens = tokens if counted else (0, 0)
+            if not choices:
+                return Reply("", "no choices", prompt_tokens, completion_tokens, counted)
+            text = choices[0]["message"].get("content") or ""
+            finish_reason = choices[0].get("finish_reason")
+            if not isinstance(text, str) or not isinstance(finish_reason, str | None):
+                raise TypeError("content is no text")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            raise _Failure("garbage instead of a completion", retried=True) from None
+        # A reply may hold halves of characters that no UTF-8 file can store.
+        text = self._clean(text.encode("utf-8", "replace").decode())
+        return Reply(text, finish_reason, prompt_tokens, completion_tokens, counted)
+
+    @staticmethod
+    def _count_tokens(reply: Reply, payload: Mapping[str, Any]) -> Reply:
+        """Endpoints that do not count tokens get the most that it can have been, so that a budget holds."""
+        if reply.counted:
+            return reply
+        prompt_tokens, most_completion_tokens = _most_tokens(payload)
+        completion_tokens = min(most_completion_tokens, len(reply.content.encode()))
+        return reply._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def _wait_s(self, number: int, failure: _Failure) -> float:
+        """Back-off with full jitter over its upper half; a wish of the endpoint holds for everyone in flight."""
+        if failure.wait_s is not None:
+            loop_time = asyncio.get_running_loop().time()
+            self._not_before = max(self._not_before, loop_time + failure.wait_s)
+            return 0.0
+        longest = min(self.settings.patience.max_wait_s, self.settings.patience.backoff_s * 2**number)
+        return longest * self._random.uniform(0.5, 1.0)
+
+    async def _wait_for_permission(self) -> None:
+        wait_s = self._not_before - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            # Not all at the same moment.
+            await asyncio.sleep(wait_s * self._random.uniform(1.0, 1.1))
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._api_key, _REDACTED) if self._api_key else text
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def _most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
+    """Upper bounds of prompt and completion tokens: no token is shorter than a byte; 16 more a message for its frame."""
+    prompt = sum(len(message["content"].encode()) + 16 for message in payload["messages"])
+    return prompt, int(payload.get("max_tokens") or payload["max_completion_tokens"])
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header; dates and nonsense are left to back-off."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

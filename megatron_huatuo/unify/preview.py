@@ -1,0 +1,54 @@
+"""Finished pairs beside their passages, for a person to read before the big run."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from collections.abc import Iterator
+
+from megatron_huatuo.storage.records import Document
+from megatron_huatuo.unify.backend import Pair, Refusal
+
+
+def side_by_side(document: Document, outcome: Pair | Refusal | None, width: int | None = None) -> str:
+    """The passage on the left, question and answer (or the reason why there are none) on the right.
+
+    width: of the whole, in terminal columns; by default the terminal's.
+    """
+    columns = width or max(60, shutil.get_terminal_size((120, 40)).columns)
+    half = (columns - 3) // 2
+    left = list(wrap(f"{document.title or ''}\n{document.text}".strip(), half))
+    right = list(wrap(_describe(outcome), half))
+    height = max(len(left), len(right))
+    left, right = left + [""] * (height - len(left)), right + [""] * (height - len(right))
+    rows = [f"{row}{' ' * (half - display_width(row))} │ {other}" for row, other in zip(left, right, strict=True)]
+    return "\n".join([f"── {document.id} ({document.source}) ".ljust(columns, "─"), *rows])
+
+
+def _describe(outcome: Pair | Refusal | None) -> str:
+    if outcome is None:
+        return "[not asked: the budget is reached]"
+    if isinstance(outcome, Pair):
+        return f"<问>：{outcome.question}\n<答>：{outcome.answer}"
+    return f"[rejected: {outcome.reason}]\n{outcome.question or ''}\n{outcome.answer or ''}".strip()
+
+
+def wrap(text: str, width: int) -> Iterator[str]:
+    """Lines of at most `width` terminal columns; breaks anywhere, as Chinese text allows."""
+    for line in text.split("\n"):
+        current, used = "", 0
+        for character in line:
+            size = display_width(character)
+            if used + size > width:
+                yield current
+                current, used = "", 0
+            current, used = current + character, used + size
+        yield current
+
+
+def display_width(text: str) -> int:
+    """Columns on a terminal: two for East Asian wide characters, none for combining marks."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )

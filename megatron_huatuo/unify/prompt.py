@@ -1,0 +1,82 @@
+"""Prompts in files: one YAML file a language, with a version, replaceable by the user.
+
+Invariant: the hash in every pair's provenance is the hash of the prompt texts that were sent.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.storage.records import LANGUAGES, Document
+
+_FOLDER = Path(__file__).parent / "prompts"
+_KEYS = {"version", "language", "question", "answer"}
+_NEEDED = {"question": ("{text}",), "answer": ("{text}", "{question}")}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The two prompts of one language. `sha256` covers version, language and both texts."""
+
+    language: str
+    version: int
+    question: str
+    answer: str
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of what is sent."""
+        return fingerprint([self.language, self.version, self.question, self.answer])
+
+    def ask_question(self, document: Document) -> str:
+        """The first message: make a question that the passage answers."""
+        return _fill(self.question, document)
+
+    def ask_answer(self, document: Document, question: str) -> str:
+        """The second message: answer the question with the passage at hand."""
+        return _fill(self.answer, document, question)
+
+
+def load_prompts(files: list[str] | None = None) -> dict[str, Prompt]:
+    """{language: prompt}: the bundled ones, each replaced by the user's file for its language.
+
+    Raises: ConfigError naming the file and the key.
+    """
+    paths = [_FOLDER / f"{language}.yaml" for language in LANGUAGES] + [Path(name) for name in files or []]
+    return {prompt.language: prompt for prompt in map(_load, paths)}
+
+
+def _load(path: Path) -> Prompt:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read prompts: {error} ({os.fspath(path)}). Check the file.") from error
+    if not isinstance(content, dict) or set(content) != _KEYS:
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ConfigError(f"wrong keys in prompts: got {got}, need {sorted(_KEYS)} ({path}).")
+    if content["language"] not in LANGUAGES:
+        raise ConfigError(f"wrong language of prompts: got {content['language']!r}, need one of {LANGUAGES} ({path}).")
+    for key, places in _NEEDED.items():
+        for place in places:
+            if not isinstance(content[key], str) or place not in content[key]:
+                raise ConfigError(f"prompt {key!r} lacks {place}: the model would not see it ({path}). Add it.")
+    return Prompt(content["language"], content["version"], content["question"], content["answer"])
+
+
+def _fill(template: str, document: Document, question: str = "") -> str:
+    """Replace the placeholders in one pass, so that braces in medical text stay what they are."""
+    values = {"{title}": document.title or "", "{text}": document.text, "{question}": question}
+    pieces: list[str] = []
+    rest = template
+    while True:
+        position, place = min(((rest.find(name), name) for name in values if name in rest), default=(-1, ""))
+        if position < 0:
+            return "".join([*pieces, rest]).strip()
+        pieces += [rest[:position], values[place]]
+        rest = rest[position + len(place) :]

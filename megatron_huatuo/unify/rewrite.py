@@ -1,0 +1,74 @@
+"""The two steps of the recipe: a question that the passage answers, then the answer; each tried until a gate opens.
+
+Invariant: a pair that leaves here has passed every gate; a refusal carries the reason of the last try.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+from megatron_huatuo.storage.records import Document
+from megatron_huatuo.text.normalise import normalise
+from megatron_huatuo.unify.backend import Backend, Draft, Pair, Refusal
+from megatron_huatuo.unify.gates import Gates
+
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_LABEL = re.compile(r"^(?:【?(?:问题|提问|问|答案|回答|答)】?|Question|Q|Answer|A)\s*[:：]\s*", re.IGNORECASE)
+_QUOTES = {"“": "”", '"': '"', "「": "」"}
+
+
+async def rewrite(backend: Backend, document: Document, gates: Gates) -> Pair | Refusal:
+    """One pair for one passage, or the reason why there is none."""
+    language = backend.language(document)
+    question, reason = await _first_good(
+        backend.tries,
+        lambda attempt: backend.draft_question(document, attempt),
+        tidy_question,
+        lambda text: gates.refuse_question(text, document, language),
+    )
+    if reason:
+        return Refusal(reason, question)
+    answer, reason = await _first_good(
+        backend.tries,
+        lambda attempt: backend.draft_answer(document, question, attempt),
+        tidy_answer,
+        lambda text: gates.refuse_answer(text, question, document, language),
+    )
+    if reason:
+        return Refusal(reason, question, answer)
+    return Pair(question, answer, backend.provenance(document))
+
+
+async def _first_good(
+    tries: int,
+    draft: Callable[[int], Awaitable[Draft]],
+    tidy: Callable[[str], str],
+    refuse: Callable[[str], str | None],
+) -> tuple[str, str | None]:
+    """(text, None) of the first draft that passes, else (last text, its reason)."""
+    text, reason = "", None
+    for attempt in range(tries):
+        drafted = await draft(attempt)
+        text = tidy(drafted.text)
+        reason = drafted.problem or refuse(text)
+        if reason is None:
+            break
+    return text, reason
+
+
+def tidy_question(text: str) -> str:
+    """A question without the model's thinking, label and quotes.
+
+    >>> tidy_question("<think>…</think>问题：“高血压怎么治疗？”")
+    '高血压怎么治疗？'
+    """
+    text = tidy_answer(text)
+    if len(text) > 2 and _QUOTES.get(text[0]) == text[-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def tidy_answer(text: str) -> str:
+    """An answer without the model's thinking and label, in the text policy of the project."""
+    return _LABEL.sub("", normalise(_THINKING.sub("", text)))
