@@ -1,21 +1,21 @@
-"""Conversations in JSON Lines -> `P.bin`, `P.idx`, `P.json`, tokenised by many processes.
+"""Conversations in JSON Lines -> `P.bin`, `P.idx`, `P.origin.npy`, `P.json`, tokenised by many processes.
 
-Invariant: the bytes of all three files depend on the input, the tokenizer and the options alone, never on the number of
+Invariant: the bytes of all files depend on the input, the tokenizer and the options alone, never on the number of
 workers; and every conversation that was read is a document or is counted by the reason for which it is none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chat_format import CHAT_FORMAT, encode_tag
 from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
@@ -51,20 +51,24 @@ def build_index(
     opened = load_tokenizer(tokenizer)
     encode_tag(opened)
     totals = _Totals(max_bad_lines)
-    with IndexedWriter(output_prefix, opened.vocab_size) as writer:
+    with _write_errors(output_prefix), IndexedWriter(output_prefix, opened.vocab_size) as writer:
         chunks = split_inputs(paths)
         first = list(itertools.islice(chunks, 2))
         crew = 1 if len(first) < 2 else (workers or available_cores())
         encode = functools.partial(encode_chunk, tokenizer_path=fspath(tokenizer), source=source)
         with (
-            closing(ordered_map(encode, itertools.chain(first, chunks), crew)) as results,
+            contextlib.closing(ordered_map(encode, itertools.chain(first, chunks), crew)) as results,
             progress(total=_total_bytes(paths), description="tokenise", unit="B", unit_scale=True) as bar,
         ):
             for result in results:
                 totals.add(result)
                 part = result.encoded
                 writer.add_documents(
-                    part.tokens, part.sequence_lengths, part.sequence_modes, part.sequences_per_document
+                    part.tokens,
+                    part.sequence_lengths,
+                    part.sequence_modes,
+                    part.sequences_per_document,
+                    result.origins,
                 )
                 bar.update(result.num_bytes)
         if writer.documents == 0:
@@ -76,6 +80,17 @@ def build_index(
         manifest = writer.finish(_manifest_content(opened, fspath(tokenizer), paths, source, totals))
     _report(fspath(output_prefix), manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def _write_errors(output_prefix: str | PathLike[str]) -> Iterator[None]:
+    """A full or read-only disk as an error of one line. Reading turns its own errors into DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise HuatuoError(
+            f"cannot write {fspath(output_prefix)}: {error}. Nothing was published; make room and run it again."
+        ) from error
 
 
 class _Totals:

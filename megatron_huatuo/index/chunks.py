@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.index.chat_format import (
     ANSWER_TAG,
@@ -42,6 +45,8 @@ class Chunk:
     """Records of one file: raw lines, or, from a `.json` file, conversations with the bad records before them."""
 
     path: str
+    file: int  # position among the inputs
+    first: int  # number of the first record, from 1
     records: list[RawLine] | list[Conversation]
     bad: list[BadLine]
     num_bytes: int
@@ -52,11 +57,12 @@ class Chunk:
 class EncodedChunk:
     """Documents of a chunk with its bad lines, in order.
 
-    counts: "conversations" (read, bad ones not), "other_source", "tags_encoded_apart", "template_checked",
+    origins: int64 [num_documents, 2], (file, line) of each; counts: "conversations" (read, bad ones not), "other_source", "tags_encoded_apart", "template_checked",
     "template_mismatched", "unknown_tokens", and conversations with "role_tag_in_text", "unusual_character".
     """
 
     encoded: EncodedConversations
+    origins: NDArray[np.int64]
     bad: list[BadLine]
     tolerated: Counter[str]
     counts: Counter[str]
@@ -66,7 +72,8 @@ class EncodedChunk:
 def split_inputs(paths: Iterable[str]) -> Iterator[Chunk]:
     """Cut files into chunks of about CHUNK_BYTES, in order. Raises DataError when a file cannot be read."""
     check_every = 1
-    for path in paths:
+    for file, path in enumerate(paths):
+        first = 1
         bad = BadLines(max_bad_lines=sys.maxsize)
         records: Iterable[RawLine] | Iterable[Conversation]
         if Path(path).suffix == ".json":
@@ -74,10 +81,10 @@ def split_inputs(paths: Iterable[str]) -> Iterator[Chunk]:
         else:
             records = split_lines(path)
         for group, num_bytes in _gather(records):
-            yield Chunk(path, group, bad.lines, num_bytes, check_every)
-            bad, check_every = BadLines(), _CHECK_EVERY
+            yield Chunk(path, file, first, group, bad.lines, num_bytes, check_every)
+            first, bad, check_every = first + len(group), BadLines(), _CHECK_EVERY
         if bad.lines:
-            yield Chunk(path, [], bad.lines, 0, _CHECK_EVERY)
+            yield Chunk(path, file, first, [], bad.lines, 0, _CHECK_EVERY)
 
 
 def _gather(records: Iterable[Any]) -> Iterator[tuple[list[Any], int]]:
@@ -105,7 +112,8 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
     tokenizer = _open_once(tokenizer_path)
     bad = BadLines(max_bad_lines=sys.maxsize, lines=list(chunk.bad))
     read = list(_parse(chunk, bad))
-    chosen = [conversation for conversation in read if source is None or conversation.source == source]
+    selected = [(line, one) for line, one in read if source is None or one.source == source]
+    lines, chosen = [line for line, _ in selected], [one for _, one in selected]
     encoded = encode_conversations(chosen, tokenizer)
     checked, mismatched = count_template_mismatches(chosen, encoded, tokenizer, chunk.check_every)
     counts = Counter(
@@ -118,7 +126,8 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
         role_tag_in_text=sum(any(tag in turn.value for turn in one.turns for tag in _ROLE_TAGS) for one in chosen),
         unusual_character=sum(any(_UNUSUAL.search(turn.value) for turn in one.turns) for one in chosen),
     )
-    return EncodedChunk(encoded, bad.lines, bad.tolerated, counts, chunk.num_bytes)
+    origins = np.array([(chunk.file, lines[kept]) for kept in encoded.kept.tolist()], dtype=np.int64).reshape(-1, 2)
+    return EncodedChunk(encoded, origins, bad.lines, bad.tolerated, counts, chunk.num_bytes)
 
 
 @functools.lru_cache(maxsize=1)
@@ -126,9 +135,10 @@ def _open_once(path: str) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def _parse(chunk: Chunk, bad: BadLines) -> Iterator[Conversation]:
+def _parse(chunk: Chunk, bad: BadLines) -> Iterator[tuple[int, Conversation]]:
+    """(line, conversation) of each good record."""
     if chunk.records and isinstance(chunk.records[0], Conversation):
-        yield from cast("list[Conversation]", chunk.records)
+        yield from enumerate(cast("list[Conversation]", chunk.records), start=chunk.first)
         return
     for line in parse_lines(cast("list[RawLine]", chunk.records), chunk.path, bad):
         try:
@@ -136,4 +146,4 @@ def _parse(chunk: Chunk, bad: BadLines) -> Iterator[Conversation]:
         except DataError as error:
             bad.add(chunk.path, line.number, str(error))
             continue
-        yield from conversations
+        yield from ((line.number, conversation) for conversation in conversations)

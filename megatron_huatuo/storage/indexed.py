@@ -80,11 +80,14 @@ class IndexedReader:
     def _map_index(self) -> None:
         """Cut the arrays out of `.idx`, whose size must be exactly what its header says."""
         raw = np.memmap(self._idx_path, dtype=np.uint8, mode="r")
-        if raw.size < HEADER.size:
+        head = raw[: HEADER.size].tobytes()
+        if not head.startswith(MAGIC):
+            raise IntegrityError(
+                f"no MMIDIDX index: {self._idx_path} starts with {head[:9]!r}, need {MAGIC!r}. Check the path."
+            )
+        if len(head) < HEADER.size:
             raise self._torn(self._idx_path, f"{raw.size} bytes are fewer than a header's {HEADER.size}")
-        magic, version, code, num_sequences, num_boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
-        if magic != MAGIC:
-            raise IntegrityError(f"no MMIDIDX index: {self._idx_path} starts with {magic!r}, need {MAGIC!r}.")
+        _, version, code, num_sequences, num_boundaries = HEADER.unpack(head)
         if version != VERSION:
             raise IntegrityError(f"unknown index version: got {version}, need {VERSION} ({self._idx_path}).")
         if code not in DTYPE_CODES:
