@@ -72,7 +72,9 @@ class BuildKernel(build_ext):
         command += [*codes, "-Xcompiler", "-fPIC", "-Icsrc"]
         print(" ".join(command))
         subprocess.run(command, check=True)
-        library = next(d for d in (home / "lib64", home / "targets" / "x86_64-linux" / "lib", home / "lib") if d.is_dir())
+        library = next(
+            d for d in (home / "lib64", home / "targets" / "x86_64-linux" / "lib", home / "lib") if d.is_dir()
+        )
         if not (library / "libcudart_static.a").is_file():
             raise OSError(f"{library / 'libcudart_static.a'} is missing")
         extension.extra_objects.append(str(target))
@@ -134,6 +136,7 @@ setup(
             "clang-format",
             "import-linter",
             "types-PyYAML",
+            "types-tqdm",
             "transformers[serving]>=5",
         ],
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],

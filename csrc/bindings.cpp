@@ -103,27 +103,30 @@ py::tuple order_cuda(const OrderPlan& plan, int64_t start, int64_t stop, py::arr
 }
 
 template <typename Length>
-py::tuple pack(const Length* lengths, int64_t count, int64_t seq_length, int64_t window) {
-  py::array_t<int64_t> draw_order(count);
+py::tuple add_to(RowPacker& packer, const Array<Length>& lengths) {
+  py::array_t<int64_t> order(packer.pending() + lengths.size());
   std::vector<int64_t> row_start;
-  int64_t* out = draw_order.mutable_data();
+  int64_t* out = order.mutable_data();
+  int64_t placed = 0;
   {
     const py::gil_scoped_release release;
-    RowPacker packer(seq_length, window);
-    out += packer.add(lengths, count, out, row_start);
-    packer.finish(out, row_start);
+    placed = packer.add(lengths.data(), lengths.size(), out, row_start);
   }
-  return py::make_tuple(draw_order, to_array(row_start));
+  order.resize({placed});
+  return py::make_tuple(order, to_array(row_start));
 }
 
-py::tuple pack_rows(const py::array& lengths, int64_t seq_length, int64_t window) {
+py::tuple add_rows(RowPacker& packer, const py::array& lengths) {
   HUATUO_CHECK(lengths.ndim() == 1, "wrong document_lengths: need one dimension");
-  if (py::isinstance<py::array_t<int32_t>>(lengths)) {
-    const auto array = Array<int32_t>(lengths);
-    return pack(array.data(), array.size(), seq_length, window);
-  }
-  const auto array = Array<int64_t>(lengths);
-  return pack(array.data(), array.size(), seq_length, window);
+  if (py::isinstance<py::array_t<int32_t>>(lengths)) return add_to<int32_t>(packer, lengths);
+  return add_to<int64_t>(packer, lengths);
+}
+
+py::tuple finish_rows(RowPacker& packer) {
+  py::array_t<int64_t> order(packer.pending());
+  std::vector<int64_t> row_start;
+  packer.finish(order.mutable_data(), row_start);
+  return py::make_tuple(order, to_array(row_start));
 }
 
 }  // namespace
@@ -147,5 +150,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("num_threads"))
       .def("order_cuda", &order_cuda, py::arg("start"), py::arg("stop"), py::arg("source"), py::arg("document"))
       .def("counts_before", [](const OrderPlan& plan, int64_t position) { return to_array(plan.counts_before(position)); });
-  m.def("pack_rows", &pack_rows, py::arg("document_lengths"), py::arg("seq_length"), py::arg("window"));
+  py::class_<RowPacker>(m, "RowPacker")
+      .def(py::init<int64_t, int64_t>(), py::arg("seq_length"), py::arg("window"))
+      .def("add", &add_rows, py::arg("document_lengths"))
+      .def("finish", &finish_rows);
 }

@@ -15,7 +15,7 @@ from megatron_huatuo.log import get_logger
 def load_kernel() -> ModuleType | None:
     """The compiled module, or None with one warning."""
     try:
-        from megatron_huatuo import _C
+        import megatron_huatuo._C as _C
     except ImportError as error:
         get_logger(__name__).warning(
             "the compiled kernel is missing (%s): blending runs in Python, with the same result but about 300 times "

@@ -10,6 +10,7 @@ order changes only at the ends of rows.
 from __future__ import annotations
 
 import bisect
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,11 +52,45 @@ def pack_rows(
     if lengths.size and (least := int(lengths.min())) < 1:
         place = int(lengths.argmin())
         raise DataError(f"wrong length of document {place}: got {least} tokens, need at least 1")
-    kernel = load_kernel()
-    if kernel is None:
-        return reference_pack_rows(lengths, seq_length, window)
-    order, row_start = kernel.pack_rows(np.ascontiguousarray(lengths), seq_length, window)
-    return order, row_start
+    packer = RowPacker(seq_length, window)
+    parts = [packer.add(lengths), packer.finish()]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+class RowPacker:
+    """Packs a stream: `add` the next documents' lengths, `finish` at the end. Memory: O(window + seq_length)."""
+
+    def __init__(self, seq_length: int, window: int) -> None:
+        """Both as in `pack_rows`, checked there or by the configuration."""
+        kernel = load_kernel()
+        self._packer: Any = (
+            _ReferencePacker(seq_length, window) if kernel is None else kernel.RowPacker(seq_length, window)
+        )
+
+    def add(self, lengths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Add documents (int32 or int64 [n]); returns the draws that are placed by now, and the rows that begin."""
+        placed: tuple[NDArray[np.int64], NDArray[np.int64]] = self._packer.add(np.ascontiguousarray(lengths))
+        return placed
+
+    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Place what is left; the last row start is the number of all documents."""
+        placed: tuple[NDArray[np.int64], NDArray[np.int64]] = self._packer.finish()
+        return placed
+
+
+class _ReferencePacker:
+    """The stream interface of the kernel over the Python reference, which packs everything at the end."""
+
+    def __init__(self, seq_length: int, window: int) -> None:
+        self._settings = (seq_length, window)
+        self._lengths: list[NDArray[np.integer]] = [np.empty(0, dtype=np.int64)]
+
+    def add(self, lengths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        self._lengths.append(lengths)
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
+    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return reference_pack_rows(np.concatenate(self._lengths), *self._settings)
 
 
 def reference_pack_rows(

@@ -1,0 +1,188 @@
+"""The share of every source over the run: as drawn, and the curve that it approaches for many documents.
+
+Invariant: `schedule.csv` counts what the order holds; the curve comes from sizes and priorities alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_huatuo.storage.atomic import atomic_write
+
+SCHEDULE_CSV, SCHEDULE_PNG = "schedule.csv", "schedule.png"
+BINS = 100
+_BLOCK = 1 << 24
+_LEGEND_ROWS = 24
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the order that follows one set of priorities."""
+
+    first_entry: int
+    """Documents before it."""
+    num_draws: NDArray[np.int64]
+    """Documents of each source to draw from there on [S]."""
+    priorities: NDArray[np.float64]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "first_entry": self.first_entry,
+            "num_draws": self.num_draws.tolist(),
+            "priorities": self.priorities.tolist(),
+        }
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> Segment:
+        """From the manifest."""
+        return cls(
+            content["first_entry"],
+            np.array(content["num_draws"], dtype=np.int64),
+            np.array(content["priorities"], dtype=np.float64),
+        )
+
+
+def expected_drawn(
+    num_draws: NDArray[np.integer],
+    priorities: NDArray[np.floating],
+    positions: NDArray[np.floating] | NDArray[np.integer],
+) -> NDArray[np.float64]:
+    """Documents of each source among the first `positions` draws, in the limit of many documents.
+
+    num_draws: n_i [S]; priorities: pi_i [S]; positions: 0 … sum(n) [P]. Returns float64 [P, S].
+    Solves sum_i n_i (1 - exp(-pi_i t)) = position for the race time t by bisection on log t; the shares are
+    n_i (1 - exp(-pi_i t)) (fluid limit of the multivariate Wallenius law).
+    """
+    counts = np.asarray(num_draws, dtype=np.float64)
+    weights = np.asarray(priorities, dtype=np.float64)
+    present = counts > 0
+    targets = np.asarray(positions, dtype=np.float64)
+    if not present.any():
+        return np.zeros((len(targets), len(counts)))
+    low = np.full(len(targets), np.log(1e-18 / weights[present].max()))
+    high = np.full(len(targets), np.log(800.0 / weights[present].min()))
+    for _ in range(100):
+        middle = (low + high) / 2
+        drawn = -np.expm1(-np.exp(middle)[:, None] * weights) @ counts
+        low, high = np.where(drawn < targets, middle, low), np.where(drawn < targets, high, middle)
+    result: NDArray[np.float64] = -np.expm1(-np.exp(high)[:, None] * weights) * counts
+    return result
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Documents of each source in equal steps of the run."""
+
+    names: list[str]
+    bounds: NDArray[np.int64]
+    """Packed documents at which the steps begin and end [B + 1]."""
+    counts: NDArray[np.int64]
+    """Documents of each source in each step [B, S]."""
+    expected: NDArray[np.float64]
+    """The same in the limit of many documents [B, S]."""
+
+    @classmethod
+    def of_rows(cls, names: Sequence[str], order_source: str | os.PathLike[str], segments: list[Segment]) -> Schedule:
+        """Count a packed order file in up to 100 steps."""
+        order = np.load(order_source, mmap_mode="r")
+        bounds = np.linspace(0, len(order), min(BINS, max(len(order), 1)) + 1).round().astype(np.int64)
+        counts = np.stack([count_sources(order, a, b, len(names)) for a, b in itertools.pairwise(bounds)])
+        drawn = expected_at(segments, bounds, len(names))
+        return cls(list(names), bounds, counts, np.diff(drawn, axis=0))
+
+    @property
+    def progress(self) -> NDArray[np.float64]:
+        """Middle of each step as a fraction of the run [B]."""
+        middle: NDArray[np.float64] = (self.bounds[:-1] + self.bounds[1:]) / 2 / max(int(self.bounds[-1]), 1)
+        return middle
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Fraction of each step's documents [B, S]."""
+        return shares_of(self.counts)
+
+
+def count_sources(order: NDArray[Any], start: int, stop: int, num_sources: int) -> NDArray[np.int64]:
+    """Documents of each source in the entries [start, stop) of a packed order [S]."""
+    total = np.zeros(num_sources, dtype=np.int64)
+    for first in range(int(start), int(stop), _BLOCK):
+        total += np.bincount(order[first : min(first + _BLOCK, int(stop))], minlength=num_sources)
+    return total
+
+
+def shares_of(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows divided by their sums; an empty row stays zero."""
+    shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)
+    return shares
+
+
+def expected_at(segments: list[Segment], positions: NDArray[np.int64], num_sources: int) -> NDArray[np.float64]:
+    """Documents of each source before `positions` in the limit of many documents, through all segments [P, S]."""
+    total = np.zeros((len(positions), num_sources))
+    for index, segment in enumerate(segments):
+        end = (
+            segments[index + 1].first_entry
+            if index + 1 < len(segments)
+            else int(segment.num_draws.sum()) + segment.first_entry
+        )
+        inside = np.clip(positions, segment.first_entry, end) - segment.first_entry
+        drawn = expected_drawn(segment.num_draws, segment.priorities, inside)
+        total[:, : drawn.shape[1]] += drawn
+    return total
+
+
+def write_schedule(schedule: Schedule, directory: Path) -> list[str]:
+    """Write schedule.csv and schedule.png into a directory; returns their names."""
+    with atomic_write(directory / SCHEDULE_CSV, "w") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        columns = [f"{kind}:{name}" for kind in ("documents", "share", "limit") for name in schedule.names]
+        writer.writerow(["progress", "first_document", *columns])
+        limits = shares_of(schedule.expected)
+        for row, (progress, start) in enumerate(zip(schedule.progress, schedule.bounds[:-1], strict=True)):
+            shares = [f"{value:.6f}" for value in (*schedule.shares[row], *limits[row])]
+            writer.writerow([f"{progress:.6f}", int(start), *schedule.counts[row].tolist(), *shares])
+    plot_schedule(schedule, directory / SCHEDULE_PNG)
+    return [SCHEDULE_CSV, SCHEDULE_PNG]
+
+
+def plot_schedule(
+    schedule: Schedule,
+    path: str | os.PathLike[str],
+    actual: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+) -> None:
+    """Draw the shares (lines), the large-N curve (dashed), and a run's actual shares (dots).
+
+    actual: progress [P] and shares [P, S] of a run.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares, limits = schedule.shares, shares_of(schedule.expected)
+    for number, name in enumerate(schedule.names):
+        colour = f"C{number % 10}"
+        label = name if number < _LEGEND_ROWS else None
+        axes.plot(schedule.progress, shares[:, number], color=colour, label=label, linewidth=1.6)
+        axes.plot(schedule.progress, limits[:, number], color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
+        if actual is not None:
+            axes.plot(actual[0], actual[1][:, number], color=colour, linestyle="", marker=".", markersize=5)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="progress (fraction of documents)", ylabel="share of documents")
+    dots = ", dots: consumed by the run" if actual is not None else ""
+    axes.set_title(f"Blend: share of each source (solid: drawn, dashed: limit of many documents{dots})", fontsize=10)
+    axes.grid(alpha=0.25)
+    if len(schedule.names) <= _LEGEND_ROWS:
+        axes.legend(loc="upper center", ncols=min(5, len(schedule.names)), fontsize=8)
+    with atomic_write(path) as handle:
+        figure.savefig(handle, dpi=120, format="png")

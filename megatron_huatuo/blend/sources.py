@@ -1,0 +1,111 @@
+"""The blend's view of its indexes: which documents can be drawn, how long they are in a row, and what proves them.
+
+Invariant: a document that is drawn keeps something to train on after it is cut to the row.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_huatuo.blend.config import BlendConfig, BlendSource
+from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.storage.indexed import IndexedReader, index_paths
+from megatron_huatuo.storage.manifest import sha256_file
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """One source, opened."""
+
+    name: str
+    path_prefix: str
+    num_documents: int
+    """Documents of the index."""
+    usable: NDArray[np.int64] | None
+    """Index numbers of the documents that can be drawn, or None when all can."""
+    lengths: NDArray[np.int32]
+    """Tokens that each document takes in a row, indexed by index number [num_documents]."""
+    full_lengths: NDArray[np.int64]
+    """Tokens of each document in the index [num_documents]."""
+    fingerprint: dict[str, Any]
+    """Hashes of the index files and the tokenizer."""
+
+    @property
+    def num_usable(self) -> int:
+        return self.num_documents if self.usable is None else len(self.usable)
+
+    @property
+    def untrained_when_cut(self) -> int:
+        """Documents left out because a row would end before their first trained token."""
+        return self.num_documents - self.num_usable
+
+
+def open_sources(config: BlendConfig) -> list[OpenSource]:
+    """Open all indexes of a configuration.
+
+    Raises: DataError or IntegrityError naming the source and its file.
+    """
+    opened = [open_source(source, config.seq_length) for source in config.sources]
+    first = opened[0]
+    for source in opened[1:]:
+        if source.fingerprint["tokenizer"] != first.fingerprint["tokenizer"]:
+            raise DataError(
+                f"sources have different tokenizers: {source.name!r} has {source.fingerprint['tokenizer'][:12]}, "
+                f"{first.name!r} has {first.fingerprint['tokenizer'][:12]}. Index all sources with one tokenizer."
+            )
+    return opened
+
+
+def open_source(source: BlendSource, seq_length: int) -> OpenSource:
+    """Open one index and look at its lengths; the tokens themselves are not read."""
+    try:
+        index = IndexedReader(source.path_prefix)
+    except IntegrityError as error:
+        raise IntegrityError(f"source {source.name!r}: {error}") from error
+    full = index.document_lengths()
+    empty = np.flatnonzero(full < 1)
+    if len(empty):
+        raise DataError(f"source {source.name!r}: document {empty[0]} is empty ({source.path_prefix}). Index it again.")
+    usable = None
+    if int(full.max(initial=0)) > seq_length:
+        lost = (full > seq_length) & (index.context_lengths() >= seq_length - 1)
+        if lost.any():
+            usable = np.flatnonzero(~lost)
+    return OpenSource(
+        name=source.name,
+        path_prefix=source.path_prefix,
+        num_documents=len(index),
+        usable=usable,
+        lengths=np.minimum(full, seq_length).astype(np.int32),
+        full_lengths=full,
+        fingerprint=index_fingerprint(index, source.name),
+    )
+
+
+def index_fingerprint(index: IndexedReader, name: str) -> dict[str, Any]:
+    """Hashes of an index: `.idx` is hashed again, `.bin` is taken from the manifest (its size has been checked).
+
+    Raises: IntegrityError naming the file when there is no manifest or `.idx` differs from it.
+    """
+    bin_path, idx_path, json_path = index_paths(index.path_prefix)
+    if index.manifest is None:
+        raise IntegrityError(f"source {name!r}: file is missing: {json_path}. Index it with tools/preprocess_data.py.")
+    files = index.manifest["files"]
+    recorded, found = files[idx_path.name]["sha256"], sha256_file(idx_path)
+    if found != recorded:
+        raise IntegrityError(
+            f"source {name!r}: file differs from its manifest: got sha256 {found}, need {recorded} ({idx_path}). "
+            "Restore or rebuild it."
+        )
+    tokenizer = index.manifest.get("tokenizer", {}).get("sha256", "")
+    return {"bin": files[bin_path.name]["sha256"], "idx": found, "tokenizer": tokenizer}
+
+
+def same_path(first: str, second: str) -> bool:
+    """Whether two path prefixes name one index."""
+    return os.path.abspath(first) == os.path.abspath(second)
