@@ -18,6 +18,7 @@ from typing import Any
 
 import megatron.core
 import torch
+import torch.utils._device
 
 from megatron_huatuo.errors import ConfigError
 
@@ -80,6 +81,8 @@ def enable_host() -> None:
             f"megatron-core {megatron.core.__version__} is untested without CUDA: need 0.16. Install megatron-core==0.16.1."
         )
     _patch_cuda_functions()
+    # `with torch.device("meta")` knows factories by identity from a list that it makes once: let it list the real ones.
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_host(getattr(torch, name)))
     _patch_tensor_methods()
