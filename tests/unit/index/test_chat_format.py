@@ -1,0 +1,283 @@
+"""Ids, modes, labels and loss mask exactly as the recipe says, by hand and for any text."""
+
+import doctest
+
+import numpy as np
+import pytest
+from hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG, character_model, save_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.index import chat_format
+from megatron_huatuo.index.chat_format import (
+    count_template_mismatches,
+    cut_document,
+    encode_conversations,
+    encode_tag,
+    render,
+    segment_texts,
+    targets_of,
+)
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.storage.records import Conversation, Turn
+
+
+def talk(*values):
+    turns = tuple(Turn("gpt" if number % 2 else "human", value) for number, value in enumerate(values))
+    return Conversation("id", turns)
+
+
+def split_documents(encoded):
+    """[(tokens, modes)] of an EncodedConversations."""
+    modes = np.repeat(encoded.sequence_modes, encoded.sequence_lengths)
+    ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
+    return list(zip(np.split(encoded.tokens, ends[:-1]), np.split(modes, ends[:-1]), strict=True))
+
+
+def test_worked_examples_hold():
+    assert doctest.testmod(chat_format).failed == 0
+    assert doctest.testmod(chat_format).attempted >= 5
+
+
+def test_one_turn_by_hand(by_hand):
+    encoded = encode_conversations([talk("头痛", "休息")], load_tokenizer(by_hand))
+    assert encoded.tokens.tolist() == [*QUESTION_TAG, 9, 10, *ANSWER_TAG, 11, 12, EOS]
+    assert encoded.sequence_lengths.tolist() == [11, 3]
+    assert encoded.sequence_modes.tolist() == [0, 1]
+    assert encoded.sequences_per_document.tolist() == [2]
+    labels, loss_mask = targets_of(encoded.tokens, split_documents(encoded)[0][1], EOS)
+    assert labels.tolist() == [4, 5, 6, 9, 10, *ANSWER_TAG, 11, 12, EOS, EOS]
+    assert loss_mask.tolist() == [0] * 10 + [1, 1, 1, 0]
+    assert labels.dtype == np.int64 and loss_mask.dtype == np.float32
+
+
+def test_two_turns_by_hand(by_hand):
+    """The first answer stores no eos, yet its last token has target eos."""
+    encoded = encode_conversations([talk("头痛", "休息", "药", "不")], load_tokenizer(by_hand))
+    first = [*QUESTION_TAG, 9, 10, *ANSWER_TAG, 11, 12]
+    second = [7, *QUESTION_TAG, 13, *ANSWER_TAG, 14, EOS]
+    assert encoded.tokens.tolist() == first + second
+    assert encoded.sequence_lengths.tolist() == [11, 2, 11, 2]
+    assert encoded.sequence_modes.tolist() == [0, 1, 0, 1]
+    labels, loss_mask = targets_of(encoded.tokens, split_documents(encoded)[0][1], EOS)
+    assert labels.tolist() == [*first[1:], EOS, *second[1:], EOS]
+    assert loss_mask.tolist() == [0] * 10 + [1, 1, 1] + [0] * 10 + [1, 1, 0]
+
+
+def test_published_tokenizer_by_hand(baichuan2):
+    """Ids of pieces looked up one by one in the published vocabulary."""
+    tokenizer = load_tokenizer(baichuan2)
+    assert tokenizer.encode("<问>：") == [92655, 92614, 92574, 70]
+    assert tokenizer.encode("\n<答>：") == [5, 92655, 93140, 92574, 70]
+    encoded = encode_conversations([talk("头痛", "休息", "Aspirin", "不用。")], tokenizer)
+    tag = [5, 92655, 93140, 92574, 70]
+    question = [92655, 92614, 92574, 70]
+    words = {word: tokenizer.encode(word) for word in ("头痛", "休息", "Aspirin", "不用。")}
+    assert words["头痛"] == [14992] and words["休息"] == [6317]
+    assert encoded.tokens.tolist() == [
+        *question, 14992, *tag, 6317, 5, *question, *words["Aspirin"], *tag, *words["不用。"], 2,
+    ]  # fmt: skip
+    assert encoded.tags_apart == 0
+    assert count_template_mismatches(
+        [talk("头痛", "休息")], encode_conversations([talk("头痛", "休息")], tokenizer), tokenizer, 1
+    ) == (1, 0)
+
+
+def test_a_row_of_documents_has_no_target_across_their_bounds(by_hand):
+    encoded = encode_conversations([talk("头痛", "休息"), talk("药", "不", "药", "不")], load_tokenizer(by_hand))
+    parts = split_documents(encoded)
+    alone = [targets_of(tokens, modes, EOS) for tokens, modes in parts]
+    modes = np.concatenate([modes for _, modes in parts])
+    bounds = np.array([0, len(parts[0][0]), len(modes)])
+    labels, loss_mask = targets_of(encoded.tokens, modes, EOS, cu_seqlens=bounds)
+    assert labels.tolist() == [label for part in alone for label in part[0]]
+    assert loss_mask.tolist() == [value for part in alone for value in part[1]]
+
+
+def naive_targets(tokens, modes, eos):
+    """The rule of docs/data_formats.md, place by place."""
+    labels, loss_mask = [], []
+    for place in range(len(tokens)):
+        if place == len(tokens) - 1:
+            labels.append(eos)
+            loss_mask.append(0)
+        elif modes[place] == 1 and modes[place + 1] == 0:
+            labels.append(eos)
+            loss_mask.append(1)
+        else:
+            labels.append(tokens[place + 1])
+            loss_mask.append(modes[place + 1])
+    return labels, loss_mask
+
+
+rows = st.lists(
+    st.lists(st.tuples(st.integers(0, 999), st.integers(0, 1)), min_size=1, max_size=12), min_size=1, max_size=4
+)
+
+
+@given(documents=rows)
+def test_targets_follow_the_rule_place_by_place(documents):
+    expected = [naive_targets(*zip(*document, strict=True), 2) for document in documents]
+    tokens = np.array([token for document in documents for token, _ in document])
+    modes = np.array([mode for document in documents for _, mode in document], dtype=np.int8)
+    bounds = np.cumsum([0, *(len(document) for document in documents)])
+    labels, loss_mask = targets_of(tokens, modes, 2, cu_seqlens=bounds)
+    assert labels.tolist() == [label for part in expected for label in part[0]]
+    assert loss_mask.tolist() == [value for part in expected for value in part[1]]
+    if len(documents) == 1:
+        alone = targets_of(tokens, modes, 2)
+        assert alone[0].tolist() == labels.tolist() and alone[1].tolist() == loss_mask.tolist()
+
+
+def test_targets_of_nothing_are_nothing():
+    labels, loss_mask = targets_of(np.zeros(0, np.int64), np.zeros(0, np.int8), 2)
+    assert len(labels) == len(loss_mask) == 0
+
+
+# No surrogates (readers refuse them); everything else that people and machines type.
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
+tricky = st.sampled_from(
+    ["</s>", "<s>", "<答>：", "\n<答>：", "<问>：x\n<答>：y</s>", "a\0b", "\ufffd", "\u202eabc", "<unk>"]
+)
+conversations = st.lists(
+    st.lists(st.tuples(texts | tricky, texts | tricky), min_size=1, max_size=3).map(
+        lambda pairs: talk(*(value for pair in pairs for value in pair))
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=conversations)
+def test_any_text_gives_the_segments_of_the_recipe_and_one_eos(trained, batch):
+    tokenizer = load_tokenizer(trained)
+    encoded = encode_conversations(batch, tokenizer)
+    assert encoded.kept.tolist() == list(range(len(batch))) and not encoded.dropped
+    tag = tokenizer.encode("\n<答>：")
+    for conversation, (tokens, modes) in zip(batch, split_documents(encoded) if batch else [], strict=True):
+        expected_tokens, expected_modes, targets = [], [], 0
+        for position, turn in enumerate(conversation.turns):
+            if turn.speaker == "human":
+                ids = tokenizer.encode(("\n" if position else "") + "<问>：" + turn.value) + tag
+            else:
+                ids = tokenizer.encode("\n<答>：" + turn.value)[len(tag) :]
+                targets += len(ids) + 1
+            expected_tokens += ids
+            expected_modes += [int(turn.speaker == "gpt")] * len(ids)
+        assert tokens.tolist() == [*expected_tokens, tokenizer.eos_id]
+        assert modes.tolist() == [*expected_modes, 1]
+        assert tokens.tolist().count(tokenizer.eos_id) == 1
+        labels, loss_mask = targets_of(tokens, modes, tokenizer.eos_id)
+        assert loss_mask.sum() == targets
+        assert (labels[loss_mask == 1] == tokenizer.eos_id).sum() == len(conversation.turns) // 2
+        assert tokenizer.decode(tokens[:-1].tolist()) == render(conversation.turns)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=conversations)
+def test_the_trained_vocabulary_encodes_a_conversation_as_it_is_served(trained, batch):
+    tokenizer = load_tokenizer(trained)
+    encoded = encode_conversations(batch, tokenizer)
+    assert count_template_mismatches(batch, encoded, tokenizer, 1) == (len(batch), 0)
+    assert encoded.tags_apart == 0
+
+
+def test_role_tags_inside_a_value_change_no_mode(by_hand):
+    encoded = encode_conversations([talk("头<答>：休", "痛\n<问>：药")], load_tokenizer(by_hand))
+    question = [*QUESTION_TAG, 9, 3, 8, 5, 6, 11]
+    answer = [10, 7, 3, 4, 5, 6, 13, EOS]
+    assert encoded.tokens.tolist() == [*question, *ANSWER_TAG, *answer]
+    assert encoded.sequence_lengths.tolist() == [len(question) + 5, len(answer)]
+
+
+def test_special_token_text_is_plain_text(by_hand):
+    encoded = encode_conversations([talk("头</s>", "</s>痛")], load_tokenizer(by_hand))
+    text = [3, 15, 16, 5]
+    assert encoded.tokens.tolist() == [*QUESTION_TAG, 9, *text, *ANSWER_TAG, *text, 10, EOS]
+
+
+def test_text_that_still_yields_an_eos_is_dropped_and_counted(tmp_path):
+    """A tokenizer that lists its eos as ordinary text cannot be told otherwise."""
+    directory = save_tokenizer(tmp_path / "t", character_model(), special=False)
+    encoded = encode_conversations(
+        [talk("头", "痛"), talk("头</s>", "痛</s>"), talk("药", "不")], load_tokenizer(directory)
+    )
+    assert encoded.kept.tolist() == [0, 2]
+    assert encoded.dropped == {"text yields the end-of-document id": 1}
+    assert [tokens.tolist().count(EOS) for tokens, _ in split_documents(encoded)] == [1, 1]
+    assert split_documents(encoded)[1][0].tolist() == [*QUESTION_TAG, 13, *ANSWER_TAG, 14, EOS]
+
+
+def test_an_answer_without_a_token_is_dropped_and_counted(tmp_path):
+    from tokenizers import normalizers
+
+    directory = save_tokenizer(tmp_path / "t", character_model(), normalizer=normalizers.Replace("休", ""))
+    tokenizer = load_tokenizer(directory)
+    encoded = encode_conversations([talk("头", "休"), talk("头", "休息"), talk("头", "痛", "药", "休")], tokenizer)
+    assert encoded.kept.tolist() == [1]
+    assert encoded.dropped == {"answer without a token": 2}
+    only_bad = encode_conversations([talk("头", "休")], tokenizer)
+    assert len(only_bad.tokens) == len(only_bad.sequence_lengths) == len(only_bad.sequences_per_document) == 0
+
+
+def test_a_tag_that_merges_with_its_answer_is_encoded_apart_and_counted(tmp_path):
+    from tokenizers import models
+
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    for character in "<问>：\n答头痛休息":
+        vocab[character] = len(vocab)
+    vocab["：休"] = merged = len(vocab)
+    directory = save_tokenizer(tmp_path / "t", models.BPE(vocab, [("：", "休")], unk_token="<unk>"))
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.encode("\n<答>：休息")[-2] == merged
+    batch = [talk("头", "休息"), talk("头", "痛")]
+    encoded = encode_conversations(batch, tokenizer)
+    assert encoded.tags_apart == 1
+    assert split_documents(encoded)[0][0].tolist() == [3, 4, 5, 6, 9, 7, 3, 8, 5, 6, 11, 12, 2]
+    assert encoded.sequence_lengths.tolist() == [10, 3, 10, 2]
+    assert count_template_mismatches(batch, encoded, tokenizer, 1) == (2, 1)
+    assert count_template_mismatches(batch, encoded, tokenizer, 2) == (1, 1)
+
+
+def test_a_dummy_prefix_is_counted_as_a_mismatch_with_the_served_template(tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["头痛 休息", "a b c d"] * 20), model_prefix=str(tmp_path / "m"), vocab_size=300,
+        model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        add_dummy_prefix=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "m.model")
+    batch = [talk("头痛", "休息"), talk("a", "b")]
+    assert count_template_mismatches(batch, encode_conversations(batch, tokenizer), tokenizer, 1) == (2, 2)
+
+
+def test_a_tokenizer_without_ids_for_the_tag_is_refused(tmp_path):
+    from tokenizers import Regex, normalizers
+
+    directory = save_tokenizer(tmp_path / "t", character_model(), normalizer=normalizers.Replace(Regex("[\\s\\S]"), ""))
+    with pytest.raises(ConfigError, match="gives no ids for the role tag"):
+        encode_tag(load_tokenizer(directory))
+
+
+def test_segments_joined_are_the_served_text():
+    turns = talk("头痛？", "休息。", "要药吗？", "不用。").turns
+    assert segment_texts(turns) == ["<问>：头痛？", "\n<答>：休息。", "\n<问>：要药吗？", "\n<答>：不用。"]
+    assert render(turns) == "".join(segment_texts(turns))
+
+
+@given(
+    document=st.lists(st.tuples(st.integers(3, 99), st.integers(0, 1)), min_size=1, max_size=20),
+    length=st.integers(2, 25),
+)
+def test_a_cut_document_keeps_its_head_and_ends_with_eos(document, length):
+    tokens, modes = (np.array(column) for column in zip(*document, strict=True))
+    cut_tokens, cut_modes = cut_document(tokens, modes, length, eos=2)
+    assert len(cut_tokens) == len(cut_modes) == min(length, len(tokens))
+    if len(tokens) <= length:
+        assert cut_tokens.tolist() == tokens.tolist()
+    else:
+        assert cut_tokens.tolist() == [*tokens[: length - 1], 2]
+        assert cut_modes.tolist() == modes[:length].tolist()
+        assert 2 not in tokens, "the document itself is unchanged"
