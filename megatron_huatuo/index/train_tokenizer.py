@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from typing import Any
 
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.atomic import atomic_directory
@@ -91,9 +91,10 @@ def _train(texts: Iterator[str], vocab_size: int) -> bytes:
         raise DataError("no text to train a tokenizer on: the input files hold none. Check --input.")
     sentencepiece.set_random_generator_seed(0)
     written = io.BytesIO()
+    bad_input: list[HuatuoError] = []  # sentencepiece turns what its iterator raises into a RuntimeError
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], texts),
+            sentence_iterator=itertools.chain([first], _noting_errors(texts, bad_input)),
             model_writer=written,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -116,7 +117,17 @@ def _train(texts: Iterator[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if bad_input:
+            raise bad_input[0] from None
         raise ConfigError(
             f"cannot train {vocab_size} pieces on these texts: {error}. Mend --vocab-size, or give more text."
         ) from error
     return written.getvalue()
+
+
+def _noting_errors(texts: Iterator[str], errors: list[HuatuoError]) -> Iterator[str]:
+    try:
+        yield from texts
+    except HuatuoError as error:
+        errors.append(error)
+        raise

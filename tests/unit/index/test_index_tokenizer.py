@@ -1,0 +1,151 @@
+"""Tokenizers: text stays text, ids are the library's own, and the right files are found."""
+
+import json
+
+import numpy as np
+import pytest
+from hand_tokenizer import BOS, EOS, UNK, character_model, save_tokenizer
+
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.index.tokenizer import load_tokenizer
+
+MIXED = [
+    "高血压 hypertension（BP ≥ 140/90 mmHg）的治疗",
+    "  two  spaces\n\nand\ttabs ",
+    "</s><s><unk>",
+    "<问>：你好</s>\n<答>：a",
+    "龘𠀀 e\u0301 ｆ１",
+    "\u200b\ufeff\u202e\0",
+    "",
+]
+
+
+def test_published_model_gives_sentencepieces_own_ids(baichuan2):
+    import sentencepiece
+
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(baichuan2))
+    tokenizer = load_tokenizer(baichuan2)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.unk_id) == (125696, 2, 0)
+    assert tokenizer.encode("<问>：") == [92655, 92614, 92574, 70]
+    assert tokenizer.encode("\n<答>：") == [5, 92655, 93140, 92574, 70]
+    for text, ids in zip(MIXED, tokenizer.encode_batch(MIXED), strict=True):
+        assert ids.tolist() == reference.encode(text) == tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert not {1, 2} & set(ids.tolist())
+        assert tokenizer.decode(ids.tolist()) == text
+    assert tokenizer.files == {"tokenizer.model": baichuan2}
+
+
+def test_special_token_text_gives_no_control_id(trained, by_hand):
+    for tokenizer in (load_tokenizer(trained), load_tokenizer(by_hand)):
+        for text in ("</s>", "<s>", "a</s>b", "</s></s>", "<unk>"):
+            assert not {BOS, EOS} & set(tokenizer.encode(text))
+
+
+def test_nothing_is_added_cut_or_padded(by_hand):
+    """The file asks for a bos, truncation to 4 and padding to 64: none of it happens."""
+    tokenizer = load_tokenizer(by_hand)
+    assert tokenizer.encode("头痛休息药不") == [9, 10, 11, 12, 13, 14]
+    assert tokenizer.encode("头?") == [9, UNK]
+    assert tokenizer.encode("") == []
+    assert tokenizer.encode_batch([]) == []
+    assert tokenizer.unk_id == UNK and tokenizer.vocab_size == 17
+
+
+def test_byte_level_tokenizer_json_comes_back_to_the_same_text(tmp_path):
+    """The kind of Llama-3 and Qwen2.5: byte-level BPE with an end-of-text token behind the vocabulary."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    built = tokenizers.Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    built.train_from_iterator(MIXED, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    built.add_special_tokens(["<|end_of_text|>"])
+    built.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [built.get_vocab_size() - 1, 5]}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_id == tokenizer.vocab_size - 1 and tokenizer.unk_id is None
+    for text in [*MIXED, "a<|end_of_text|>b"]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.eos_id not in ids and tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"eos_token": "</s>"}),
+        ("tokenizer_config.json", {"eos_token": {"content": "</s>", "lstrip": False}}),
+        ("special_tokens_map.json", {"eos_token": {"content": "</s>"}}),
+        ("config.json", {"eos_token_id": EOS}),
+    ],
+)
+def test_end_of_document_token_is_found_beside_tokenizer_json(tmp_path, name, content):
+    directory = save_tokenizer(tmp_path / "t", character_model(), companions=False)
+    with pytest.raises(ConfigError, match=r"no end-of-document token: need 'eos_token' in .*tokenizer_config\.json"):
+        load_tokenizer(directory)
+    (directory / name).write_text(json.dumps(content))
+    assert load_tokenizer(directory).eos_id == EOS
+    assert load_tokenizer(directory / "tokenizer.json").eos_id == EOS
+
+
+def test_directory_prefers_tokenizer_json_and_names_the_files_to_export(by_hand, trained):
+    (by_hand / "tokenizer.model").write_bytes((trained / "tokenizer.model").read_bytes())
+    (by_hand / "merges.txt").write_text("")
+    tokenizer = load_tokenizer(by_hand)
+    assert tokenizer.path == by_hand / "tokenizer.json"
+    assert tokenizer.files == {
+        name: by_hand / name for name in ("tokenizer.json", "tokenizer_config.json", "merges.txt")
+    }
+    from_model = load_tokenizer(trained)
+    assert set(from_model.files) == {"tokenizer.model", "tokenizer_config.json"}
+    assert load_tokenizer(trained / "tokenizer.model").sha256 == from_model.sha256 != tokenizer.sha256
+
+
+def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, by_hand):
+    (tmp_path / "empty.model").write_bytes(b"")
+    (tmp_path / "garbage.model").write_bytes(b"\x00garbage" * 20)
+    (tmp_path / "garbage.json").write_text("{}")
+    for name, error, message in (
+        ("absent.model", ConfigError, r"absent\.model does not exist"),
+        ("", ConfigError, r"holds neither tokenizer\.json nor tokenizer\.model"),
+        ("empty.model", DataError, r"empty\.model is empty"),
+        ("garbage.model", DataError, r"no SentencePiece model: .*garbage\.model"),
+        ("garbage.json", DataError, r"no tokenizer\.json: .*garbage\.json"),
+    ):
+        with pytest.raises(error, match=message):
+            load_tokenizer(tmp_path / name)
+    for content, error, message in (
+        ("{", DataError, r"no JSON: .*tokenizer_config\.json"),
+        ("[]", DataError, r"no JSON object: .*tokenizer_config\.json"),
+        ('{"eos_token": "<end>"}', ConfigError, r"eos_token '<end>' of .* is not in"),
+    ):
+        (by_hand / "tokenizer_config.json").write_text(content)
+        with pytest.raises(error, match=message):
+            load_tokenizer(by_hand)
+
+
+def test_model_without_end_of_document_id_is_refused(tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c"] * 9), model_prefix=str(tmp_path / "m"), vocab_size=270, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, eos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="has no end-of-document id"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+def test_reading_tokenizers_needs_neither_torch_nor_transformers(trained):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "from megatron_huatuo.index.build import build_index\n"
+        "from megatron_huatuo.index.tokenizer import load_tokenizer\n"
+        "load_tokenizer(sys.argv[1]).encode('a')\n"
+        "assert not {'torch', 'transformers', 'megatron'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(trained)], check=True)
