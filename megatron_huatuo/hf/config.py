@@ -19,12 +19,12 @@ _MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "baichuan": "baichuan2"}
 # Keys that say nothing about the function that the weights compute.
 _WITHOUT_EFFECT = frozenset(
     """_attn_implementation _commit_hash _from_model_config _name_or_path architectures auto_map chunk_size_feed_forward
-    dtype finetuning_task gradient_checkpointing id2label is_decoder is_encoder_decoder label2id layer_types
-    max_sequence_length max_window_layers model_max_length model_type norm_head output_attentions output_hidden_states
-    position_embedding problem_type return_dict rope_scaling rope_theta rope_parameters sep_token_id sliding_window
-    tokenizer_class torch_dtype transformers_version unk_token_id use_cache use_return_dict z_loss_weight""".split()
+    dtype finetuning_task gradient_checkpointing id2label is_decoder is_encoder_decoder label2id max_sequence_length
+    max_window_layers model_max_length model_type output_attentions output_hidden_states problem_type return_dict
+    sep_token_id sliding_window tokenizer_class torch_dtype transformers_version unk_token_id use_cache
+    use_return_dict""".split()  # noqa: SIM905
 )
-# (layer_types, rope_*, norm_head, position_embedding are checked by their own functions below)
+_CHECKED_APART = frozenset({"layer_types", "position_embedding", "rope_parameters", "rope_scaling", "rope_theta"})
 
 _REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -33,7 +33,7 @@ _REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "pretraining_tp": (1,),
     "use_sliding_window": (False,),
-    "is_decoder": (True, False),
+    "z_loss_weight": (0,),
 }
 
 _FIELDS = {
@@ -97,7 +97,7 @@ def _family(config: Mapping[str, Any], where: str) -> str:
 
 
 def _check_keys(config: Mapping[str, Any], where: str) -> None:
-    known = _WITHOUT_EFFECT | _FIELDS.keys() | _OPTIONAL_FIELDS.keys()
+    known = _WITHOUT_EFFECT | _CHECKED_APART | _FIELDS.keys() | _OPTIONAL_FIELDS.keys()
     for key, value in config.items():
         if key in _REQUIRED_VALUES:
             if value not in _REQUIRED_VALUES[key]:
@@ -155,6 +155,7 @@ def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
     content |= {key: values[field] for key, field in (_FIELDS | _OPTIONAL_FIELDS).items()}
     if architecture.rope_theta is not None:
         content["rope_parameters"] = {"rope_theta": architecture.rope_theta, "rope_type": "default"}
+        content["rope_theta"] = architecture.rope_theta  # where servers with an older transformers look for it
     if architecture.family == "llama":
         content |= {"attention_bias": False, "mlp_bias": False}
     if architecture.family == "baichuan2":

@@ -1,0 +1,1 @@
+"""Publishing a trained checkpoint as a Hugging Face directory that proved itself equal to it."""

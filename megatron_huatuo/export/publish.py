@@ -1,0 +1,102 @@
+"""A checkpoint becomes a Hugging Face directory: complete, proved equal, or not there at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.layout import STATE, iteration_of, resolve_checkpoint
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.export.model_card import model_card
+from megatron_huatuo.export.verify import Parity, load_checkpoint_architecture, verify_converted
+from megatron_huatuo.hf.config import config_json
+from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.hf.state_tensors import StateReader
+from megatron_huatuo.hf.to_hf import DTYPES, write_weights
+from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
+from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
+from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
+
+KIND = "hf_model"
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    hf_directory: str | os.PathLike[str],
+    *,
+    base_hf: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    skip_verification: bool = False,
+    allow_token_mismatch: bool = False,
+) -> Parity | None:
+    """Write a Hugging Face directory and return the parity figures of its verification (None when skipped).
+
+    checkpoint: a run, its checkpoints/ or one iteration.
+    base_hf: where the tokenizer comes from when the checkpoint carries none.
+    dtype: "bfloat16" or "float32"; by default the type of the checkpoint's weights.
+    Raises: IntegrityError when the checkpoint is damaged or the result differs from it; nothing is published then.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    get_logger(__name__).info("exporting %s", directory)
+    verify_checkpoint(directory)
+    architecture = load_checkpoint_architecture(directory)
+    state = StateReader(directory / STATE, architecture)
+    dtype = dtype or str(state.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
+    tokenizer = _tokenizer(directory, base_hf, architecture)
+    with atomic_directory(hf_directory) as root:
+        shapes = hf_shapes(architecture)
+        tensors = progress(state, total=len(shapes), description="writing weights", unit="tensor")
+        files = write_weights(root, shapes, tensors, DTYPES[dtype])
+        _write_settings(root, architecture, tokenizer, dtype)
+        parity = None
+        if not skip_verification:
+            get_logger(__name__).info("comparing with the training model: weights, token ids, logits, continuation")
+            parity = verify_converted(directory, root, allow_token_mismatch=allow_token_mismatch)
+        origin = _origin(directory)
+        (root / "README.md").write_text(model_card(architecture, dtype, origin, parity), encoding="utf-8")
+        small = [path.name for path in root.iterdir() if path.name not in files]
+        described = files | describe_files(root, sorted(small))
+        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None, "files": described}
+        write_manifest(root, KIND, content)
+    return parity
+
+
+def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architecture: Architecture) -> Tokenizer | None:
+    """The checkpoint's tokenizer, else the base model's. Raises: DataError when it has ids beyond the embedding."""
+    source = directory / "tokenizer" if (directory / "tokenizer").is_dir() else base_hf
+    if source is None:
+        get_logger(__name__).warning("no tokenizer in %s and no --base-hf: exporting weights alone", directory)
+        return None
+    tokenizer = load_tokenizer(source)
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise DataError(
+            f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
+            f"{architecture.vocab_size} rows ({tokenizer.path}). Use the model's own tokenizer."
+        )
+    return tokenizer
+
+
+def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer | None, dtype: str) -> None:
+    config = config_json(architecture, dtype)
+    if tokenizer is not None:
+        config["eos_token_id"] = tokenizer.eos_id  # the id that training put at the end of every answer
+        write_tokenizer_files(tokenizer, root)
+    write_json(root / "config.json", config)
+    ends = {"eos_token_id": config["eos_token_id"], "bos_token_id": config["bos_token_id"]}
+    pad = config["pad_token_id"] if config["pad_token_id"] is not None else config["eos_token_id"]
+    generation: dict[str, Any] = {**ends, "pad_token_id": pad, "do_sample": False, "max_new_tokens": 1024}
+    write_json(root / "generation_config.json", generation)
+
+
+def _origin(directory: Path) -> dict[str, Any]:
+    """What identifies the checkpoint: its iteration and the run's fingerprints."""
+    training = read_json(directory / "training.json")
+    kept = ("consumed_train_samples", "fingerprints")
+    return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if key in training}}

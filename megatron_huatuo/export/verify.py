@@ -1,0 +1,218 @@
+"""Prove that a Hugging Face directory computes what the checkpoint computes.
+
+Invariant: the checkpoint is loaded by megatron-core and run by the training model, the directory is loaded and run by
+transformers; the two paths share no code of ours but the architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
+from megatron_huatuo.checkpoint.store import load_weights
+from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.hf.state_tensors import StateReader
+from megatron_huatuo.hf.weight_files import WeightFiles
+from megatron_huatuo.host import enable_host
+from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.build import build_model
+from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
+from megatron_huatuo.storage.manifest import read_json
+
+TOLERANCE = 1e-4
+CONTINUATION_TOKENS = 16
+_TEXTS = (
+    f"{QUESTION_TAG}高血压患者平时应该注意什么？{ANSWER_TAG}",
+    f"{QUESTION_TAG}What are the symptoms of type 2 diabetes? 请用中文回答。{ANSWER_TAG}",
+)
+_TOKENIZER_TEXTS = (
+    *_TEXTS,
+    f"{QUESTION_TAG}布洛芬 400 mg，每日 3 次？\n{ANSWER_TAG}  可以 </s><unk> <答>： ½ é\t😀",
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a verification measured."""
+
+    tensors: int
+    """Weights compared bit by bit (after the conversion to the exported type)."""
+    max_logit_difference: float
+    """Largest absolute difference of two logits, both computed in float32 from the exported weights."""
+    max_logit: float
+    """Largest absolute logit, for scale."""
+    positions: int
+    """Token positions whose logits were compared."""
+    continuation_tokens: int
+    """Length of the greedy continuations, which are identical."""
+    tokenizer_texts: int
+    """Texts for which transformers gives the ids of the index."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the model card and the manifest."""
+        return asdict(self)
+
+
+def load_checkpoint_architecture(checkpoint: Path) -> Architecture:
+    """Architecture of one checkpoint directory."""
+    return Architecture.from_dict(read_json(checkpoint / "architecture.json"))
+
+
+def verify_export(
+    checkpoint: str | os.PathLike[str], hf_directory: str | os.PathLike[str], *, allow_token_mismatch: bool = False
+) -> Parity:
+    """Compare weights, logits, greedy continuation and token ids of a checkpoint and a Hugging Face directory.
+
+    checkpoint: a run, its checkpoints/ or one iteration. Needs memory for the model in float32, once.
+    Raises: IntegrityError that says what differs.
+    """
+    directory = resolve_checkpoint(checkpoint)
+    verify_checkpoint(directory)
+    return verify_converted(directory, Path(hf_directory), allow_token_mismatch=allow_token_mismatch)
+
+
+def verify_converted(directory: Path, hf_directory: Path, *, allow_token_mismatch: bool = False) -> Parity:
+    """As `verify_export`, for a checkpoint directory that has been proved sound."""
+    architecture = load_checkpoint_architecture(directory)
+    tensors = compare_weights(StateReader(directory / STATE, architecture), WeightFiles(hf_directory))
+    texts = 0 if allow_token_mismatch else compare_tokens(directory / "tokenizer", hf_directory)
+    tokens = _sample_tokens(directory, architecture)
+    dtype = WeightFiles(hf_directory).dtype
+    expected, continuation = _run_checkpoint(directory, architecture, tokens, dtype)
+    difference, scale = _compare_with_transformers(hf_directory, tokens, expected, continuation)
+    return Parity(
+        tensors=tensors,
+        max_logit_difference=difference,
+        max_logit=scale,
+        positions=sum(row.numel() for row in tokens),
+        continuation_tokens=CONTINUATION_TOKENS,
+        tokenizer_texts=texts,
+    )
+
+
+def compare_weights(state: StateReader, files: WeightFiles) -> int:
+    """Compare every weight bit by bit, one at a time; returns their number. Raises: IntegrityError naming the tensor."""
+    count = 0
+    for name, tensor in state:
+        if name not in files.file_of:
+            raise IntegrityError(f"tensor is missing: {name!r} in {files.directory}. Export again.")
+        exported = files.read(name, 0, 0, tensor.shape[0])
+        if exported.shape != tensor.shape or not torch.equal(tensor.to(exported.dtype), exported):
+            raise IntegrityError(f"tensor {name!r} differs from the checkpoint ({files.file_of[name]}). Export again.")
+        count += 1
+    return count
+
+
+def compare_tokens(tokenizer_directory: Path, hf_directory: Path) -> int:
+    """Compare the ids of plain transformers with the index's, and the chat template with its text.
+
+    Returns the number of texts; 0 when the checkpoint has no tokenizer. Raises: IntegrityError naming the text.
+    """
+    from transformers import AutoTokenizer
+
+    if not tokenizer_directory.is_dir():
+        return 0
+    ours = load_tokenizer(tokenizer_directory)
+    theirs = AutoTokenizer.from_pretrained(hf_directory)
+    for text in _TOKENIZER_TEXTS:
+        expected, got = ours.encode(text), theirs(text, add_special_tokens=False).input_ids
+        if expected != got:
+            raise IntegrityError(
+                f"tokenizer differs from the index: {text!r} gives {got}, need {expected} ({hf_directory}). "
+                "Serve the index's own ids, or accept the difference with --allow-token-mismatch."
+            )
+    chat = [{"role": "user", "content": "头痛？"}, {"role": "assistant", "content": "休息。"}]
+    chat.append({"role": "user", "content": "吃什么药？"})
+    rendered = theirs.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    segments = (f"{QUESTION_TAG}头痛？", f"{ANSWER_TAG}休息。", f"\n{QUESTION_TAG}吃什么药？", ANSWER_TAG)
+    expected = [token for segment in segments for token in ours.encode(segment)]
+    if rendered != expected:
+        raise IntegrityError(
+            f"chat template gives other ids than training saw: got {rendered}, need {expected} ({hf_directory}); "
+            "the tokenizer joins text across a role tag or begins every segment with a prefix. "
+            "Accept the difference with --allow-token-mismatch."
+        )
+    return len(_TOKENIZER_TEXTS) + 1
+
+
+def _sample_tokens(directory: Path, architecture: Architecture) -> list[torch.Tensor]:
+    """Two prompts as the tokenizer gives them, int64 [1, length] each; arbitrary ids where there is no tokenizer."""
+    if (directory / "tokenizer").is_dir():
+        tokenizer = load_tokenizer(directory / "tokenizer")
+        return [torch.tensor([tokenizer.encode(text)]) for text in _TEXTS]
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(architecture.vocab_size, (1, length), generator=generator) for length in (24, 40)]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """megatron-core's process groups for this process alone, on the CPU."""
+    if torch.distributed.is_initialized():
+        raise ConfigError("a verification runs in one process of its own, not inside a distributed job.")
+    enable_host()
+    initialize_process_groups(ParallelConfig(), torch.device("cpu"))
+    try:
+        yield
+    finally:
+        destroy_process_groups()
+
+
+@torch.no_grad()
+def _run_checkpoint(
+    directory: Path, architecture: Architecture, tokens: list[torch.Tensor], dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Logits float32 [length, vocabulary] and greedy continuation of each row, by the training model on the CPU."""
+    with _alone():
+        model = build_model(architecture, precision="fp32", perform_initialization=False).eval()
+        load_weights(directory, [model])
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))  # what the export rounded, this comparison rounds as well
+        logits = [model(row, None, None)[0] for row in tokens]
+        continuations = []
+        for row in tokens:
+            for _ in range(CONTINUATION_TOKENS):
+                row = torch.cat([row, model(row, None, None)[:, -1:].argmax(-1)], dim=1)
+            continuations.append(row[0, -CONTINUATION_TOKENS:].tolist())
+    return logits, continuations
+
+
+@torch.no_grad()
+def _compare_with_transformers(
+    hf_directory: Path, tokens: list[torch.Tensor], expected: list[torch.Tensor], continuations: list[list[int]]
+) -> tuple[float, float]:
+    """Largest difference and largest logit. Raises: IntegrityError beyond the tolerance."""
+    from transformers import AutoModelForCausalLM
+
+    # The only remote code that can lie here is this project's own, copied by the export.
+    model = AutoModelForCausalLM.from_pretrained(hf_directory, dtype=torch.float32, trust_remote_code=True).eval()
+    difference, scale = 0.0, 0.0
+    for row, logits, continuation in zip(tokens, expected, continuations, strict=True):
+        got = model(row).logits[0]
+        difference = max(difference, (got - logits).abs().max().item())
+        scale = max(scale, logits.abs().max().item())
+        # Without an end token generation runs on, as the continuation of the training model does.
+        generated = model.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=CONTINUATION_TOKENS, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )[0, row.shape[1] :].tolist()  # fmt: skip
+        if generated != continuation:
+            raise IntegrityError(
+                f"greedy continuation differs: transformers gives {generated}, the checkpoint {continuation} "
+                f"({hf_directory})."
+            )
+    if not difference <= TOLERANCE * max(1.0, scale):
+        raise IntegrityError(
+            f"logits differ: got {difference:.2e} at most, need {TOLERANCE * max(1.0, scale):.2e} ({hf_directory})."
+        )
+    return difference, scale

@@ -1,0 +1,64 @@
+"""A Hugging Face directory becomes a checkpoint that any TP, PP and DP layout loads.
+
+Invariant: no model is built and no remote code runs; weights go from file to file, one tensor in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.hf.from_hf import open_weights
+from megatron_huatuo.hf.mapping import each_weight
+from megatron_huatuo.hf.state_tensors import StateWriter
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.model.architecture import Architecture, load_architecture
+from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
+
+
+def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Path:
+    """Write `checkpoint`/iter_0000000 from a Hugging Face directory; returns it.
+
+    The weights keep their type. Peak memory: about two tensors.
+    Raises: ConfigError for an unsupported config.json; DataError or IntegrityError naming tensor and file. Then, or
+    when interrupted, `checkpoint` is absent.
+    """
+    architecture = load_architecture(hf_directory)
+    files = open_weights(hf_directory, architecture)
+    with atomic_directory(checkpoint) as root:
+        directory = root / iteration_name(0)
+        writer = StateWriter(directory / STATE, architecture.num_layers)
+        weights = list(each_weight(architecture))
+        for rule, layer in progress(weights, description="importing weights", unit="tensor"):
+            writer.write(rule, layer, rule.gather(files.read, layer))
+        writer.finish()
+        write_json(directory / "architecture.json", architecture.to_dict())
+        write_json(directory / "training.json", {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})
+        _copy_tokenizer(Path(hf_directory), directory / "tokenizer", architecture)
+        described = {f"{STATE}/{name}": entry for name, entry in writer.files.items()}
+        others = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != STATE]
+        described |= describe_files(directory, [str(path.relative_to(directory)) for path in others])
+        write_manifest(directory, KIND, {"iteration": 0, "files": described})
+        write_latest(root, 0)
+    return Path(checkpoint) / iteration_name(0)
+
+
+def _copy_tokenizer(hf_directory: Path, target: Path, architecture: Architecture) -> None:
+    try:
+        tokenizer = load_tokenizer(hf_directory)
+    except ConfigError as error:
+        get_logger(__name__).warning("importing weights alone: %s", error)
+        return
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise DataError(
+            f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
+            f"{architecture.vocab_size} rows ({tokenizer.path}). Use the model's own tokenizer."
+        )
+    target.mkdir()
+    for name, path in tokenizer.files.items():
+        shutil.copyfile(path, target / name)

@@ -1,0 +1,175 @@
+"""The weights of a distributed checkpoint, read and written one tensor at a time, without a model and without ranks.
+
+Invariant: what is written here is what `GPTModel.sharded_state_dict()` asks for: one global tensor a key, the layers
+stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file a layer and
+key; memory is that of one tensor. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
+the two small files that megatron-core adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.hf.mapping import WeightRule, each_weight, weight_rules
+from megatron_huatuo.model.architecture import Architecture
+
+
+class _HashingFile:
+    """File for writing that hashes what passes through."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle, self._digest, self.bytes = handle, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self.bytes += memoryview(data).nbytes
+        return self._handle.write(data)
+
+    def flush(self) -> None:
+        self._handle.flush()
+
+    def described(self) -> dict[str, Any]:
+        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Leave torch's own checksum out: the manifest's sha256 covers the file, and crc32 halves the speed."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+class StateWriter:
+    """Writes the `state/` directory of a checkpoint; `finish` makes it readable."""
+
+    def __init__(self, directory: str | os.PathLike[str], num_layers: int) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._num_layers = num_layers
+        self._metadata = Metadata(state_dict_metadata={}, storage_data={})
+        self.files: dict[str, dict[str, Any]] = {}
+        """Size and sha256 of every file written, by name."""
+
+    def write(self, rule: WeightRule, layer: int, tensor: torch.Tensor) -> None:
+        """Write the whole megatron tensor of one rule and layer."""
+        layers = (self._num_layers,) if rule.per_layer else ()
+        offsets = torch.Size([layer] * len(layers) + [0] * tensor.dim())
+        chunk = tensor.detach().reshape((1,) * len(layers) + tensor.shape).contiguous()
+        known = self._metadata.state_dict_metadata.setdefault(
+            rule.key,
+            TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(layers + tensor.shape), chunks=[]),
+        )
+        known.chunks.append(ChunkStorageMetadata(offsets, chunk.shape))
+        name = f"{rule.key}.{layer}.distcp" if layers else f"{rule.key}.distcp"
+        with _without_crc32(), open(self.directory / name, "wb") as handle:
+            hashing = _HashingFile(handle)
+            torch.save(chunk, hashing)
+        self.files[name] = hashing.described()
+        index = MetadataIndex(rule.key, offsets)
+        self._metadata.storage_data[index] = _StorageInfo(name, 0, hashing.bytes)
+
+    def finish(self) -> None:
+        """Write what megatron-core reads first: the metadata of all tensors and the format's name."""
+        common = io.BytesIO()
+        torch.save({}, common)
+        backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+        backend |= {"common_backend": "torch", "common_backend_version": 1}
+        contents = {
+            "common.pt": common.getvalue(),
+            "metadata.json": json.dumps(backend).encode(),
+            ".metadata": pickle.dumps(self._metadata),
+        }
+        for name, content in contents.items():
+            (self.directory / name).write_bytes(content)
+            self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+class StateReader:
+    """Reads weights out of a `state/` directory, whatever layout saved it.
+
+    The directory must have passed `checkpoint.integrity.verify_checkpoint`: `.metadata` is a pickle.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], architecture: Architecture) -> None:
+        """Raises: IntegrityError naming a weight that is missing or has another shape than the architecture's."""
+        self.directory = Path(directory)
+        metadata = FileSystemReader(self.directory).read_metadata()
+        self._tensors: dict[str, TensorStorageMetadata] = metadata.state_dict_metadata
+        self._files = {(index.fqn, tuple(index.offset)): info for index, info in _tensor_storage(metadata)}
+        for rule in weight_rules(architecture):
+            expected = ((architecture.num_layers,) if rule.per_layer else ()) + rule.shape
+            found = self._tensors.get(rule.key)
+            if found is None or tuple(found.size) != expected:
+                got = "nothing" if found is None else list(found.size)
+                raise IntegrityError(
+                    f"checkpoint does not fit its architecture: {rule.key!r} is {got}, need {list(expected)} "
+                    f"({self.directory})."
+                )
+        self._architecture = architecture
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the weights are stored."""
+        return self._tensors["embedding.word_embeddings.weight"].properties.dtype
+
+    def read(self, rule: WeightRule, layer: int) -> torch.Tensor:
+        """The whole megatron tensor of one rule and layer. Peak memory: twice its size."""
+        lead = 1 if rule.per_layer else 0
+        whole: torch.Tensor | None = None
+        for chunk in self._tensors[rule.key].chunks:
+            if lead and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            values = self._load(rule.key, tuple(chunk.offsets))
+            if lead:
+                values = values[layer - chunk.offsets[0]]
+            if values.shape == torch.Size(rule.shape):
+                return values
+            if whole is None:
+                whole = torch.empty(rule.shape, dtype=values.dtype)
+            place = tuple(
+                slice(start, start + length) for start, length in zip(chunk.offsets[lead:], values.shape, strict=True)
+            )
+            whole[place] = values
+        if whole is None:
+            raise IntegrityError(f"checkpoint lacks layer {layer} of {rule.key!r} ({self.directory}).")
+        return whole
+
+    def _load(self, key: str, offsets: tuple[int, ...]) -> torch.Tensor:
+        info = self._files[(key, offsets)]
+        with open(self.directory / info.relative_path, "rb") as handle:
+            handle.seek(info.offset)
+            content = io.BytesIO(handle.read(info.length))
+        return torch.load(content, map_location="cpu", weights_only=True)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, tensor) of every weight, in the order of `mapping.hf_shapes`."""
+        for rule, layer in each_weight(self._architecture):
+            yield from rule.scatter(self.read(rule, layer), layer)
+
+
+def _tensor_storage(metadata: Metadata) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:
+    return ((index, info) for index, info in metadata.storage_data.items() if index.offset is not None)

@@ -1,0 +1,159 @@
+"""Read the weights of a Hugging Face directory, slice by slice.
+
+Invariant: only tensors are read (safetensors, or `.bin` with `weights_only=True`), never code; memory is that of the
+slice asked for. Every fault is reported with the tensor's and the file's name.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.storage.manifest import read_json
+
+_LAYOUTS = (
+    ("model.safetensors.index.json", None),
+    ("model.safetensors", ".safetensors"),
+    ("pytorch_model.bin.index.json", None),
+    ("pytorch_model.bin", ".bin"),
+)
+# Buffers that old checkpoints carry: they follow from the architecture.
+_DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "alibi_mask")
+
+
+class WeightFiles:
+    """The weight files of one Hugging Face directory, safetensors preferred to `.bin`, sharded or not."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Raises: IntegrityError when there are no weights, or an index names a file that is absent or torn."""
+        self.directory = Path(directory)
+        self.file_of = self._find()
+        self._bin: tuple[Path, Mapping[str, Any]] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(set(self.file_of.values())):
+            self._read_shapes(path)
+        for name, path in self.file_of.items():
+            if name not in self._shapes:
+                raise IntegrityError(f"tensor is missing: the index places {name!r} in {path}. Download it again.")
+
+    def _find(self) -> dict[str, Path]:
+        for name, suffix in _LAYOUTS:
+            path = self.directory / name
+            if not path.is_file():
+                continue
+            if suffix == ".safetensors":
+                with _open_safetensors(path) as file:
+                    return dict.fromkeys(file.keys(), path)
+            if suffix == ".bin":
+                return dict.fromkeys(_load_bin(path), path)
+            index = read_json(path)
+            if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+                raise IntegrityError(f"shard index has no 'weight_map': {path}. Download it again.")
+            found = {tensor: self.directory / file for tensor, file in index["weight_map"].items()}
+            for tensor, file in found.items():
+                if file.parent != self.directory or not file.is_file():
+                    raise IntegrityError(
+                        f"shard is missing: {path.name} places {tensor!r} in {file}. Download it again."
+                    )
+            return found
+        raise IntegrityError(
+            f"no weights in {self.directory}: need model.safetensors or pytorch_model.bin, whole or with an index."
+        )
+
+    def _read_shapes(self, path: Path) -> None:
+        if path.suffix == ".safetensors":
+            with _open_safetensors(path) as file:
+                self._shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        else:
+            self._shapes |= {name: tuple(tensor.shape) for name, tensor in self._bin_tensors(path).items()}
+
+    def _bin_tensors(self, path: Path) -> Mapping[str, torch.Tensor]:
+        if self._bin is None or self._bin[0] != path:
+            self._bin = (path, _load_bin(path))
+        return self._bin[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first tensor's values."""
+        name = next(iter(self.file_of))
+        return self.read(name, 0, 0, 0).dtype
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], *, tied: tuple[str, str] | None = None) -> None:
+        """Compare names and shapes with what an architecture needs.
+
+        tied: (tensor, its source); the tensor may be there as well, but must then equal its source.
+        Raises: DataError naming the first tensor that is missing, extra, mis-shaped or not tied as promised.
+        """
+        for name, shape in expected.items():
+            if name not in self.file_of:
+                raise DataError(
+                    f"tensor is missing: {name!r} in {self.directory}. Check that config.json belongs to it."
+                )
+            if self._shapes[name] != shape:
+                raise DataError(
+                    f"wrong shape of tensor {name!r}: got {list(self._shapes[name])}, need {list(shape)} "
+                    f"({self.file_of[name]}). Check that config.json belongs to it."
+                )
+        extra = [name for name in self.file_of if name not in expected and not name.endswith(_DERIVED)]
+        if tied and tied[0] in extra:
+            extra.remove(tied[0])
+            self._check_tied(*tied)
+        if extra:
+            raise DataError(
+                f"unknown tensor: {extra[0]!r} in {self.file_of[extra[0]]} ({len(extra)} in all). "
+                "Check that config.json belongs to these weights."
+            )
+
+    def _check_tied(self, name: str, source: str) -> None:
+        if not torch.equal(self._whole(name), self._whole(source)):
+            raise DataError(
+                f"tensor {name!r} differs from {source!r}, though config.json ties them ({self.file_of[name]}). "
+                "Set tie_word_embeddings to false."
+            )
+
+    def _whole(self, name: str) -> torch.Tensor:
+        return self.read(name, 0, 0, self._shapes[name][0])
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Range start … stop-1 of a tensor along axis 0 or 1, as stored.
+
+        Raises: DataError naming tensor and file when a value is NaN or infinite; IntegrityError when the file is torn.
+        """
+        path = self.file_of[name]
+        index = (slice(start, stop),) if axis == 0 else (slice(None), slice(start, stop))
+        if path.suffix == ".safetensors":
+            # Opened anew each time: an open file keeps every page that was read in memory.
+            with _open_safetensors(path) as file:
+                values = file.get_slice(name)[index]
+        else:
+            values = self._bin_tensors(path)[name][index]
+        if values.numel() and not all(bound.isfinite() for bound in torch.aminmax(values)):
+            raise DataError(f"tensor {name!r} holds NaN or infinite values ({path}). Download it again.")
+        return values
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"file is torn or no safetensors: {path} ({error}). Download it again.") from error
+
+
+def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
+    """Tensors of a `.bin` file, mapped into memory rather than read; anything but tensors is refused."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise IntegrityError(
+            f"file is torn, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise IntegrityError(f"file holds more than tensors: {path}. Convert it to safetensors.")
+    return content

@@ -1,0 +1,51 @@
+"""Hugging Face directory <-> distributed checkpoint, and the proof that the two are equal."""
+
+import sys
+
+from megatron_huatuo.config import argument_parser
+from megatron_huatuo.errors import exit_on_error
+
+
+@exit_on_error
+def main() -> None:
+    parser = argument_parser("Convert between Hugging Face directories and checkpoints, and compare them.")
+    commands = parser.add_subcommands(dest="command")
+
+    importing = argument_parser("Hugging Face directory -> checkpoint for any TP, PP and DP; runs no remote code.")
+    importing.add_argument("--hf", required=True, help="Hugging Face directory (safetensors or .bin)")
+    importing.add_argument("--checkpoint", required=True, help="directory to write the checkpoint into")
+    commands.add_subcommand("import", importing)
+
+    exporting = argument_parser("Checkpoint of any layout -> Hugging Face directory, verified before it is published.")
+    exporting.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
+    exporting.add_argument("--hf", required=True, help="directory to write")
+    exporting.add_argument("--base-hf", help="base model, for the tokenizer where the checkpoint has none")
+    exporting.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: that of the checkpoint")
+    exporting.add_argument("--skip-verification", action="store_true", help="publish without comparing logits")
+    exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
+    commands.add_subcommand("export", exporting)
+
+    verifying = argument_parser("Compare weights, token ids, logits and greedy continuation.")
+    verifying.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
+    verifying.add_argument("--hf", required=True, help="Hugging Face directory")
+    verifying.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
+    commands.add_subcommand("verify", verifying)
+
+    arguments = parser.parse_args()
+    options = vars(arguments[arguments.command])
+    if arguments.command == "import":
+        from megatron_huatuo.hf.import_checkpoint import import_hf
+
+        print(import_hf(options["hf"], options["checkpoint"]))
+    elif arguments.command == "export":
+        from megatron_huatuo.export.publish import export_checkpoint
+
+        print(export_checkpoint(options.pop("checkpoint"), options.pop("hf"), **options))
+    else:
+        from megatron_huatuo.export.verify import verify_export
+
+        print(verify_export(options.pop("checkpoint"), options.pop("hf"), **options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
