@@ -1,0 +1,121 @@
+"""One interface to whatever answers: a Hugging Face directory, or a model behind an OpenAI-compatible endpoint.
+
+Invariant: a reply is in the request log before anyone sees it, keyed by its prompt, the model's fingerprint and the
+generation settings. A rerun on the same log generates, and pays, only what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.unify.settings import PatienceSettings
+
+
+class GeneratedReply(NamedTuple):
+    """A reply. finish_reason: "stop" (the model ended it), "length", "prompt too long", "failed: …" or the endpoint's own."""
+
+    text: str
+    finish_reason: str | None
+
+
+class Generator(Protocol):
+    """Answers prompts, each one user turn, greedily."""
+
+    description: dict[str, Any]
+    """What answers: kind, name, fingerprint, settings. No secrets"""
+
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, GeneratedReply]]:
+        """(index, reply) of every prompt, in the order of completion; from the log where it is there.
+
+        Raises: EndpointError when going on is impossible; what is done stays in the log.
+        """
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How replies are generated."""
+
+    max_new_tokens: int = 512
+    """Longest reply, in tokens; a reasoning model needs more"""
+    batch_size: int = 8
+    """Prompts generated together from a Hugging Face directory; halved by itself where memory does not suffice"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N, for a Hugging Face directory"""
+    dtype: str = "auto"
+    """auto (float32 on CPU, else the model's own), float32, bfloat16 or float16"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need at least 1.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"wrong dtype: got {self.dtype!r}, need auto, float32, bfloat16 or float16.")
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """How an endpoint is asked."""
+
+    api_key_env: str | None = None
+    """Environment variable that holds the API key; none: no key is sent"""
+    max_concurrency: int = 8
+    """Requests in flight"""
+    token_limit_key: str = "max_tokens"
+    """Name of the length limit in requests; newer commercial models want max_completion_tokens"""
+
+    def __post_init__(self) -> None:
+        if self.token_limit_key not in ("max_tokens", "max_completion_tokens"):
+            raise ConfigError(
+                f"wrong token_limit_key: got {self.token_limit_key!r}, need max_tokens or max_completion_tokens."
+            )
+
+    def read_key(self) -> str | None:
+        """The API key. Raises ConfigError when the variable is not set."""
+        if self.api_key_env is None:
+            return None
+        if not (key := os.environ.get(self.api_key_env, "").strip()):
+            raise ConfigError(
+                f"no API key: the environment variable {self.api_key_env} is empty. Set it, or leave out --api-key-env."
+            )
+        return key
+
+
+@dataclass(frozen=True)
+class ModelEndpoint:
+    """A model behind an endpoint."""
+
+    base_url: str
+    """Address up to /v1"""
+    model: str
+    """Name of the model there"""
+    options: EndpointOptions = field(default_factory=EndpointOptions)
+    """Key, concurrency, dialect"""
+    patience: PatienceSettings = field(default_factory=PatienceSettings)
+    """Time-outs and retries"""
+
+
+def open_generator(
+    model: str | os.PathLike[str] | ModelEndpoint,
+    log_directory: Path,
+    settings: GenerationSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> Generator:
+    """Load a Hugging Face directory, or prepare for an endpoint.
+
+    trust_remote_code: run the Python code that lies in the directory; without it such a directory is refused.
+    log_directory: where the request log `requests-*.sqlite` of this model is kept.
+    Raises: ConfigError when there is no such directory, or it cannot be loaded.
+    """
+    if isinstance(model, ModelEndpoint):
+        from megatron_huatuo.evaluate.endpoint import EndpointGenerator
+
+        return EndpointGenerator(model, log_directory, settings)
+    from megatron_huatuo.evaluate.huggingface import HuggingFaceGenerator
+
+    return HuggingFaceGenerator(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)

@@ -1,0 +1,254 @@
+"""Generation from a Hugging Face directory with plain transformers, on CPU or GPU.
+
+Invariant: no code and no pickle of the directory is executed unless `trust_remote_code` says so, nothing is ever
+downloaded, and a reply depends on its prompt alone: greedy, left-padded, whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.generation.streamers import TextStreamer
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings
+from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.manifest import fingerprint, sha256_file
+from megatron_huatuo.unify.request_log import Reply, RequestLog
+
+# The recipe's format, for directories without a chat template of their own (the published HuatuoGPT-II ones).
+# Line breaks stand in expressions: a template drops the one that follows a block tag.
+RECIPE_TEMPLATE = (
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}<答>：{% else %}<问>：{% endif %}{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n<答>：' }}{% endif %}"
+)
+_NO_CONTENT = (".md", ".png", ".jpg", ".txt.gz")
+
+
+class ChatModel:
+    """Model and tokenizer of one directory, and how a conversation becomes token ids."""
+
+    def __init__(self, directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False) -> None:
+        """Load both; with `trust_remote_code` also by Python code and pickles of the directory.
+
+        Raises ConfigError naming the directory when that is impossible.
+        """
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f"no Hugging Face directory: {directory} has no config.json. Check --model.")
+        self.directory, self.settings = directory, settings
+        self.device = _device(settings.device)
+        transformers.logging.disable_progress_bar()
+        try:
+            self._load(trust_remote_code)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ConfigError(_why_not_loaded(directory, error)) from error
+        if self.tokenizer.chat_template is None:
+            get_logger(__name__).warning("%s has no chat template: the recipe's <问>：…<答>： is used", directory)
+            self.tokenizer.chat_template = RECIPE_TEMPLATE
+        special = self.tokenizer.all_special_tokens
+        frame = self._render([{"role": "user", "content": "-"}])
+        self._split_special_tokens = not any(token in frame for token in special)
+
+    def _load(self, trust_remote_code: bool) -> None:
+        common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory, **common)
+        # Safetensors only, unless the directory is trusted: a `.bin` file is a pickle.
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.directory,
+            dtype=self._dtype(),
+            use_safetensors=None if trust_remote_code else True,
+            **common,
+        )
+        self.model.eval().to(self.device)
+        self.eos_token_ids = _eos_token_ids(self.model, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
+        # The directory's own settings may sample or penalise; these replace all of them.
+        self.model.generation_config = transformers.GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id
+        )
+        self.max_positions = int(getattr(self.model.config, "max_position_embeddings", 1 << 31))
+
+    def _dtype(self) -> Any:
+        if self.settings.dtype != "auto":
+            return getattr(torch, self.settings.dtype)
+        return torch.float32 if self.device.type == "cpu" else "auto"
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+
+    def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation that ends with the user, through the chat template, up to the answer's tag.
+
+        messages: [{"role": "user" | "assistant", "content"}…]. `</s>` in a message stays text where the template
+        itself holds no special token.
+        """
+        text = self._render(messages)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special_tokens).input_ids
+
+    def room(self, num_tokens: int) -> int:
+        """How many tokens may follow a prompt of this length."""
+        return min(self.settings.max_new_tokens, self.max_positions - num_tokens)
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Sequence[int]], streamer: TextStreamer | None = None) -> list[GeneratedReply]:
+        """Greedy replies to token ids of prompts that all have room for the same number of new tokens."""
+        longest = max(map(len, prompts))
+        tokens = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, longest - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=tokens.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=self.room(longest),
+            streamer=streamer,
+        )
+        return [self._read(row) for row in output[:, longest:].tolist()]
+
+    def _read(self, tokens: list[int]) -> GeneratedReply:
+        ends = [index for index, token in enumerate(tokens) if token in self.eos_token_ids]
+        kept = tokens[: ends[0]] if ends else tokens
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return GeneratedReply(text, "stop" if ends else "length")
+
+    def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None]) -> GeneratedReply:
+        """Answer one conversation and hand over its text piece by piece. Raises ConfigError when it is too long."""
+        prompt = self.encode(messages)
+        if self.room(len(prompt)) < 1:
+            raise ConfigError(
+                f"conversation is too long: got {len(prompt)} tokens, need less than {self.max_positions}. Start anew."
+            )
+        return self.answer([prompt], _Streamer(self.tokenizer, on_text))[0]
+
+
+class _Streamer(TextStreamer):
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
+
+
+class HuggingFaceGenerator:
+    """Answers prompts from a directory, longest first, in batches."""
+
+    def __init__(
+        self, directory: Path, log_directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False
+    ) -> None:
+        self.chat = ChatModel(directory, settings, trust_remote_code=trust_remote_code)
+        self._batch_size = settings.batch_size
+        self.description = {
+            "kind": "huggingface",
+            "model": str(directory),
+            "model_fingerprint": directory_fingerprint(directory),
+            "max_new_tokens": settings.max_new_tokens,
+            "dtype": str(self.chat.model.dtype).removeprefix("torch."),
+        }
+        identity = {name: value for name, value in self.description.items() if name != "model"}
+        self._identity = fingerprint(identity)
+        self._log_path = log_directory / f"requests-{self._identity[:12]}.sqlite"
+
+    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, GeneratedReply]]:
+        """See `Generator.generate`."""
+        log = RequestLog(self._log_path)
+        try:
+            keys = [fingerprint([self._identity, prompt]) for prompt in prompts]
+            missing = []
+            for index, key in enumerate(keys):
+                if (known := log.find(key, 0)) is not None:
+                    yield index, GeneratedReply(known.content, known.finish_reason)
+                else:
+                    missing.append(index)
+            for index, reply, prompt_tokens in self._generate_new([prompts[index] for index in missing]):
+                key = keys[missing[index]]
+                log.note_sent(key, 0, str(self.chat.directory))
+                log.note_reply(key, 0, Reply(reply.text, reply.finish_reason, prompt_tokens, 0, False))
+                yield missing[index], reply
+        finally:
+            log.close()
+
+    def _generate_new(self, prompts: Sequence[str]) -> Iterator[tuple[int, GeneratedReply, int]]:
+        encoded = [self.chat.encode([{"role": "user", "content": prompt}]) for prompt in prompts]
+        # Longest first: a memory error comes at once, and the time left is overestimated, never underestimated.
+        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+        while order:
+            batch = self._next_batch(order, encoded)
+            if self.chat.room(len(encoded[batch[0]])) < 1:
+                replies = [GeneratedReply("", "prompt too long")]
+            else:
+                replies = self._answer(encoded, batch)
+            for index, reply in zip(batch, replies, strict=False):
+                yield index, reply, len(encoded[index])
+            del order[: len(replies)]
+
+    def _next_batch(self, order: list[int], encoded: list[list[int]]) -> list[int]:
+        """The next prompts; one that leaves less than `max_new_tokens` of room goes alone, so that no other is cut."""
+        alone = self.chat.room(len(encoded[order[0]])) < self.chat.settings.max_new_tokens
+        return order[: 1 if alone else self._batch_size]
+
+    def _answer(self, encoded: list[list[int]], batch: list[int]) -> list[GeneratedReply]:
+        """Replies to the batch, or to its first part when memory does not suffice for all."""
+        while True:
+            try:
+                return self.chat.answer([encoded[index] for index in batch])
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                batch = batch[: len(batch) // 2]
+                self._batch_size = len(batch)
+            torch.cuda.empty_cache()
+            get_logger(__name__).warning("out of GPU memory: going on with batches of %d", self._batch_size)
+
+
+def directory_fingerprint(directory: Path) -> str:
+    """Fingerprint of all files that decide a model's replies: names and contents; model card and dot files left out."""
+    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    decisive = [path for path in files if path.suffix not in _NO_CONTENT and path.name != "manifest.json"]
+    size = sum(path.stat().st_size for path in decisive)
+    hashes = {}
+    with progress(total=size, description="fingerprint of the model", unit="B", unit_scale=True) as bar:
+        for path in decisive:
+            hashes[path.name] = sha256_file(path)
+            bar.update(path.stat().st_size)
+    return fingerprint(hashes)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"wrong device: got {name!r}, need auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} is not there: no CUDA device was found. Use --device cpu.")
+    return device
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    named = model.generation_config.eos_token_id
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError("neither generation_config.json nor the tokenizer names an eos token")
+    return ids
+
+
+def _why_not_loaded(directory: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            f"the directory brings its own Python code, which is not executed: {directory}. "
+            "If you trust it, add --trust-remote-code."
+        )
+    return f"cannot load the model: {reason} ({directory}). Export or download it again."

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Score a model: an exam of multiple-choice questions, or answers of two models compared by a judge."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
+from megatron_huatuo.errors import ConfigError, exit_on_error
+from megatron_huatuo.evaluate.exam import run_exam
+from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint
+from megatron_huatuo.evaluate.judge import format_judgement, run_judge
+from megatron_huatuo.evaluate.score import format_scores
+from megatron_huatuo.unify.settings import PatienceSettings
+
+
+def _parser() -> ArgumentParser:
+    exam = argument_parser("Ask exam questions and score the replies: replies.jsonl, scores.json, manifest.json.")
+    exam.add_argument("--model", type=str, required=True, metavar="HF_DIR", help="directory, or name at --base-url")
+    exam.add_argument("--base-url", type=str, metavar="URL", help="OpenAI-compatible endpoint, up to /v1")
+    exam.add_argument("--questions", type=str, nargs="+", required=True, metavar="FILE", help=".jsonl or .json")
+    exam.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines skipped before stopping")
+    exam.add_argument("--trust-remote-code", action="store_true", help="run Python code of the directory")
+    add_dashed_fields(exam, GenerationSettings)
+    judge = argument_parser("Have a model compare two files of answers, in both orders: verdicts.jsonl, scores.json.")
+    judge.add_argument("--answers-a", type=str, required=True, metavar="FILE", help="answers of model A")
+    judge.add_argument("--answers-b", type=str, required=True, metavar="FILE", help="answers of model B")
+    judge.add_argument("--base-url", type=str, required=True, metavar="URL", help="the judge's endpoint, up to /v1")
+    judge.add_argument("--model", type=str, required=True, metavar="NAME", help="the judge's name there")
+    judge.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="longest reply of the judge")
+    for command in (exam, judge):
+        command.add_argument("--output", type=str, required=True, metavar="DIR", help="the same one again continues")
+        command.add_argument("--max-failed", type=int, default=0, metavar="N", help="requests that may stay unanswered")
+        add_dashed_fields(command, EndpointOptions)
+        add_dashed_fields(command, PatienceSettings)
+    parser = argument_parser(__doc__ or "")
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("exam", exam)
+    commands.add_subcommand("judge", judge)
+    return parser
+
+
+def _endpoint(args: Namespace) -> ModelEndpoint:
+    options, patience = from_dashed_fields(EndpointOptions, args), from_dashed_fields(PatienceSettings, args)
+    return ModelEndpoint(args.base_url, args.model, options, patience)
+
+
+def _exam(args: Namespace) -> None:
+    if args.base_url is None and args.api_key_env is not None:
+        raise ConfigError("--api-key-env is for an endpoint: got no --base-url. Add it, or leave out the key.")
+    scores = run_exam(
+        model=_endpoint(args) if args.base_url else args.model,
+        questions=args.questions,
+        output=args.output,
+        generation=from_dashed_fields(GenerationSettings, args),
+        trust_remote_code=args.trust_remote_code,
+        max_bad_lines=args.max_bad_lines,
+        max_failed=args.max_failed,
+    )
+    print(format_scores(scores))
+
+
+def _judge(args: Namespace) -> None:
+    scores = run_judge(
+        answers_a=args.answers_a,
+        answers_b=args.answers_b,
+        judge=_endpoint(args),
+        output=args.output,
+        generation=GenerationSettings(max_new_tokens=args.max_new_tokens),
+        max_failed=args.max_failed,
+    )
+    print(format_judgement(scores))
+
+
+@exit_on_error
+def main() -> None:
+    """Parse the command line and run one of the two."""
+    args = _parser().parse_args()
+    (_exam if args.command == "exam" else _judge)(args[args.command])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
