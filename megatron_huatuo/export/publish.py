@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
 
 KIND = "hf_model"
+REMOTE_CODE = "modeling_baichuan.py"
 
 
 def export_checkpoint(
@@ -88,6 +90,13 @@ def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.eos_id  # the id that training put at the end of every answer
         write_tokenizer_files(tokenizer, root)
+    if architecture.family == "baichuan2":
+        shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), root / REMOTE_CODE)
+        module = REMOTE_CODE.removesuffix(".py")
+        config["auto_map"] = {
+            "AutoConfig": f"{module}.BaichuanConfig",
+            "AutoModelForCausalLM": f"{module}.BaichuanForCausalLM",
+        }
     write_json(root / "config.json", config)
     ends = {"eos_token_id": config["eos_token_id"], "bos_token_id": config["bos_token_id"]}
     pad = config["pad_token_id"] if config["pad_token_id"] is not None else config["eos_token_id"]

@@ -24,7 +24,7 @@ from megatron_huatuo.hf.weight_files import WeightFiles
 from megatron_huatuo.host import enable_host
 from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.tokenizer import load_tokenizer
-from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.architecture import Architecture, load_architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
@@ -119,12 +119,10 @@ def compare_tokens(tokenizer_directory: Path, hf_directory: Path) -> int:
 
     Returns the number of texts; 0 when the checkpoint has no tokenizer. Raises: IntegrityError naming the text.
     """
-    from transformers import AutoTokenizer
-
     if not tokenizer_directory.is_dir():
         return 0
     ours = load_tokenizer(tokenizer_directory)
-    theirs = AutoTokenizer.from_pretrained(hf_directory)
+    theirs = _load_transformers_tokenizer(hf_directory)
     for text in _TOKENIZER_TEXTS:
         expected, got = ours.encode(text), theirs(text, add_special_tokens=False).input_ids
         if expected != got:
@@ -144,6 +142,18 @@ def compare_tokens(tokenizer_directory: Path, hf_directory: Path) -> int:
             "Accept the difference with --allow-token-mismatch."
         )
     return len(_TOKENIZER_TEXTS) + 1
+
+
+def _load_transformers_tokenizer(hf_directory: Path) -> Any:
+    """By the class that the directory names: AutoTokenizer asks a question at the terminal where it sees remote code."""
+    import transformers
+
+    name = read_json(hf_directory / "tokenizer_config.json")["tokenizer_class"]
+    if not hasattr(transformers, name):
+        raise IntegrityError(
+            f"transformers has no tokenizer class {name!r} ({hf_directory / 'tokenizer_config.json'})."
+        )
+    return getattr(transformers, name).from_pretrained(hf_directory)
 
 
 def _sample_tokens(directory: Path, architecture: Architecture) -> list[torch.Tensor]:
@@ -187,15 +197,22 @@ def _run_checkpoint(
     return logits, continuations
 
 
+def _load_with_transformers(hf_directory: Path) -> Any:
+    """The model in float32. Code that lies in the directory is not run: Baichuan2's is this project's own file."""
+    if load_architecture(hf_directory).family == "baichuan2":
+        from megatron_huatuo.export.modeling_baichuan import BaichuanForCausalLM as model_class
+    else:
+        from transformers import AutoModelForCausalLM as model_class
+
+    return model_class.from_pretrained(hf_directory, dtype=torch.float32).eval()
+
+
 @torch.no_grad()
 def _compare_with_transformers(
     hf_directory: Path, tokens: list[torch.Tensor], expected: list[torch.Tensor], continuations: list[list[int]]
 ) -> tuple[float, float]:
     """Largest difference and largest logit. Raises: IntegrityError beyond the tolerance."""
-    from transformers import AutoModelForCausalLM
-
-    # The only remote code that can lie here is this project's own, copied by the export.
-    model = AutoModelForCausalLM.from_pretrained(hf_directory, dtype=torch.float32, trust_remote_code=True).eval()
+    model = _load_with_transformers(hf_directory)
     difference, scale = 0.0, 0.0
     for row, logits, continuation in zip(tokens, expected, continuations, strict=True):
         got = model(row).logits[0]
