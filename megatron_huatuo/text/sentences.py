@@ -37,7 +37,9 @@ def split_clauses(text: str) -> list[str]:
 
 def first_sentence(text: str) -> str:
     """The first sentence without white space around it; "" for blank text."""
-    return next((piece.strip() for piece in split_sentences(text) if piece.strip()), "")
+    stripped = text.strip()
+    match = _SENTENCE_END.search(stripped)
+    return stripped[: match.end()].strip() if match else stripped
 
 
 def _split_after(pattern: re.Pattern[str], text: str) -> list[str]:

@@ -11,10 +11,11 @@ from megatron_huatuo.storage.records import Document
 
 @dataclass(frozen=True)
 class Draft:
-    """One text of a backend. `problem`: why there is none, as a reason for the report."""
+    """One text of a backend. `problem`: why it is of no use, as a reason for the report; `final`: so would others be."""
 
     text: str
     problem: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Endpoint:
         self._api_key = api_key
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._failures_in_a_row = 0
+        self._refused: EndpointError | None = None
         self._not_before = 0.0
         self._random = random.Random()
         self.requests, self.retries, self.cached = 0, 0, 0
@@ -67,7 +68,7 @@ class Endpoint:
             base_url=settings.base_url,
             api_key=api_key or "none",  # otherwise the client would take a key from the environment unasked
             max_retries=0,
-            timeout=settings.patience.request_timeout_s,
+            timeout=None,  # ours covers the whole request; the client's would also name resets time-outs
             http_client=DefaultAioHttpClient(),
         )
 
@@ -82,11 +83,17 @@ class Endpoint:
             self.cached += 1
             return known
         async with self._slots:
+            if self._refused is not None:
+                raise self._refused
             reserved = await self.budget.reserve(*_most_tokens(payload))
             cost = 0.0
             self.log.note_sent(key, attempt, self.settings.model)
             try:
                 reply = await self._try_until_answered(payload, key, attempt)
+            except EndpointError as error:
+                self._refused = error
+                raise
+            else:
                 cost = self.budget.cost_usd(reply.prompt_tokens, reply.completion_tokens)
             finally:
                 await self.budget.settle(reserved, cost)
@@ -131,10 +138,10 @@ class Endpoint:
                             raise _Failure(f"reply over {_MAX_REPLY_BYTES >> 20} MiB", retried=False, paid=True)
         except openai.APIStatusError as error:
             raise self._judge_status(error) from None
-        except (TimeoutError, openai.APITimeoutError):
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError):
+            raise _Failure("connection broken", retried=True, paid=True) from None
+        except TimeoutError:
             raise _Failure("time-out", retried=True, paid=True) from None
-        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _Failure(f"connection: {type(error).__name__}", retried=True) from None
         return self._read_reply(bytes(body))
 
     def _judge_status(self, error: openai.APIStatusError) -> _Failure | EndpointError:
@@ -176,8 +183,8 @@ class Endpoint:
                 raise TypeError("content is no text")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             raise _Failure("garbage instead of a completion", retried=True) from None
-        # A reply may hold halves of characters that no UTF-8 file can store.
-        text = self._clean(text.encode("utf-8", "replace").decode())
+        # Halves of characters, which no UTF-8 file can hold, become U+FFFD: the gates refuse it.
+        text = self._clean(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return Reply(text, finish_reason, prompt_tokens, completion_tokens, counted)
 
     @staticmethod

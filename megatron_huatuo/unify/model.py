@@ -92,7 +92,7 @@ class ModelBackend:
         try:
             reply = await self._endpoint.complete(payload, attempt)
         except RequestFailed as failed:
-            return Draft("", f"endpoint failed: {failed.reason}")
+            return Draft("", f"endpoint failed: {failed.reason}", final=True)
         if reply.finish_reason == "length":
             return Draft(reply.content, f"cut off: at {max_tokens} tokens")
         if reply.finish_reason == "content_filter":

@@ -52,7 +52,7 @@ async def _first_good(
         drafted = await draft(attempt)
         text = tidy(drafted.text)
         reason = drafted.problem or refuse(text)
-        if reason is None:
+        if reason is None or drafted.final:
             break
     return text, reason
 
