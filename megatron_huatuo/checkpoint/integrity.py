@@ -19,30 +19,31 @@ from megatron_huatuo.checkpoint.layout import KIND, STATE
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file
 
+_CHECKPOINT = "torch.distributed.checkpoint"
 _HARMLESS = {
-    ("builtins", "set"),
-    ("builtins", "slice"),
-    ("builtins", "complex"),
-    ("builtins", "bytearray"),
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("_codecs", "encode"),
+    "builtins": {"set", "slice"},
+    "collections": {"OrderedDict", "defaultdict"},
+    "pathlib": {"PosixPath"},
+    "torch": {"Size", "bfloat16", "bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"},
+    "torch.serialization": {"_get_layout"},
+    f"{_CHECKPOINT}.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    f"{_CHECKPOINT}.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    f"{_CHECKPOINT}.planner": {"BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
 }
-_HARMLESS_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
 
 class _HarmlessUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        harmless = (module, name) in _HARMLESS or module in _HARMLESS_MODULES
-        if module == "torch" and isinstance(
-            getattr(torch, name, None), (torch.dtype, torch.layout, torch.memory_format)
-        ):
-            harmless = True
-        if not harmless or "." in name:
+        if name not in _HARMLESS.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} is not on the list of harmless names")
         return super().find_class(module, name)
 

@@ -11,6 +11,7 @@ data-parallel rank at save and load).
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -44,6 +46,10 @@ from megatron_huatuo.checkpoint.layout import (
 from megatron_huatuo.errors import HuatuoError, IntegrityError
 from megatron_huatuo.storage.atomic import fsync_directory
 from megatron_huatuo.storage.manifest import read_json, read_manifest, sha256_file, write_json, write_manifest
+
+# The stock queue for a writer's results lives in a manager process of its own, whose start costs 5 s a rank; a
+# synchronous save hands its results over inside one process.
+filesystem_async._get_write_results_queue = queue.SimpleQueue
 
 PORTABLE = "fully_reshardable"
 ROUTINE = "dp_reshardable"

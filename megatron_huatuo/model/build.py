@@ -13,6 +13,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -128,7 +134,18 @@ def build_model(
         )
     if architecture.norm_head and post_process:
         model.output_layer = NormHead.from_linear(model.output_layer)
+    _mark_tensor_parallel_weights(model)
     return model
+
+
+def _mark_tensor_parallel_weights(model: GPTModel) -> None:
+    """Without `perform_initialization` megatron-core 0.16 leaves out the marks by which the gradient norm tells a rank's
+    own slice from a copy; norms, and so clipping, would be wrong on several tensor-parallel ranks."""
+    for module in model.modules():
+        dim = {ColumnParallelLinear: 0, NormHead: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}.get(type(module))
+        weight = getattr(module, "weight", None)
+        if dim is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
 
 
 def _block_spec(

@@ -23,10 +23,7 @@ from megatron_huatuo.checkpoint.integrity import verify_together
 from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
-try:
-    from megatron_huatuo.hf.from_hf import load_hf_weights
-except ImportError:
-    load_hf_weights = None
+from megatron_huatuo.hf.from_hf import load_hf_weights
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
