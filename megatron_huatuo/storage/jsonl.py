@@ -2,15 +2,17 @@
 
 Invariant: no bad line passes silently. Each is counted in `BadLines`, which stops the reader when there are more than
 allowed (none by default). Policy for text (faults.md rows 18 and 19): a byte-order mark and CRLF are accepted and
-counted, blank lines are skipped and counted; malformed JSON, invalid UTF-8, lone surrogates, NaN literals, lines that
-are no object, and lines over 64 MiB are bad.
+counted, blank lines are skipped and counted; malformed JSON, invalid UTF-8, lone surrogates, NaN literals, numbers
+beyond the range of a double, lines that are no object, and lines over 64 MiB are bad.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -133,12 +135,24 @@ def split_lines(path: str | os.PathLike[str]) -> Iterator[RawLine]:
                     raw = handle.readline(MAX_LINE_BYTES + 1)
                     offset += len(raw)
                 yield RawLine(number, start, None if too_long else raw)
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+        except (EOFError, zlib.error, OSError) as error:
             raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return value
+
+
+def _load_json(text: str) -> Any:
+    """json.loads without NaN and infinity. Raises ValueError or RecursionError."""
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
@@ -148,7 +162,7 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
     except UnicodeDecodeError as error:
         return None, f"invalid UTF-8: byte {error.start}"
     try:
-        record = json.loads(text, parse_constant=_refuse_constant)
+        record = _load_json(text)
     except ValueError as error:
         cut = "" if raw.endswith(b"\n") else ", and the line has no end: truncated?"
         return None, f"malformed JSON: {error}{cut}"
@@ -161,9 +175,9 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
     return record, ""
 
 
-def _has_surrogate(record: Mapping[str, Any]) -> bool:
+def _has_surrogate(content: Any) -> bool:
     try:
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return True
     return False
@@ -192,10 +206,12 @@ def read_records(
     """Yield the parsed records of a `.jsonl` file (line by line) or a `.json` file (one array or object, read whole).
 
     parse: (raw object, "file:line") -> records; its DataError counts as a bad line with that text as the reason.
+    In a `.json` file the number is that of the record. An object `{name: [record…]}` counts as its records, each with
+    `source` = name and `id` = name-index unless it has its own; a record that is a bare list [q, a…] becomes `dialogue`.
     """
     bad = BadLines() if bad_lines is None else bad_lines
     if Path(path).suffix == ".json" and (whole := _read_whole(path)) is not None:
-        items: Iterable[tuple[int, Any]] = enumerate(whole if isinstance(whole, list) else [whole], start=1)
+        items: Iterable[tuple[int, Any]] = enumerate(_ungroup(whole), start=1)
     else:
         items = ((line.number, line.record) for line in read_jsonl(path, bad))
     for number, raw in items:
@@ -207,11 +223,32 @@ def read_records(
         yield from records
 
 
+def _ungroup(whole: Any) -> Iterator[Any]:
+    """The records of a whole JSON file, so that one bad record costs only itself."""
+    if isinstance(whole, list):
+        yield from whole
+    elif isinstance(whole, dict) and whole and all(_is_group(value) for value in whole.values()):
+        for name, items in whole.items():
+            for index, item in enumerate(items):
+                known = {"id": f"{name}-{index}", "source": name}
+                yield {**known, **item} if isinstance(item, dict) else {**known, "dialogue": item}
+    else:
+        yield whole
+
+
+def _is_group(value: Any) -> bool:
+    """A list of records: lists or objects. The turns of one conversation are objects too, but they have a speaker."""
+    return isinstance(value, list) and all(
+        isinstance(item, list) or (isinstance(item, dict) and not {"from", "role"} & item.keys()) for item in value
+    )
+
+
 def _read_whole(path: str | os.PathLike[str]) -> Any | None:
-    """The content of a `.json` file, or None when it is JSON Lines under that name."""
+    """The content of a `.json` file, or None when it is JSON Lines under that name (or broken: a line will say it)."""
     with open_binary(path) as handle:
         raw = handle.read()
     try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        whole = _load_json(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
+    return None if b"\\u" in raw and _has_surrogate(whole) else whole

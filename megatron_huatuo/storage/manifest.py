@@ -76,14 +76,15 @@ def write_manifest(
     files: names relative to `directory` whose size and sha256 are recorded.
     """
     root = Path(directory)
-    manifest = {
+    header = {
         "kind": kind,
         "format_version": 1,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "megatron_huatuo": __version__,
         "files": describe_files(root, files),
-        **content,
     }
+    assert not header.keys() & content.keys(), "content must not replace the header"
+    manifest = {**header, **content}
     write_json(root / name, manifest)
     return manifest
 
@@ -100,6 +101,8 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, *, name: str = M
             f"unknown format version: got {manifest.get('format_version')!r}, need 1 ({path}). "
             "Use the version of megatron_huatuo that wrote it."
         )
+    if not isinstance(manifest.get("files"), dict):
+        raise IntegrityError(f"no list of files in {path}. Run the stage that writes it again.")
     return manifest
 
 

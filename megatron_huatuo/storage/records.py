@@ -95,9 +95,11 @@ def _filled_text(record: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _identifier(record: Mapping[str, Any], default: str, where: str) -> str:
-    value = record.get("id", default)
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+def _identifier(record: Mapping[str, Any], default: str | None, where: str) -> str:
+    value = default if record.get("id") is None else record["id"]
+    if value is None:
+        raise DataError(f"wrong value of 'id': got nothing, need text or a whole number ({where})")
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise DataError(f"wrong value of 'id': got {type(value).__name__}, need text or a whole number ({where})")
     return str(value)
 
@@ -124,10 +126,8 @@ def parse_document(raw: Any, where: str) -> Document:
     language = _text(record, "language", where)
     if language not in LANGUAGES:
         raise DataError(f"wrong value of 'language': got {language!r}, need one of {LANGUAGES} ({where})")
-    if "id" not in record:
-        raise DataError(f"wrong value of 'id': got nothing, need text ({where})")
     return Document(
-        id=_identifier(record, "", where),
+        id=_identifier(record, None, where),
         source=_filled_text(record, "source", where),
         language=language,
         text=_text(record, "text", where),
@@ -178,7 +178,8 @@ def parse_conversations(raw: Any, where: str) -> list[Conversation]:
 
     * `{"conversations": [{"from", "value"}…]}` (HuatuoGPT-II, ShareGPT) and `{"messages": [{"role", "content"}…]}`
     * `{"instruction", "input"?, "output"}` (Alpaca)
-    * `{source: [[q, a, q, a…]…]}` and a bare list `[q, a, …]`, which may hold many conversations
+    * `{source: [[q, a, q, a…]…]}`, which may hold many conversations
+    * a bare list `[q, a, …]`, and `{"dialogue": [q, a, …]}` with an optional id and source
 
     A record without id gets its place as id. Raises: DataError naming key and place.
     """
@@ -189,6 +190,8 @@ def parse_conversations(raw: Any, where: str) -> list[Conversation]:
         turns = _turns_from(record["conversations"], "from", "value", where)
     elif "messages" in record:
         turns = _turns_from(record["messages"], "role", "content", where)
+    elif "dialogue" in record:
+        turns = _turns_from_texts(record["dialogue"], where)
     elif "instruction" in record:
         question = _filled_text(record, "instruction", where)
         context = _optional_text(record, "input", where) or ""

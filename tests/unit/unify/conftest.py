@@ -10,7 +10,28 @@ import pytest
 
 from megatron_huatuo.unify import PatienceSettings
 
-SUBJECTS = "高血压 糖尿病 哮喘 痛风 中风 贫血 肺炎 胃炎 湿疹 失眠 偏头痛 肾结石 甲亢 白内障 骨折 肝炎 麻疹 水痘 癫痫 便秘".split()
+SUBJECTS = [
+    "高血压",
+    "糖尿病",
+    "哮喘",
+    "痛风",
+    "中风",
+    "贫血",
+    "肺炎",
+    "胃炎",
+    "湿疹",
+    "失眠",
+    "偏头痛",
+    "肾结石",
+    "甲亢",
+    "白内障",
+    "骨折",
+    "肝炎",
+    "麻疹",
+    "水痘",
+    "癫痫",
+    "便秘",
+]
 
 
 def make_documents(number: int) -> list[dict]:

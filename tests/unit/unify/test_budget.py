@@ -11,7 +11,7 @@ from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import SamplingSettings, unify
 from megatron_huatuo.unify.prices import Budget, BudgetReached, Price, load_prices
-from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion, echo_writer
+from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion
 
 PRICES = "m: {prompt_usd_per_million: 1000, completion_usd_per_million: 3000}\n"
 COST_A_REQUEST_USD = 11 * 1000e-6 + 7 * 3000e-6  # of the server's 11 + 7 tokens

@@ -97,7 +97,7 @@ def test_an_endpoint_that_only_fails_is_given_up(write_documents, tmp_path):
 
 def test_no_server_at_all_is_given_up(write_documents, tmp_path):
     patience = PatienceSettings(max_retries=1, backoff_s=0.01, max_failures_in_a_row=2)
-    with pytest.raises(EndpointError, match="fails for good.*connection"):
+    with pytest.raises(EndpointError, match=r"fails for good.*connection"):
         unify([write_documents(9)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m",
               patience=patience)  # fmt: skip
 
