@@ -8,9 +8,11 @@ pipe; the shared queues of multiprocessing and concurrent.futures can wait for e
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -73,17 +75,24 @@ class _Worker:
     """One process, its pipe, and the number of the item that it works on (None when idle)."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
         self.number: int | None = None
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+        self.connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the parent's to handle; its end is theirs
+            )
+        self._send(function)
 
     def give(self, number: int, item: Any) -> None:
         self.number = number
+        self._send(item)
+
+    def _send(self, message: Any) -> None:
         try:
-            self.connection.send(item)
+            self.connection.send(message)
         except OSError as error:
             raise self._died() from error
 
@@ -99,33 +108,55 @@ class _Worker:
         return number, result
 
     def _died(self) -> HuatuoError:
-        self._process.join(timeout=5)
-        code = self._process.exitcode
-        cause = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        code = self._end()
+        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return HuatuoError(
             f"a worker process died ({cause}); it may have run out of memory. Nothing was published: "
             "run the same command again, with fewer --workers if memory is short."
         )
 
     def end(self) -> None:
+        """End the process, at once when it is at work."""
         if self.number is not None:
             self._process.kill()
         self.connection.close()
-        self._process.join(timeout=5)
-        if self._process.exitcode is None:
+        self._end()
+
+    def _end(self) -> int:
+        """Exit code of a process that should be ending; killed when it is not."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            return self._process.wait()
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
-    """Answer items until the parent closes the pipe or dies. Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# A plain interpreter, not multiprocessing's spawn: that would import the caller's main script (and its torch) again.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from megatron_huatuo.index.workers import serve; serve(int(sys.argv[1]))"
+)
+
+
+def serve(descriptor: int) -> None:
+    """Life of a worker: receive a function, then answer items until the parent closes the pipe or dies."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            item = connection.recv()
+    with Connection(descriptor) as connection:
+        function = connection.recv()
+        while (item := _receive(connection)) is not _END:
             try:
                 result = function(item)
             except HuatuoError as error:
                 result = error
-            connection.send(result)
+            with contextlib.suppress(OSError):  # the parent is gone; the next receive says so
+                connection.send(result)
+
+
+def _receive(connection: Connection) -> Any:
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return _END
+
+
+_END = object()

@@ -53,7 +53,9 @@ def clear(directory):
 def wait_for_workers(process, count=2):
     """The tokenising processes of the tool, once they are there; fewer when it has ended before."""
     while process.poll() is None:
-        found = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(cmdline(child))]
+        found = [
+            child for child in psutil.Process(process.pid).children() if "import serve" in " ".join(cmdline(child))
+        ]
         if len(found) == count:
             return found
         time.sleep(0.005)
