@@ -65,8 +65,8 @@ def export_checkpoint(
         (root / "README.md").write_text(model_card(architecture, dtype, origin, parity), encoding="utf-8")
         small = [path.name for path in root.iterdir() if path.name not in files]
         described = files | describe_files(root, sorted(small))
-        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None, "files": described}
-        write_manifest(root, KIND, content)
+        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None}
+        write_manifest(root, KIND, content, described)
     return parity
 
 

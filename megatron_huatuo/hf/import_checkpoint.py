@@ -43,7 +43,7 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
         described = {f"{STATE}/{name}": entry for name, entry in writer.files.items()}
         others = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != STATE]
         described |= describe_files(directory, [str(path.relative_to(directory)) for path in others])
-        write_manifest(directory, KIND, {"iteration": 0, "files": described})
+        write_manifest(directory, KIND, {"iteration": 0}, described)
         write_latest(root, 0)
     return Path(checkpoint) / iteration_name(0)
 
