@@ -31,7 +31,8 @@ class Conversation:
         Raises: ConfigError when the question alone is too long.
         """
         messages = [*self._messages, {"role": "user", "content": question}]
-        while len(messages) > 1 and self._model.room(len(self._model.encode(messages))) < _LEAST_ROOM_TOKENS:
+        least_room = min(_LEAST_ROOM_TOKENS, self._model.settings.max_new_tokens)
+        while len(messages) > 1 and self._model.room(len(self._model.encode(messages))) < least_room:
             messages = messages[2:]
         answer = self._model.stream(messages, lambda text: print(text, end="", file=screen, flush=True)).text
         print(file=screen, flush=True)

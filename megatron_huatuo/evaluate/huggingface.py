@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.generation.streamers import TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings
@@ -96,7 +96,7 @@ class ChatModel:
         return min(self.settings.max_new_tokens, self.max_positions - num_tokens)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Sequence[int]], streamer: TextStreamer | None = None) -> list[GeneratedReply]:
+    def answer(self, prompts: Sequence[Sequence[int]], streamer: BaseStreamer | None = None) -> list[GeneratedReply]:
         """Greedy replies to token ids of prompts that all have room for the same number of new tokens."""
         longest = max(map(len, prompts))
         tokens = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.long)
@@ -128,14 +128,34 @@ class ChatModel:
         return self.answer([prompt], _Streamer(self.tokenizer, on_text))[0]
 
 
-class _Streamer(TextStreamer):
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+class _Streamer(BaseStreamer):
+    """Hands over text as soon as its last character is complete; the pieces add up to the reply."""
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._shown = 0
+        self._prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self._tokens.extend(value.flatten().tolist())
+        text = self._text()
+        if not text.endswith("\ufffd"):  # a character may take several tokens
+            self._show(text)
+
+    def end(self) -> None:
+        self._show(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _show(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
 
 
 class HuggingFaceGenerator:

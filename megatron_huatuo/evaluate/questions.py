@@ -52,9 +52,9 @@ def question_prompt(question: Question) -> str:
 
 
 def smallest_answers(questions: Sequence[Question]) -> list[int]:
-    """For each question: the fewest letters that an answer of its kind has; 0 where just one letter is asked for.
+    """For each question: the fewest letters that an answer may have; 0 where just one letter is asked for.
 
-    The kind is the question type: one with any answer of several letters asks for several. A question without type is
+    1 or 2 where several letters are asked for: 1 when an answer of that kind has one letter. The kind is the question type: one with any answer of several letters asks for several. A question without type is
     its own kind.
 
     >>> one, two = Question("1", "?", {}, "A", "x"), Question("2", "?", {}, "BC", "x")
@@ -68,7 +68,7 @@ def smallest_answers(questions: Sequence[Question]) -> list[int]:
         [len(question.answer)] if question.question_type is None else sizes[question.question_type]
         for question in questions
     ]
-    return [min(kind) if max(kind) > 1 else 0 for kind in of_kind]
+    return [min(*kind, 2) if max(kind) > 1 else 0 for kind in of_kind]
 
 
 def chance_level(num_options: int, smallest_answer: int) -> float:
@@ -76,7 +76,7 @@ def chance_level(num_options: int, smallest_answer: int) -> float:
 
     num_options: k, options with a text. smallest_answer: as given by `smallest_answers`.
     One letter: 1 / k. Several letters, m at least: 1 / (number of subsets of m letters or more)
-    = 1 / (2^k - sum over j < m of C(k, j)); for m = 1: 1 / (2^k - 1), for m = 2: 1 / (2^k - 1 - k).
+    = 1 / (2^k - sum over j < m of C(k, j)): for m = 1 it is 1 / (2^k - 1), for m = 2 it is 1 / (2^k - 1 - k).
 
     >>> [chance_level(5, m) for m in (0, 1, 2)] == [1 / 5, 1 / 31, 1 / 26]
     True

@@ -66,7 +66,10 @@ _PHRASES = [
         r"(?P<word>(?:the )?(?:better|best|winner)\b(?! than)|wins|更好|更优|更佳|胜出|较好|较优)",
         re.IGNORECASE,
     ),
-    re.compile(r"(?:verdict|winner|better|结论|胜者|更好的是)\s*[:：]?\s*" + _NAME + r"?(?P<x>[12])\b", re.IGNORECASE),
+    re.compile(
+        r"(?:verdict|winner|结论|胜者|更好的是)[`'\"*]*\s*(?:is|是|为)?\s*[:：]?\s*(?:" + _NAME + r")?(?P<x>[12])\b",
+        re.IGNORECASE,
+    ),
     re.compile(
         r"(?P<word>\bare (?:equally good|equal|tied|comparable)\b|\bit(?: is|'s) a tie\b|\b(?:verdict|结论)[:：]?\s*(?:tie|平局)"
         r"|两者相当|不相上下|不分伯仲|不分上下|平局|难分高下|(?:回答|助手)质量相当|同样好)",

@@ -1,11 +1,15 @@
 """The answer parser on hand-written replies, Chinese and English."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_huatuo.evaluate.parse import parse_answer
 
+DATA = Path(__file__).parents[4] / "shared" / "data" / "huatuo100_single_turn"
 TESTS = {"A": "腹水", "B": "清蛋白", "C": "血电解质", "D": "肝活检", "E": "B超检查"}
 NESTED = {"A": "清蛋白", "B": "血清蛋白", "C": "血清", "D": "血清蛋白电泳", "E": "前清蛋白"}
 VITAMINS = {"A": "维生素A", "B": "维生素B", "C": "维生素C", "D": "维生素D"}
@@ -104,6 +108,86 @@ SINGLE = [
     (ENGLISH, "The best choice would be insulin.", "D"),
     (ENGLISH, "Answer: E. All of the above", "E"),
     (ENGLISH, "It must be D.", "D"),
+    # the many ways of saying it
+    (TESTS, "本题答案：C（血电解质）。", "C"),
+    (TESTS, "参考答案：C", "C"),
+    (TESTS, "标准答案是C。", "C"),
+    (TESTS, "此题应选C。", "C"),
+    (TESTS, "综上所述，正确答案是C选项。", "C"),
+    (TESTS, "根据以上分析，选项C是正确的。", "C"),
+    (TESTS, "A选项正确吗？不正确。B选项也不正确。C选项正确。", "C"),
+    (TESTS, "我认为应该是C。", "C"),
+    (TESTS, "应该是血电解质吧", "C"),
+    (TESTS, "所以本题选C，血电解质。", "C"),
+    (TESTS, "正确的选项是 C。", "C"),
+    (TESTS, "正确答案：C 血电解质", "C"),
+    (TESTS, "答案为（C）血电解质。", "C"),
+    (TESTS, "答案 C", "C"),
+    (TESTS, "答案是 C 选项", "C"),
+    (TESTS, "答案是“血电解质”。", "C"),
+    (TESTS, "答案为C项血电解质，其余各项均有意义。", "C"),
+    (TESTS, "C选项：血电解质", "C"),
+    (TESTS, "选项C：血电解质", "C"),
+    (TESTS, "经过分析，A、B、D、E均有意义，只有C意义不大，所以选择C。", "C"),
+    (TESTS, "首先排除A，其次排除B，D和E也不对，所以是C", "C"),
+    (TESTS, "答案是C，理由如下：A. 腹水……B. 清蛋白……", "C"),
+    (TESTS, "答案是C\n\nA. 腹水是失代偿的表现\nB. 清蛋白是合成功能", "C"),
+    (TESTS, "C\n\n解析：A选项腹水", "C"),
+    (TESTS, "The answer is: C", "C"),
+    (TESTS, "Therefore, the correct answer is option C.", "C"),
+    (TESTS, "C) 血电解质", "C"),
+    (TESTS, "(C) 血电解质", "C"),
+    (TESTS, "I think the answer is C.", "C"),
+    (TESTS, "Final answer: C", "C"),
+    (TESTS, "The most appropriate option is C.", "C"),
+    (TESTS, "My choice is C", "C"),
+    (TESTS, "So it's C.", "C"),
+    (TESTS, "答案应选D", "D"),
+    (TESTS, "正确选项：D", "D"),
+    (TESTS, "答案应当选择D。", "D"),
+    (TESTS, "选（D）", "D"),
+    (TESTS, "答案:【D】", "D"),
+    (TESTS, "答案：[D]", "D"),
+    (TESTS, "故答案为D．", "D"),
+    (TESTS, "故正确答案是D。", "D"),
+    (TESTS, "本题选D", "D"),
+    (TESTS, "因此选择选项D。", "D"),
+    (TESTS, "所以，选D。", "D"),
+    (TESTS, "因此，应选择肝活检。", "D"),
+    (TESTS, "故应选肝活检", "D"),
+    (TESTS, "正确答案是选项D：肝活检。", "D"),
+    (TESTS, "最佳选择是D", "D"),
+    (TESTS, "首选D", "D"),
+    (TESTS, "首选肝活检。", "D"),
+    (TESTS, "D是正确的。", "D"),
+    (TESTS, "D对", "D"),
+    (TESTS, "答案不是B，也不是C，是D。", "D"),
+    (TESTS, "并不是A，应该是D", "D"),
+    (TESTS, "不应选A，应选D。", "D"),
+    (TESTS, "不能选A，应选D。", "D"),
+    (TESTS, "不是腹水，而是肝活检。", "D"),
+    (TESTS, "答案是A？不，是D。", "D"),
+    (TESTS, "答案A是错误的，D才是正确答案。", "D"),
+    (TESTS, "虽然A看似正确，但正确答案是D。", "D"),
+    (TESTS, "A和B都不对，D对。", "D"),
+    (TESTS, "答案：D. 肝活检\n解析：选A的同学可能误以为腹水……", "D"),
+    (TESTS, "答案：D\n解析：本题考查…A项…B项…故本题选D。", "D"),
+    (TESTS, "D\nD\nD\nD", "D"),
+    (TESTS, "答案是D。答案是D。答案是D", "D"),
+    (TESTS, "C，D", "CD"),
+    (TESTS, "d.", "D"),
+    (TESTS, "(d)", "D"),
+    (TESTS, "选d", "D"),
+    (TESTS, "Option d", "D"),
+    (TESTS, "<答>：D", "D"),
+    (TESTS, "D</s>", "D"),
+    (TESTS, "答案:D</s>", "D"),
+    (TESTS, "$\\boxed{\\text{D}}$", "D"),
+    (TESTS, "这个问题的答案可能是D。", "D"),
+    (TESTS, "答案很可能是D", "D"),
+    (TESTS, "大概是D吧", "D"),
+    (TESTS, "金标准是肝活检。", "D"),
+    (TESTS, "确诊需要做肝活检，而不是B超检查。", "D"),
     # several letters where one is asked for: all are kept, so the score counts a wrong answer
     (TESTS, "答案是A和C。", "AC"),
     (TESTS, "选AC", "AC"),
@@ -141,6 +225,41 @@ MULTIPLE = [
     (ENGLISH, "Answer: A, C", "AC"),
     (ENGLISH, "Aspirin and insulin", "AD"),
     (ALL_IN_ONE, "以上都是", "D"),
+    (TESTS, "答案：A、B、C、E。", "ABCE"),
+    (TESTS, "选ABE", "ABE"),
+    (TESTS, "ABCE", "ABCE"),
+    (TESTS, "A，B，E", "ABE"),
+    (TESTS, "A B E", "ABE"),
+    (TESTS, "正确答案是A、B和E。", "ABE"),
+    (TESTS, "答案是A、B、E，不包括C和D。", "ABE"),
+    (TESTS, "A选项、B选项和E选项正确", "ABE"),
+    (TESTS, "A. 腹水 B. 清蛋白 E. B超检查", "ABE"),
+    (TESTS, "答案是腹水（A）、清蛋白（B）和B超检查（E）", "ABE"),
+    (TESTS, "正确的有：A、B、E", "ABE"),
+    (TESTS, "正确的是ABE，C和D不对", "ABE"),
+    (TESTS, "应选：A，B，E。", "ABE"),
+    (TESTS, "本题应选ABE三项", "ABE"),
+    (TESTS, "1. A\n2. B\n3. E", "ABE"),
+    (TESTS, "- A\n- B\n- E", "ABE"),
+    (TESTS, "A\nB\nE", "ABE"),
+    (TESTS, "A. 腹水；B. 清蛋白；E. B超检查", "ABE"),
+    (TESTS, "A、B、E符合题意", "ABE"),
+    (TESTS, "A正确，因为…。B正确，因为…。C错误。D错误。E正确。因此答案为ABE。", "ABE"),
+    (TESTS, "A、B、E都是正确答案。", "ABE"),
+    (TESTS, "The correct options are A, B, and E.", "ABE"),
+    (TESTS, "A, B and E are correct.", "ABE"),
+    (TESTS, "A and B", "AB"),
+    (TESTS, "Both A and B are correct", "AB"),
+    (TESTS, "全选", "ABCDE"),
+    (TESTS, "ABCDE", "ABCDE"),
+    (TESTS, "答案：AB E", "ABE"),
+    (TESTS, "答案是A，B，以及E", "ABE"),
+    (TESTS, "答案是a,b,e", "ABE"),
+    (TESTS, "选A，选B，选E", "ABE"),
+    (TESTS, "选A、选B、选E", "ABE"),
+    (TESTS, "选A和C，不选B、D、E。", "AC"),
+    (TESTS, "A对B对C错D错E对", "ABE"),
+    (TESTS, "A√ B√ C× D× E√", "ABE"),
 ]
 
 NO_ANSWER = [
@@ -163,6 +282,14 @@ NO_ANSWER = [
     (ENGLISH, "I am not sure."),
     (ENGLISH, "The answer depends on aspirin dosage and on insulin."),
     (NUMBERS, "155"),
+    (TESTS, "A、B、D、E均与肝功能有关，只有C无关。"),
+    (TESTS, "没有正确答案"),
+    (TESTS, "以上都不对"),
+    (TESTS, "无法从选项中选择"),
+    (TESTS, "A或D"),
+    (TESTS, "肝活检是诊断肝硬化的金标准，腹水、清蛋白仅供参考。"),
+    (TESTS, "B超检查、血电解质都不能确诊，只有肝活检可以。"),
+    (TESTS, "除了C和D以外都正确"),
 ]
 
 NEGATIVE = [
@@ -217,7 +344,18 @@ def test_result_is_always_sorted_option_letters_or_none(reply):
         assert letters is None or (letters and letters == "".join(sorted(set(letters) & set(TESTS))))
 
 
-@pytest.mark.timeout(60)  # linear time takes less than a second; this only ends a reader that has become quadratic
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"published replies are absent: {DATA}")
+@pytest.mark.parametrize("name", ["GPT4.json", "HuatuoGPT2-7B.json"])
+def test_published_free_form_replies_name_no_foreign_option_and_hide_no_answer(name):
+    foreign = dict(zip("ABCDE", ("紫杉醇", "地高辛", "华法林", "氯氮平", "秋水仙碱"), strict=True))
+    replies = [record["model_output"] for record in json.loads((DATA / name).read_text(encoding="utf-8"))]
+    assert len(replies) == 100
+    assert [parse_answer(reply, "首选药物是", foreign) for reply in replies] == [None] * 100
+    for statement in ("因此答案是华法林。", "综上，选C。", "C"):
+        assert [parse_answer(f"{reply}\n{statement}", "首选药物是", foreign) for reply in replies] == ["C"] * 100
+
+
+@pytest.mark.timeout(120)  # linear time takes about a second; this only ends a reader that has become quadratic
 @pytest.mark.parametrize("piece", ["答案是A或", "A B C D ", "a , , ", "不是A，", "A\n", "选", "A"])
-def test_reply_of_200k_characters_is_read_in_linear_time(piece):
-    assert parse_answer(piece * (200_000 // len(piece)) + "。\n答案是C", "…", TESTS, multiple=True) == "C"
+def test_reply_of_60k_characters_is_read_in_linear_time(piece):
+    assert parse_answer(piece * (60_000 // len(piece)) + "。\n答案是C", "…", TESTS, multiple=True) == "C"

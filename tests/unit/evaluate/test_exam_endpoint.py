@@ -1,0 +1,253 @@
+"""The exam against a real HTTP server on loopback: replies, faults, keys, resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_huatuo.errors import ConfigError, EndpointError
+from megatron_huatuo.evaluate.exam import run_exam
+from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
+from megatron_huatuo.unify.settings import PatienceSettings
+
+ROOT = Path(__file__).parents[3]
+IMPATIENT = PatienceSettings(request_timeout_s=5.0, max_retries=2, backoff_s=0.01, max_wait_s=0.02)
+KEY = "sk-canary-0123456789abcdef"
+
+
+def model_at(endpoint, patience=IMPATIENT, **options):
+    return ModelEndpoint(endpoint.url, "m", EndpointOptions(**options), patience)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def exam(write_questions, tmp_path):
+    return [write_questions(tmp_path / "q.jsonl", 10)]
+
+
+def test_scores_of_known_replies_are_exact(endpoint, exam, tmp_path):
+    endpoint.reply = lambda prompt, number: "我不知道" if "第4题" in prompt else "先看B。因此答案是A。"
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    # Single: q0, q2, q4, q6, q8 with answers A, C, E, B, D; q4 is unparsed. The five others ask for ABE.
+    assert (scores["count"], scores["correct"], scores["unparsed"]) == (10, 1, 1)
+    single = scores["by_question_type"]["最佳选择题"]
+    assert (single["count"], single["correct"], single["unparsed"], single["accuracy"]) == (5, 1, 1, 0.2)
+    assert single["chance"] == pytest.approx(1 / 5)
+    assert scores["by_question_type"]["多项选择题"]["chance"] == pytest.approx(1 / sum((10, 10, 5, 1)))
+    replies = {reply["id"]: reply for reply in read_lines(tmp_path / "out" / "replies.jsonl")}
+    assert replies["q4"]["parsed"] is None and not replies["q4"]["correct"]
+    assert replies["q0"]["parsed"] == "A" and replies["q0"]["correct"]
+
+
+def test_request_is_one_user_turn_with_the_recipe_prompt_and_greedy(endpoint, exam, tmp_path):
+    run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    request = next(request for request in endpoint.requests if "第1题" in request["messages"][0]["content"])
+    assert request["messages"] == [
+        {
+            "role": "user",
+            "content": "请回答下面选择题。\n[多项选择题]第1题，有意义的是？\n"
+            "A. 腹水\nB. 清蛋白\nC. 血电解质\nD. 肝活检\nE. B超检查",
+        }
+    ]
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("m", 0.0, 512)
+
+
+def test_rerun_pays_for_nothing_and_other_endpoints_are_asked_anew(endpoint, exam, tmp_path):
+    for expected in (10, 10):
+        run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+        assert len(endpoint.requests) == expected
+    other = ModelEndpoint(endpoint.url, "other", EndpointOptions(), IMPATIENT)
+    run_exam(model=other, questions=exam, output=tmp_path / "out")
+    assert len(endpoint.requests) == 20
+
+
+def test_concurrency_is_bounded_and_used(endpoint, exam, tmp_path):
+    def slow(prompt, number):
+        time.sleep(0.05)
+        return "A"
+
+    endpoint.reply = slow
+    run_exam(model=model_at(endpoint, max_concurrency=3), questions=exam, output=tmp_path / "out")
+    assert 2 <= endpoint.most_in_flight <= 3
+
+
+FAULTS = {
+    "500 with HTML": (500, b"<html>oops</html>", {"Content-Type": "text/html"}),
+    "429 with Retry-After": (429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.01"}),
+    "429 without Retry-After": (429, b'{"error": {"message": "slow down"}}', {}),
+    "200 with garbage": (200, b"<html>not json</html>", {"Content-Type": "text/html"}),
+    "200 with torn JSON": (200, b'{"choices": [{"mess', {}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_passing_fault_is_retried(endpoint, exam, tmp_path, fault):
+    failed = set()
+
+    def reply(prompt, number):
+        if prompt not in failed:
+            failed.add(prompt)
+            return FAULTS[fault]
+        return "答案是A"
+
+    endpoint.reply = reply
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    assert scores["unparsed"] == 0
+    assert len(endpoint.requests) == 20
+
+
+def test_lasting_fault_is_an_error_without_scores_and_a_rerun_asks_only_for_it(endpoint, exam, tmp_path):
+    endpoint.reply = lambda prompt, number: FAULTS["500 with HTML"] if "第3题" in prompt else "答案是A"
+    with pytest.raises(EndpointError, match=r"no reply to 1 of 10 prompts.*Run again"):
+        run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    assert not (tmp_path / "out" / "scores.json").exists()
+    assert len(endpoint.requests) == 9 + 3  # one try and two more for question 3
+    endpoint.reply = lambda prompt, number: "答案是ABE"
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    assert len(endpoint.requests) == 13
+    assert scores["by_question_type"]["多项选择题"]["correct"] == 1
+
+
+def test_allowed_failure_counts_as_unparsed(endpoint, exam, tmp_path):
+    endpoint.reply = lambda prompt, number: (400, b'{"error": {"message": "no"}}', {}) if "第3题" in prompt else "A"
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out", max_failed=1)
+    assert scores["unparsed"] == 1
+    assert len(endpoint.requests) == 10
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["failed"] == 1
+
+
+def test_replies_in_flight_are_kept_when_the_endpoint_refuses(endpoint, exam, tmp_path):
+    refused = threading.Event()
+
+    def reply(prompt, number):
+        if "第5题" in prompt:
+            refused.set()
+            return 401, b'{"error": {"message": "bad key"}}', {}
+        if refused.wait(timeout=5):
+            time.sleep(0.2)
+        return "A"
+
+    endpoint.reply = reply
+    with pytest.raises(EndpointError, match="401"):
+        run_exam(model=model_at(endpoint, max_concurrency=10), questions=exam, output=tmp_path / "out")
+    assert len(endpoint.requests) == 10
+    endpoint.reply = lambda prompt, number: "A"
+    run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    assert len(endpoint.requests) == 11  # nine were paid before, and are not paid again
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b'{"error": {"message": "bad key"}}'),
+        (403, b'{"error": {"message": "forbidden"}}'),
+        (429, b'{"error": {"message": "no money", "code": "insufficient_quota"}}'),
+    ],
+)
+def test_refusal_and_quota_are_not_retried(endpoint, exam, tmp_path, status, body):
+    endpoint.reply = lambda prompt, number: (status, body, {})
+    with pytest.raises(EndpointError, match=str(status)):
+        run_exam(model=model_at(endpoint, max_concurrency=1), questions=exam, output=tmp_path / "out")
+    assert len(endpoint.requests) == 1
+
+
+def test_reply_cut_off_by_length_is_counted(endpoint, exam, tmp_path):
+    endpoint.finish_reason = "length"
+    endpoint.reply = lambda prompt, number: "先看腹水，再看清蛋白，"
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
+    assert (scores["cut_off"], scores["unparsed"]) == (10, 10)
+
+
+def test_endpoint_that_nobody_serves_fails_in_bounded_time(exam, tmp_path):
+    nobody = ModelEndpoint("http://127.0.0.1:9/v1", "m", EndpointOptions(), IMPATIENT)
+    with pytest.raises(EndpointError, match="no reply to 10 of 10"):
+        run_exam(model=nobody, questions=exam, output=tmp_path / "out")
+
+
+def run_tool(endpoint, exam, output, *more, **environment):
+    command = [sys.executable, "tools/evaluate.py", "exam", "--base-url", endpoint.url, "--model", "m"]
+    command += ["--questions", *exam, "--output", output, "--backoff-s", "0.01", "--max-retries", "1", *more]
+    return command, {**os.environ, **environment}
+
+
+def test_key_comes_from_the_environment_and_stands_in_no_output(endpoint, exam, tmp_path):
+    def echo(prompt, number):
+        if number == 0:
+            return 500, json.dumps({"error": {"message": f"bad {KEY}"}}).encode(), {}
+        return f"答案是A，钥匙是{KEY}"
+
+    endpoint.reply = echo
+    command, environment = run_tool(endpoint, exam, tmp_path / "out", "--api-key-env", "CANARY_KEY", CANARY_KEY=KEY)
+    good = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert good.returncode == 0, good.stderr.decode()
+    assert endpoint.keys[0] == f"Bearer {KEY}"
+    endpoint.reply = lambda prompt, number: (401, json.dumps({"error": {"message": f"bad key {KEY}"}}).encode(), {})
+    command, environment = run_tool(endpoint, exam, tmp_path / "bad", "--api-key-env", "CANARY_KEY", CANARY_KEY=KEY)
+    bad = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert bad.returncode == 1
+    assert bad.stderr.decode().splitlines()[-1].startswith("error: ")
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for text in [*written, good.stdout, good.stderr, bad.stdout, bad.stderr]:
+        assert KEY.encode() not in text
+
+
+def test_kill_9_then_the_same_command_pays_only_for_what_is_missing(endpoint, exam, tmp_path):
+    answered = threading.Semaphore(0)
+
+    def slow(prompt, number):
+        answered.release()
+        time.sleep(0.15)
+        return "答案是A"
+
+    endpoint.reply = slow
+    command, environment = run_tool(endpoint, exam, tmp_path / "out", "--max-concurrency", "1")
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    for _ in range(4):
+        assert answered.acquire(timeout=30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    paid = len(endpoint.requests)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(endpoint.requests) - paid <= 10 - 3  # three replies were complete; one was in flight
+    assert len(set(endpoint.prompts)) == 10
+    assert len(read_lines(tmp_path / "out" / "replies.jsonl")) == 10
+
+
+def test_endpoint_mode_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; import megatron_huatuo.evaluate.exam, megatron_huatuo.evaluate.judge\n"
+        "import megatron_huatuo.evaluate.endpoint\n"
+        "assert not {'torch', 'transformers', 'megatron.core'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_wrong_settings_are_refused(endpoint, exam, tmp_path, monkeypatch):
+    monkeypatch.delenv("ABSENT_KEY", raising=False)
+    with pytest.raises(ConfigError, match="no API key: the environment variable ABSENT_KEY is empty"):
+        run_exam(model=model_at(endpoint, api_key_env="ABSENT_KEY"), questions=exam, output=tmp_path / "out")
+    with pytest.raises(ConfigError, match="wrong token_limit_key: got 'tokens'"):
+        EndpointOptions(token_limit_key="tokens")
+    with pytest.raises(ConfigError, match="user, password or query"):
+        model = ModelEndpoint("http://user:secret@127.0.0.1/v1", "m")
+        run_exam(model=model, questions=exam, output=tmp_path / "out")
+
+
+def test_key_without_endpoint_is_refused(exam, tmp_path):
+    command = [sys.executable, "tools/evaluate.py", "exam", "--model", tmp_path, "--questions", *exam]
+    command += ["--output", tmp_path / "out", "--api-key-env", "SOME_KEY"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert result.returncode == 1
+    assert b"--api-key-env is for an endpoint" in result.stderr
