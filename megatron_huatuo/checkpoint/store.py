@@ -208,7 +208,7 @@ def publish(root: Path, iteration: int, training: Mapping[str, Any], write_compa
         if dist.get_rank() != 0:
             return
         files = {name: entry for share in shares for name, entry in share.items()}
-        write_manifest(directory, KIND, {"iteration": iteration, "files": dict(sorted(files.items()))})
+        write_manifest(directory, KIND, {"iteration": iteration}, dict(sorted(files.items())))
         if target.exists():
             shutil.rmtree(target)
         os.rename(directory, target)

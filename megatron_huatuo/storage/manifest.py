@@ -66,14 +66,14 @@ def write_manifest(
     directory: str | os.PathLike[str],
     kind: str,
     content: Mapping[str, Any],
-    files: Iterable[str] = (),
+    files: Iterable[str] | Mapping[str, Mapping[str, Any]] = (),
     *,
     name: str = MANIFEST_NAME,
 ) -> dict[str, Any]:
     """Write the manifest of a finished directory and return it.
 
     kind: what the directory is ("corpus", "unified", "index", "blend", "checkpoint", …).
-    files: names relative to `directory` whose size and sha256 are recorded.
+    files: names relative to `directory` whose size and sha256 are recorded, or {name: {bytes, sha256}} as measured.
     """
     root = Path(directory)
     header = {
@@ -81,7 +81,7 @@ def write_manifest(
         "format_version": 1,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "megatron_huatuo": __version__,
-        "files": describe_files(root, files),
+        "files": dict(files) if isinstance(files, Mapping) else describe_files(root, files),
     }
     assert not header.keys() & content.keys(), "content must not replace the header"
     manifest = {**header, **content}
