@@ -6,13 +6,13 @@ for data parallelism or starts process groups.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import layers as mcore_layers
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -25,8 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
-from megatron_huatuo.model.attention import PackedAttention
-from megatron_huatuo.model.attention_torch import attend_by_document
+from megatron_huatuo.model.attention_backend import choose_backend, core_attention, has_transformer_engine
 from megatron_huatuo.model.norm import RMSNorm
 from megatron_huatuo.model.norm_head import NormHead
 from megatron_huatuo.model.rotary import RowRotaryEmbedding
@@ -82,18 +81,28 @@ def transformer_config(
         "sequence_parallel": sequence_parallel,
         "use_cpu_initialization": use_cpu_initialization,
         "perform_initialization": perform_initialization,
-        "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
-        # Compiled pieces pay on GPUs. On a CPU they cost 7 s at the first step and move gradient norms by 3e-5.
-        "bias_activation_fusion": not _runs_on_cpu(),
-        "bias_dropout_fusion": not _runs_on_cpu(),
+        **_fusions(),
     }
     return TransformerConfig(**(settings | overrides))
 
 
-def _runs_on_cpu() -> bool:
-    """True when the run's device is the CPU: no CUDA, or `host.enable_host()` sends its name there."""
-    return not torch.cuda.is_available() or torch.device(torch.cuda.current_device()).type == "cpu"
+def _fusions() -> dict[str, bool]:
+    """Fused and compiled pieces pay on GPUs. On a CPU they cost 7 to 31 s at the first step and move gradient norms by
+    3e-5, so there they are off."""
+    on_gpu = _device() == "cuda"
+    return {
+        "bias_activation_fusion": on_gpu,
+        "bias_dropout_fusion": on_gpu,
+        "cross_entropy_loss_fusion": on_gpu,
+        "apply_rope_fusion": on_gpu and has_transformer_engine(),
+        "gradient_accumulation_fusion": on_gpu and mcore_layers._grad_accum_fusion_available,
+    }
+
+
+def _device() -> str:
+    """ "cpu" where there is no CUDA, or where `host.enable_host()` sends its name to the CPU; else "cuda"."""
+    return torch.device(torch.cuda.current_device()).type if torch.cuda.is_available() else "cpu"
 
 
 def build_model(
@@ -102,11 +111,13 @@ def build_model(
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
+    attention: str = "auto",
     **settings: Any,
 ) -> GPTModel:
     """One model chunk of this rank; megatron-core's process groups must exist.
 
     pre_process, post_process: whether the chunk holds the embedding, and the final norm with the output layer.
+    attention: backend, one of `attention_backend.BACKENDS`.
     settings: as for `transformer_config`.
 
     With `labels` the model gives losses float32 [b, s], without them logits [b, s, vocab_size / TP].
@@ -115,7 +126,7 @@ def build_model(
     with_rope = not architecture.alibi
     model = GPTModel(
         config,
-        _block_spec(architecture, config, vp_stage),
+        _block_spec(architecture, config, vp_stage, attention),
         vocab_size=architecture.vocab_size,
         max_sequence_length=architecture.max_position_embeddings,
         pre_process=pre_process,
@@ -149,17 +160,24 @@ def _mark_tensor_parallel_weights(model: GPTModel) -> None:
 
 
 def _block_spec(
-    architecture: Architecture, config: TransformerConfig, vp_stage: int | None
+    architecture: Architecture, config: TransformerConfig, vp_stage: int | None, attention: str
 ) -> TransformerBlockSubmodules:
-    layer = _local_layer_spec()
-    layer.submodules.self_attention.submodules.core_attention = functools.partial(
-        PackedAttention, kernel=attend_by_document, alibi=architecture.alibi
-    )
+    device = _device()
+    precision = "bf16" if config.bf16 else "fp32"
+    backend = choose_backend(attention, device=device, alibi=architecture.alibi, precision=precision)
+    layer, norm = _layer_spec(device)
+    attention_parts = layer.submodules.self_attention.submodules
+    attention_parts.core_attention = core_attention(backend, device=device, alibi=architecture.alibi)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _local_layer_spec() -> ModuleSpec:
+def _layer_spec(device: str) -> tuple[ModuleSpec, type]:
+    """(layer, final norm): Transformer Engine's on a GPU that has it, else megatron-core's own with our norm."""
+    if device == "cuda" and has_transformer_engine():
+        from megatron_huatuo.model import transformer_engine
+
+        return transformer_engine.layer_spec(), transformer_engine.FinalNorm
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    return layer
+    return layer, RMSNorm
