@@ -22,7 +22,7 @@ $(VENV)/.kernel: $(VENV)/.packages $(wildcard csrc/*)
 setup: $(VENV)/.kernel
 
 demo: setup
-	$(BIN)/python examples/toy_cpu/run_demo.py --run_dir runs/demo
+	$(BIN)/python examples/toy_cpu/run_demo.py
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu"
@@ -31,8 +31,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
-	$(BIN)/mypy megatron_huatuo/errors.py megatron_huatuo/log.py megatron_huatuo/config.py megatron_huatuo/_ext.py \
-	  megatron_huatuo/storage megatron_huatuo/corpus megatron_huatuo/unify megatron_huatuo/index megatron_huatuo/blend
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 format: setup
