@@ -23,6 +23,7 @@ def main() -> None:
     exporting.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: that of the checkpoint")
     exporting.add_argument("--skip-verification", action="store_true", help="publish without comparing logits")
     exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
+    exporting.add_argument("--llamafy", action="store_true", help="write a Baichuan2-7B as a Llama, no remote code")
     commands.add_subcommand("export", exporting)
 
     verifying = argument_parser("Compare weights, token ids, logits and greedy continuation.")

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.checkpoint.layout import STATE, iteration_of, resolve_checkpoint
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.export.llamafy import fold_head, llama_architecture
 from megatron_huatuo.export.model_card import model_card
 from megatron_huatuo.export.verify import Parity, load_checkpoint_architecture, verify_converted
 from megatron_huatuo.hf.config import config_json
@@ -35,18 +36,22 @@ def export_checkpoint(
     dtype: str | None = None,
     skip_verification: bool = False,
     allow_token_mismatch: bool = False,
+    llamafy: bool = False,
 ) -> Parity | None:
     """Write a Hugging Face directory and return the parity figures of its verification (None when skipped).
 
     checkpoint: a run, its checkpoints/ or one iteration.
     base_hf: where the tokenizer comes from when the checkpoint carries none.
     dtype: "bfloat16" or "float32"; by default the type of the checkpoint's weights.
+    llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
     Raises: IntegrityError when the checkpoint is damaged or the result differs from it; nothing is published then.
     """
     directory = resolve_checkpoint(checkpoint)
     get_logger(__name__).info("exporting %s", directory)
     verify_checkpoint(directory)
     architecture = load_checkpoint_architecture(directory)
+    if llamafy:
+        architecture = llama_architecture(architecture)
     state = StateReader(directory / STATE, architecture)
     dtype = dtype or str(state.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -54,7 +59,9 @@ def export_checkpoint(
     tokenizer = _tokenizer(directory, base_hf, architecture)
     with atomic_directory(hf_directory) as root:
         shapes = hf_shapes(architecture)
-        tensors = progress(state, total=len(shapes), description="writing weights", unit="tensor")
+        tensors = progress(
+            fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
+        )
         files = write_weights(root, shapes, tensors, DTYPES[dtype])
         _write_settings(root, architecture, tokenizer, dtype)
         parity = None
