@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Measure this machine: each figure is a ratio against a named peer, taken in the same run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from megatron_huatuo.config import argument_parser
+from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.log import silence_known_warnings
+
+BENCHMARKS = {
+    "blend": "priority order, packing and blend building",
+    "index": "tokenising conversations into an index",
+    "loader": "rows of a blend to batches",
+    "convert": "Hugging Face directories to checkpoints and back",
+    "train": "training steps",
+}
+
+
+@exit_on_error
+def main() -> int:
+    """Run one benchmark, print its table, and write its records."""
+    silence_known_warnings()
+    parser = argument_parser(__doc__ or "")
+    commands = parser.add_subcommands(dest="benchmark")
+    chosen = next((word for word in sys.argv[1:] if word in BENCHMARKS), None)
+    for name, what in BENCHMARKS.items():
+        command = argument_parser(f"Benchmark: {what}.")
+        command.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the records here")
+        if name == chosen:  # only the chosen one is imported: the others may load torch and megatron-core
+            run = importlib.import_module(f"megatron_huatuo.benchmark.{name}").run
+            command.add_function_arguments(run)
+        commands.add_subcommand(name, command, help=what)
+    options = vars(parser.parse_args()[chosen]) if chosen else vars(parser.parse_args())
+    file = options.pop("json")
+    records = run(**options)
+    print(f"{'figure':<72} {'ours':>12} {'peer':>12} {'ratio':>7}  unit")
+    for record in records:
+        ours, peer, ratio = (_number(record.get(key)) for key in ("ours", "peer", "ratio"))
+        print(f"{record['name']:<72} {ours:>12} {peer:>12} {ratio:>7}  {record['unit']}")
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return 0
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
