@@ -18,14 +18,17 @@ _DROPPED = dict.fromkeys(map(ord, '*`#$“”"「」『』\u200b\ufeff'))
 _TABLE = {**_HALF_WIDTH, 0x3000: " ", ord("’"): "'", ord("‘"): "'", **_CIRCLED}
 
 # Letters stand alone, or touch only these characters: "选C", "C项", but not "维生素C" or "C反应蛋白".
-_MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错"
-_MAY_FOLLOW = "选项和与及或是为正错不均都也对符而吧了呢吗至到最才就两三四五等有可应属中合的说描所会没因这以"
+_MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错上中有只看下"
+_MAY_FOLLOW = "选项和与及或是为正错不均都也对符而吧了呢吗至到最才就两三四五等有可应属中合的说描所会没因这以啦呀哦更"
 _NAME_BEFORE = re.compile(
-    r"(?:[素型级组期类肝群酶]|\b(?:vitamins?|hepatitis|type|group|grade|class|stage|influenza|protein|factor|immunoglobulin))\s$",
-    re.IGNORECASE,
+    r"\b(?:vitamins?|hepatitis|type|group|grade|class|stage|influenza|protein|factor|immunoglobulin) $", re.IGNORECASE
 )
+_NAME_BEFORE_ZH = re.compile(r"[素型级组期类肝群酶] $")
+_LABEL_AFTER = re.compile(r"[.、:)]")
 # An English word after a letter makes it an article or a name ("A 35-year-old", "B cells"), unless it is one of these.
-_WORD_AFTER = re.compile(r"\s+(?!(?:and|or|is|are|was|because|as|since|but|not|would|should|seems?|has)\b)[a-z0-9]")
+_WORD_AFTER = re.compile(
+    r"\s+(?!(?:and|or|is|are|was|because|as|since|but|not|would|should|seems?|has|fits|matches)\b)[a-z0-9]"
+)
 _ALL_OF_THEM = re.compile(
     r"以上(?:选项|各项|答案|四项|五项)?(?:都|均|全|皆)(?:是|对|正确|选)|全选|(?:全部|所有)(?:选项)?(?:都|均)?(?:正确|都选|入选)"
     r"|\ball of the above\b|\ball (?:the |of the )?options are (?:correct|right)\b",
@@ -137,7 +140,10 @@ def _checked(text: str, start: int, end: int, named: str) -> Iterator[Mention]:
     before, after = text[start - 1 : start], text[end : end + 1]
     if (_is_cjk(before) and before not in _MAY_PRECEDE) or (_is_cjk(after) and after not in _MAY_FOLLOW):
         return
-    if _NAME_BEFORE.search(text[max(0, start - 16) : start]) or _WORD_AFTER.match(text, end):
+    words = text[max(0, start - 16) : start]
+    if _NAME_BEFORE_ZH.search(words) and not _LABEL_AFTER.match(text, end):
+        return
+    if _NAME_BEFORE.search(words) or _WORD_AFTER.match(text, end):
         return
     if named and len(set(named)) == len(named):
         yield Mention(start, end, "".join(sorted(named)), False)
