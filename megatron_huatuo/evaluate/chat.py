@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+from megatron_huatuo.evaluate.chat_model import ChatModel
 from megatron_huatuo.evaluate.generate import GenerationSettings
-from megatron_huatuo.evaluate.huggingface import ChatModel
 
 DISCLAIMER = (
     "提示：本模型仅供研究，回答不能代替医生的诊断和建议。"

@@ -72,7 +72,7 @@ class _Run:
 
     def __init__(self, prompts: Sequence[str], generator: EndpointGenerator) -> None:
         self._generator = generator
-        self._todo = iter(enumerate(prompts))
+        self._todo: Iterator[tuple[int, str]] = iter(enumerate(prompts))
         self._num_workers = min(generator.num_workers, len(prompts))
         self._workers: list[asyncio.Task[None]] = []
 

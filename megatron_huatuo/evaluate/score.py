@@ -64,7 +64,9 @@ def _grouped(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, list[M
 
 def format_scores(scores: Mapping[str, Any]) -> str:
     """The scores as a table for a terminal: one row a source and question type, then the total."""
-    rows = [("source", "question type", "questions", "correct", "accuracy", "chance", "unparsed")]
+    rows: list[tuple[str, ...]] = [
+        ("source", "question type", "questions", "correct", "accuracy", "chance", "unparsed")
+    ]
     for source, kinds in scores["by_source_and_question_type"].items():
         rows += [(source, kind, *_cells(counts)) for kind, counts in kinds.items()]
         if len(kinds) > 1 and len(scores["by_source"]) > 1:

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.chat import DISCLAIMER, Conversation, run_chat
+from megatron_huatuo.evaluate.chat_model import ChatModel, _Streamer
 from megatron_huatuo.evaluate.generate import GenerationSettings
-from megatron_huatuo.evaluate.huggingface import ChatModel, _Streamer
 
 ROOT = Path(__file__).parents[3]
 SHORT = GenerationSettings(max_new_tokens=12, device="cpu")

@@ -74,16 +74,16 @@ def test_greedy_reply_equals_plain_transformers(model_directory, write_questions
 def test_second_run_generates_nothing_and_more_questions_only_the_new_ones(
     model_directory, write_questions, tmp_path, monkeypatch
 ):
-    from megatron_huatuo.evaluate import huggingface
+    from megatron_huatuo.evaluate import chat_model
 
     asked = []
-    answer = huggingface.ChatModel.answer
+    answer = chat_model.ChatModel.answer
 
     def counting(self, prompts, streamer=None):
         asked.append(len(prompts))
         return answer(self, prompts, streamer)
 
-    monkeypatch.setattr(huggingface.ChatModel, "answer", counting)
+    monkeypatch.setattr(chat_model.ChatModel, "answer", counting)
     for count, expected in ((5, 5), (5, 0), (8, 3)):
         asked.clear()
         questions = write_questions(tmp_path / "q.jsonl", count)
@@ -171,9 +171,9 @@ def test_prompt_that_fills_the_positions_is_unparsed_and_does_not_cut_others(mod
 def test_memory_error_halves_the_batch_and_loses_nothing(model_directory, write_questions, tmp_path, monkeypatch):
     import torch
 
-    from megatron_huatuo.evaluate import huggingface
+    from megatron_huatuo.evaluate import chat_model
 
-    answer, sizes = huggingface.ChatModel.answer, []
+    answer, sizes = chat_model.ChatModel.answer, []
 
     def short_of_memory(self, prompts, streamer=None):
         sizes.append(len(prompts))
@@ -181,7 +181,7 @@ def test_memory_error_halves_the_batch_and_loses_nothing(model_directory, write_
             raise torch.OutOfMemoryError("no memory")
         return answer(self, prompts, streamer)
 
-    monkeypatch.setattr(huggingface.ChatModel, "answer", short_of_memory)
+    monkeypatch.setattr(chat_model.ChatModel, "answer", short_of_memory)
     settings = GenerationSettings(max_new_tokens=4, batch_size=8, device="cpu")
     questions = write_questions(tmp_path / "q.jsonl", 9)
     run_exam(model=model_directory, questions=[questions], output=tmp_path / "out", generation=settings)
@@ -235,7 +235,7 @@ def test_pickled_weights_are_refused(model_directory, write_questions, tmp_path)
 def test_directory_without_chat_template_gets_the_recipe_format(model_directory, tmp_path):
     import shutil
 
-    from megatron_huatuo.evaluate.huggingface import ChatModel
+    from megatron_huatuo.evaluate.chat_model import ChatModel
 
     directory = tmp_path / "plain"
     shutil.copytree(model_directory, directory)
@@ -250,7 +250,7 @@ def test_directory_without_chat_template_gets_the_recipe_format(model_directory,
 
 
 def test_eos_written_in_a_question_stays_text(model_directory):
-    from megatron_huatuo.evaluate.huggingface import ChatModel
+    from megatron_huatuo.evaluate.chat_model import ChatModel
 
     model = ChatModel(model_directory, SHORT)
     tokens = model.encode([{"role": "user", "content": "吗啡</s>中毒"}])

@@ -1,0 +1,182 @@
+"""A model and its tokenizer from a Hugging Face directory, and how a conversation becomes a reply.
+
+Invariant: no code and no pickle of the directory is executed unless `trust_remote_code` says so, nothing is ever
+downloaded, and generation is greedy whatever the directory's own settings say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.generation.streamers import BaseStreamer
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings
+from megatron_huatuo.hf.tokenizer_files import CHAT_TEMPLATE
+from megatron_huatuo.log import get_logger
+
+
+class ChatModel:
+    """Model and tokenizer of one directory, and how a conversation becomes token ids."""
+
+    def __init__(self, directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False) -> None:
+        """Load both; with `trust_remote_code` also by Python code and pickles of the directory.
+
+        Raises ConfigError naming the directory when that is impossible.
+        """
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f"no Hugging Face directory: {directory} has no config.json. Check --model.")
+        self.directory, self.settings = directory, settings
+        self.device = _device(settings.device)
+        transformers.logging.disable_progress_bar()
+        self.tokenizer: Any
+        self.model: Any
+        try:
+            self._load(trust_remote_code)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ConfigError(_why_not_loaded(directory, error)) from error
+        if self.tokenizer.chat_template is None:
+            get_logger(__name__).warning("%s has no chat template: the recipe's <问>：…<答>： is used", directory)
+            self.tokenizer.chat_template = CHAT_TEMPLATE
+        special = self.tokenizer.all_special_tokens
+        frame = self._render([{"role": "user", "content": "-"}])
+        self._split_special_tokens = not any(token in frame for token in special)
+
+    def _load(self, trust_remote_code: bool) -> None:
+        common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory, **common)
+        # Safetensors only, unless the directory is trusted: a `.bin` file is a pickle.
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.directory,
+            dtype=self._dtype(),
+            use_safetensors=None if trust_remote_code else True,
+            **common,
+        )
+        self.model.eval().to(self.device)
+        self.eos_token_ids = _eos_token_ids(self.model, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id = self.eos_token_ids[0] if pad is None else pad
+        # The directory's own settings may sample or penalise; these replace all of them.
+        self.model.generation_config = transformers.GenerationConfig(
+            do_sample=False, num_beams=1, eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id
+        )
+        self.max_positions = int(getattr(self.model.config, "max_position_embeddings", 1 << 31))
+
+    def _dtype(self) -> Any:
+        if self.settings.dtype != "auto":
+            return getattr(torch, self.settings.dtype)
+        return torch.float32 if self.device.type == "cpu" else "auto"
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+
+    def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation that ends with the user, through the chat template, up to the answer's tag.
+
+        messages: [{"role": "user" | "assistant", "content"}…]. `</s>` in a message stays text where the template
+        itself holds no special token.
+        """
+        text = self._render(messages)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special_tokens).input_ids
+
+    def room(self, num_tokens: int) -> int:
+        """How many tokens may follow a prompt of this length."""
+        return min(self.settings.max_new_tokens, self.max_positions - num_tokens)
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Sequence[int]], streamer: BaseStreamer | None = None) -> list[GeneratedReply]:
+        """Greedy replies to token ids of prompts that all have room for the same number of new tokens."""
+        longest = max(map(len, prompts))
+        tokens = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[row, longest - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=tokens.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=self.room(longest),
+            streamer=streamer,
+        )
+        return [self._read(row) for row in output[:, longest:].tolist()]
+
+    def _read(self, tokens: list[int]) -> GeneratedReply:
+        ends = [index for index, token in enumerate(tokens) if token in self.eos_token_ids]
+        kept = tokens[: ends[0]] if ends else tokens
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return GeneratedReply(text, "stop" if ends else "length")
+
+    def stream(self, messages: Sequence[Mapping[str, str]], on_text: Callable[[str], None]) -> GeneratedReply:
+        """Answer one conversation and hand over its text piece by piece. Raises ConfigError when it is too long."""
+        prompt = self.encode(messages)
+        if self.room(len(prompt)) < 1:
+            raise ConfigError(
+                f"conversation is too long: got {len(prompt)} tokens, need less than {self.max_positions}. Start anew."
+            )
+        return self.answer([prompt], _Streamer(self.tokenizer, on_text))[0]
+
+
+class _Streamer(BaseStreamer):
+    """Hands over text as soon as its last character is complete; the pieces add up to the reply."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._tokens: list[int] = []
+        self._shown = 0
+        self._prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self._tokens.extend(value.flatten().tolist())
+        text = self._text()
+        if not text.endswith("\ufffd"):  # a character may take several tokens
+            self._show(text)
+
+    def end(self) -> None:
+        self._show(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _show(self, text: str) -> None:
+        if len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"wrong device: got {name!r}, need auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} is not there: no CUDA device was found. Use --device cpu.")
+    return device
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    named = model.generation_config.eos_token_id
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError("neither generation_config.json nor the tokenizer names an eos token")
+    return ids
+
+
+def _why_not_loaded(directory: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            f"the directory brings its own Python code, which is not executed: {directory}. "
+            "If you trust it, add --trust-remote-code."
+        )
+    return f"cannot load the model: {reason} ({directory}). Export or download it again."
