@@ -92,10 +92,10 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     owner = np.repeat(np.arange(len(pairs)), pairs)  # conversation of each question-answer pair
     keep = np.ones(len(pairs), dtype=bool)
     dropped: Counter[str] = Counter()
-    eos_pair = np.repeat(np.repeat(owner, 2), lengths)[flat == tokenizer.eos_id]
+    stray_eos = np.searchsorted(np.cumsum(lengths), np.flatnonzero(flat == tokenizer.eos_id), side="right")
     for reason, bad in (
         ("answer without a token", owner[lengths[1::2] == len(tag)]),
-        ("text yields the end-of-document id", eos_pair),
+        ("text yields the end-of-document id", owner[stray_eos // 2]),
     ):
         found = np.unique(bad[keep[bad]])
         keep[found] = False

@@ -13,7 +13,7 @@ import pytest
 from hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG
 
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
-from megatron_huatuo.index import chunks
+from megatron_huatuo.index import blocks
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.storage.indexed import IndexedReader
 
@@ -43,7 +43,7 @@ def run_tool(*arguments, **options):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(blocks, "CHUNK_BYTES", 2000)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_bytes_do_not_depend_on_workers_chunks_or_compression(tmp_path, corpus, 
     (tmp_path / "out").mkdir()
     build_index(corpus, tmp_path / "out/p", trained, workers=1)
     expected = read_files(tmp_path / "out/p")
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(blocks, "CHUNK_BYTES", 2000)
     for workers in (1, 2, 3):
         build_index(corpus, tmp_path / "out/p", trained, workers=workers)
         assert {**read_files(tmp_path / "out/p"), "json": b""} == {**expected, "json": b""}
