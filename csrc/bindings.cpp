@@ -2,12 +2,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <thread>
+#include <string>
 
 #include "blend_order.h"
 #include "check.h"
 #include "pack_rows.h"
+#include "vector_kernels.h"
 
 namespace py = pybind11;
 using namespace huatuo;
@@ -47,9 +47,9 @@ OrderOutput output(py::array& source, py::array& document, int64_t size) {
 OrderPlan make_plan(const Array<int64_t>& num_documents, const Array<int64_t>& num_draws,
                     const Array<int64_t>& first_draw, const Array<uint64_t>& permutation_seeds,
                     const Array<uint32_t>& permutation_streams, const Array<int64_t>& held_back_start,
-                    const Array<int64_t>& held_back, const Array<int32_t>& table, const Array<int32_t>& exponent,
-                    const Array<uint64_t>& split, const Array<uint64_t>& special, uint64_t seed, int num_threads,
-                    int64_t cell_draws) {
+                    const Array<int64_t>& held_back, const Array<int32_t>& table,
+                    const Array<int32_t>& exponent, const Array<uint64_t>& split,
+                    const Array<uint64_t>& special, uint64_t seed, int num_threads, int64_t cell_draws) {
   OrderInputs in;
   in.num_documents = to_vector(num_documents);
   in.num_draws = to_vector(num_draws);
@@ -66,12 +66,15 @@ OrderPlan make_plan(const Array<int64_t>& num_documents, const Array<int64_t>& n
   const size_t sources = in.num_documents.size();
   HUATUO_CHECK(sources >= 1 && in.num_draws.size() == sources && in.first_draw.size() == sources &&
                    in.permutation_seeds.size() == sources && in.permutation_streams.size() == sources &&
-                   in.held_back_start.size() == sources + 1 && in.table.size() == sources && in.exponent.size() == sources,
+                   in.held_back_start.size() == sources + 1 && in.table.size() == sources &&
+                   in.exponent.size() == sources,
                "wrong number of entries: need one for each of " << sources << " sources");
   for (size_t i = 0; i < sources; ++i) {
-    HUATUO_CHECK(in.num_draws[i] >= 0 && in.num_draws[i] <= 1ll << 37,
-                 "wrong number of draws of source " << i << ": got " << in.num_draws[i] << ", need 0 to 2^37");
-    HUATUO_CHECK(in.num_draws[i] == 0 || in.num_documents[i] >= 1, "source " << i << " has draws but no documents");
+    HUATUO_CHECK(in.num_draws[i] >= 0 && in.num_draws[i] <= 1ll << 37, "wrong number of draws of source "
+                                                                           << i << ": got " << in.num_draws[i]
+                                                                           << ", need 0 to 2^37");
+    HUATUO_CHECK(in.num_draws[i] == 0 || in.num_documents[i] >= 1,
+                 "source " << i << " has draws but no documents");
     HUATUO_CHECK(in.table[i] >= 0 && size_t(in.table[i] + 1) * kSplitEntries <= in.split.size() &&
                      size_t(in.table[i] + 1) * kSpecialEntries <= in.special.size(),
                  "wrong table number of source " << i);
@@ -80,13 +83,15 @@ OrderPlan make_plan(const Array<int64_t>& num_documents, const Array<int64_t>& n
   return OrderPlan(std::move(in), num_threads, cell_draws);
 }
 
-void order(const OrderPlan& plan, int64_t start, int64_t stop, py::array source, py::array document, int num_threads) {
+void order(const OrderPlan& plan, int64_t start, int64_t stop, py::array source, py::array document,
+           int num_threads) {
   const OrderOutput out = output(source, document, stop - start);
   const py::gil_scoped_release release;
   plan.order(start, stop, out, num_threads);
 }
 
-py::tuple order_cuda(const OrderPlan& plan, int64_t start, int64_t stop, py::array source, py::array document) {
+py::tuple order_cuda(const OrderPlan& plan, int64_t start, int64_t stop, py::array source,
+                     py::array document) {
   const OrderOutput out = output(source, document, stop - start);
   std::string reason;
   double seconds = 0;
@@ -96,6 +101,7 @@ py::tuple order_cuda(const OrderPlan& plan, int64_t start, int64_t stop, py::arr
 #ifdef MEGATRON_HUATUO_CUDA
     done = order_on_gpu(plan, start, stop, out, reason, seconds);
 #else
+    static_cast<void>(plan), static_cast<void>(out);
     reason = "the kernel was built without CUDA";
 #endif
   }
@@ -138,18 +144,23 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  m.def("vector_kernels", [] { return std::string(vector_kernels()->name); });
+  m.def("use_vector_kernels", &use_vector_kernels, py::arg("name"));
   py::class_<OrderPlan>(m, "OrderPlan")
-      .def(py::init(&make_plan), py::kw_only(), py::arg("num_documents"), py::arg("num_draws"), py::arg("first_draw"),
-           py::arg("permutation_seeds"), py::arg("permutation_streams"), py::arg("held_back_start"),
-           py::arg("held_back"), py::arg("table"), py::arg("exponent"), py::arg("split"), py::arg("special"),
-           py::arg("seed"), py::arg("num_threads"), py::arg("cell_draws") = 0)
+      .def(py::init(&make_plan), py::kw_only(), py::arg("num_documents"), py::arg("num_draws"),
+           py::arg("first_draw"), py::arg("permutation_seeds"), py::arg("permutation_streams"),
+           py::arg("held_back_start"), py::arg("held_back"), py::arg("table"), py::arg("exponent"),
+           py::arg("split"), py::arg("special"), py::arg("seed"), py::arg("num_threads"),
+           py::arg("cell_draws") = 0)
       .def_property_readonly("total", &OrderPlan::total)
       .def_property_readonly("nbytes", &OrderPlan::nbytes)
       .def_property_readonly("num_cells", &OrderPlan::num_cells)
       .def("order", &order, py::arg("start"), py::arg("stop"), py::arg("source"), py::arg("document"),
            py::arg("num_threads"))
-      .def("order_cuda", &order_cuda, py::arg("start"), py::arg("stop"), py::arg("source"), py::arg("document"))
-      .def("counts_before", [](const OrderPlan& plan, int64_t position) { return to_array(plan.counts_before(position)); });
+      .def("order_cuda", &order_cuda, py::arg("start"), py::arg("stop"), py::arg("source"),
+           py::arg("document"))
+      .def("counts_before",
+           [](const OrderPlan& plan, int64_t position) { return to_array(plan.counts_before(position)); });
   py::class_<RowPacker>(m, "RowPacker")
       .def(py::init<int64_t, int64_t>(), py::arg("seq_length"), py::arg("window"))
       .def("add", &add_rows, py::arg("document_lengths"))

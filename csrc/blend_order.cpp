@@ -10,96 +10,10 @@
 #include <thread>
 
 #include "check.h"
-#include "vectorised.h"
+#include "vector_kernels.h"
 
 namespace huatuo {
 namespace {
-
-constexpr int kLanes = 16;
-constexpr int kBatch = 512;  // numbers or documents of one vectorised call
-
-// Blocks [block, block + blocks) of a sequence; `blocks` a multiple of kLanes.
-HUATUO_CLONES void philox_fill(const Sequence& s, uint32_t block, int blocks, uint32_t* out) {
-  for (int b = 0; b < blocks; b += kLanes) {
-    uint32_t x0[kLanes], x1[kLanes], x2[kLanes], x3[kLanes];
-    for (int i = 0; i < kLanes; ++i) x0[i] = block + b + i, x1[i] = s.c1, x2[i] = s.c2, x3[i] = s.c3;
-    uint32_t k0 = s.key0, k1 = s.key1;
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      for (int i = 0; i < kLanes; ++i) {
-        const uint64_t p0 = uint64_t(kPhiloxM0) * x0[i], p1 = uint64_t(kPhiloxM1) * x2[i];
-        x0[i] = uint32_t(p1 >> 32) ^ x1[i] ^ k0;
-        x1[i] = uint32_t(p1);
-        x2[i] = uint32_t(p0 >> 32) ^ x3[i] ^ k1;
-        x3[i] = uint32_t(p0);
-      }
-      k0 += kPhiloxW0;
-      k1 += kPhiloxW1;
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      out[4 * (b + i)] = x0[i], out[4 * (b + i) + 1] = x1[i];
-      out[4 * (b + i) + 2] = x2[i], out[4 * (b + i) + 3] = x3[i];
-    }
-  }
-}
-
-HUATUO_CLONES uint64_t popcount_words(const uint64_t* words, int count) {
-  uint64_t ones = 0;
-  for (int i = 0; i < count; ++i) ones += uint64_t(__builtin_popcountll(words[i]));
-  return ones;
-}
-
-// Shuffle partners for the places last, last - 1, … ; true when one of them may need Lemire's rejection.
-HUATUO_CLONES bool partners(const uint32_t* numbers, uint32_t last, int count, uint32_t* out) {
-  uint32_t doubtful = 0;
-  for (int i = 0; i < count; ++i) {
-    const uint32_t bound = last + 1 - uint32_t(i);
-    const uint64_t product = uint64_t(numbers[i]) * bound;
-    out[i] = uint32_t(product >> 32);
-    doubtful |= uint32_t(uint32_t(product) < bound);
-  }
-  return doubtful != 0;
-}
-
-// Feistel rounds over kBatch (row, column) pairs in place.
-template <int kRounds>
-inline __attribute__((always_inline)) void feistel_rounds(const Feistel& f, uint32_t* rows, uint32_t* columns, int count) {
-  for (int i = 0; i < count; ++i) {
-    uint32_t row = rows[i], column = columns[i];
-    for (int r = 0; r < kRounds; r += 2) {
-      row = add_modulo(row, mulhi32(feistel_mix(column, f.keys[2 * r], f.keys[2 * r + 1]), f.rows), f.rows);
-      column = add_modulo(column, mulhi32(feistel_mix(row, f.keys[2 * r + 2], f.keys[2 * r + 3]), f.columns), f.columns);
-    }
-    rows[i] = row, columns[i] = column;
-  }
-}
-
-HUATUO_CLONES void feistel_batch_6(const Feistel& f, uint32_t* rows, uint32_t* columns, int count) {
-  feistel_rounds<6>(f, rows, columns, count);
-}
-
-HUATUO_CLONES void feistel_batch_10(const Feistel& f, uint32_t* rows, uint32_t* columns, int count) {
-  feistel_rounds<10>(f, rows, columns, count);
-}
-
-HUATUO_CLONES bool compose_32(const uint32_t* rows, const uint32_t* columns, uint32_t width, uint32_t n, int count,
-                              uint32_t* out) {
-  uint32_t outside = 0;
-  for (int i = 0; i < count; ++i) {
-    out[i] = rows[i] * width + columns[i];
-    outside |= uint32_t(out[i] >= n);
-  }
-  return outside != 0;
-}
-
-HUATUO_CLONES bool compose_64(const uint32_t* rows, const uint32_t* columns, uint32_t width, uint64_t n, int count,
-                              uint64_t* out) {
-  uint64_t outside = 0;
-  for (int i = 0; i < count; ++i) {
-    out[i] = uint64_t(rows[i]) * width + columns[i];
-    outside |= uint64_t(out[i] >= n);
-  }
-  return outside != 0;
-}
 
 // Documents at the places [place, place + count) of a Feistel permutation.
 template <typename Document>
@@ -107,6 +21,7 @@ void feistel_range(const Feistel& f, uint64_t place, int64_t count, Document* ou
   alignas(64) uint32_t rows[kBatch], columns[kBatch];
   alignas(64) uint32_t narrow[kBatch];
   alignas(64) uint64_t wide[kBatch];
+  const VectorKernels& kernels = *vector_kernels();
   uint32_t row = uint32_t(place / f.columns), column = uint32_t(place % f.columns);
   while (count > 0) {
     const int batch = int(std::min<int64_t>(count, kBatch));
@@ -119,14 +34,13 @@ void feistel_range(const Feistel& f, uint64_t place, int64_t count, Document* ou
     }
     const int padded = (batch + kLanes - 1) / kLanes * kLanes;
     for (int i = batch; i < padded; ++i) rows[i] = columns[i] = 0;
-    (f.rounds == 6 ? feistel_batch_6 : feistel_batch_10)(f, rows, columns, padded);
     if (f.n <= 1ull << 31) {
-      if (compose_32(rows, columns, f.columns, uint32_t(f.n), padded, narrow))
+      if (kernels.feistel_32(f, rows, columns, padded, narrow))
         for (int i = 0; i < batch; ++i)
           if (narrow[i] >= f.n) narrow[i] = uint32_t(feistel(f, narrow[i]));
-      for (int i = 0; i < batch; ++i) out[i] = Document(narrow[i]);
+      std::copy(narrow, narrow + batch, out);
     } else {
-      if (compose_64(rows, columns, f.columns, f.n, padded, wide))
+      if (kernels.feistel_64(f, rows, columns, padded, wide))
         for (int i = 0; i < batch; ++i)
           if (wide[i] >= f.n) wide[i] = feistel(f, wide[i]);
       for (int i = 0; i < batch; ++i) out[i] = Document(wide[i]);
@@ -139,14 +53,15 @@ void feistel_range(const Feistel& f, uint64_t place, int64_t count, Document* ou
 // Fisher-Yates from the end, the same numbers as Reader::below32 gives one by one.
 template <typename Item>
 void shuffle(Item* items, int64_t count, const Sequence& sequence) {
-  alignas(64) uint32_t numbers[kBatch + 4 * kLanes], others[kBatch];
+  alignas(64) uint32_t numbers[kBatch + 8 * kLanes], others[kBatch + kLanes];
+  const VectorKernels& kernels = *vector_kernels();
   uint64_t position = 0;
   for (int64_t last = count - 1; last > 0;) {
     const int steps = int(std::min<int64_t>(last, kBatch));
     const int skip = int(position & 3);
-    const int blocks = ((skip + steps + 3) / 4 + kLanes - 1) / kLanes * kLanes;
-    philox_fill(sequence, uint32_t(position >> 2), blocks, numbers);
-    if (!partners(numbers + skip, uint32_t(last), steps, others)) {
+    const int padded = (steps + kLanes - 1) / kLanes * kLanes;
+    kernels.fill(sequence, uint32_t(position >> 2), (skip + padded + 31) / 32 * 8, numbers);
+    if (!kernels.partners(numbers + skip, uint32_t(last), steps, others)) {
       for (int i = 0; i < steps; ++i) std::swap(items[last - i], items[others[i]]);
       position += uint64_t(steps);
       last -= steps;
@@ -187,18 +102,20 @@ void parallel_for(int64_t count, int num_threads, const std::function<void(int64
 // Permutations of the sources' current epochs, kept from cell to cell.
 class Permutations {
  public:
-  explicit Permutations(const OrderInputs& inputs) : inputs_(inputs), entries_(size_t(inputs.num_sources())) {}
+  explicit Permutations(const OrderInputs& inputs)
+      : inputs_(inputs), entries_(size_t(inputs.num_sources())) {}
 
   // Documents of the draws [draw, draw + count) of a source; draw counts from the first one of this order.
   template <typename Document>
   void documents(uint32_t source, int64_t draw, int64_t count, Document* out) {
     const int64_t held_start = inputs_.held_back_start[source];
     const int64_t held = inputs_.held_back_start[source + 1] - held_start;
-    for (; count > 0 && draw < held; ++draw, --count) *out++ = Document(inputs_.held_back[size_t(held_start + draw)]);
+    for (; count > 0 && draw < held; ++draw, --count)
+      *out++ = Document(inputs_.held_back[size_t(held_start + draw)]);
     const int64_t n = inputs_.num_documents[source];
     for (int64_t k = inputs_.first_draw[source] + draw - held; count > 0;) {
-      const int64_t place = k % n, run = std::min(count, n - place);
-      const Entry& entry = entry_of(source, uint64_t(k / n));
+      const int64_t epoch = k < n ? 0 : k / n, place = k - epoch * n, run = std::min(count, n - place);
+      const Entry& entry = entry_of(source, uint64_t(epoch));
       if (n <= kSmallSource) {
         for (int64_t i = 0; i < run; ++i) out[i] = Document(entry.table[size_t(place + i)]);
       } else {
@@ -239,19 +156,25 @@ class Permutations {
 }  // namespace
 
 uint64_t count_ones(const Sequence& sequence, uint64_t first_word, uint64_t num_words) {
-  alignas(64) uint32_t numbers[4 * kBatch];
+  // Whole groups of eight blocks at once; single words before and after them.
   uint64_t ones = 0;
-  while (num_words > 0) {
-    const uint64_t skip = first_word & 1;
-    const int words = int(std::min<uint64_t>(num_words, 2 * kBatch - skip));
-    const int blocks = (int((skip + uint64_t(words) + 1) / 2) + kLanes - 1) / kLanes * kLanes;
-    philox_fill(sequence, uint32_t(first_word >> 1), blocks, numbers);
-    uint64_t aligned[2 * kBatch];
-    std::memcpy(aligned, numbers + 2 * skip, size_t(words) * 8);
-    ones += popcount_words(aligned, words);
-    first_word += uint64_t(words);
-    num_words -= uint64_t(words);
+  const auto count_words = [&](uint64_t first, uint64_t last) {
+    uint32_t block[4];
+    for (uint64_t word = first; word < last; ++word) {
+      if (word == first || (word & 1) == 0) philox(sequence, uint32_t(word >> 1), block);
+      const int half = int(word & 1) * 2;
+      ones += uint64_t(popcount64(block[half] | uint64_t(block[half + 1]) << 32));
+    }
+  };
+  const uint64_t end = first_word + num_words, aligned = first_word + (first_word & 1);
+  const uint64_t groups = end > aligned ? (end - aligned) / 16 : 0;
+  if (groups == 0) {
+    count_words(first_word, end);
+    return ones;
   }
+  count_words(first_word, aligned);
+  ones += vector_kernels()->count_ones(sequence, uint32_t(aligned >> 1), int64_t(groups) * 8);
+  count_words(aligned + groups * 16, end);
   return ones;
 }
 
@@ -262,9 +185,11 @@ OrderPlan::OrderPlan(OrderInputs inputs, int num_threads, int64_t cell_draws) : 
     total_ += inputs_.num_draws[size_t(i)];
     if (inputs_.num_draws[size_t(i)] > 0) lowest = std::min(lowest, inputs_.exponent[size_t(i)]);
   }
-  for (int i = 0; i < sources; ++i) root_exponent_.push_back(lowest == INT32_MAX ? 0 : inputs_.exponent[size_t(i)] + 5 - lowest);
+  for (int i = 0; i < sources; ++i)
+    root_exponent_.push_back(lowest == INT32_MAX ? 0 : inputs_.exponent[size_t(i)] + 5 - lowest);
   max_cell_draws_ = 8192;
-  while (max_cell_draws_ < 64 * int64_t(sources) && max_cell_draws_ < 1 << 17) max_cell_draws_ *= 2;
+  while (max_cell_draws_ < 128 * int64_t(sources) && max_cell_draws_ < 1 << 17) max_cell_draws_ *= 2;
+  max_specials_ = std::clamp<int64_t>(sources / 4, 16, 1024);
   build(num_threads, cell_draws);
 }
 
@@ -278,11 +203,42 @@ Hazard OrderPlan::hazard(int source) const {
           root_exponent_[size_t(source)]};
 }
 
-int64_t OrderPlan::split(const Cell& cell, uint32_t source, int64_t count) const {
-  const Hazard h = hazard(int(source));
-  const int exponent = h.exponent(cell.level);
-  if (count == 0 || exponent > kHighestExponent) return count;
-  return Reader(Sequence(inputs_.seed, uint32_t(cell.level), source, cell.cell)).binomial(count, h.split_at(exponent));
+void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, int64_t* early) const {
+  // Most shares of a cell with many sources are small: their random numbers are made for many sources at
+  // once.
+  constexpr int kGroup = 32;
+  constexpr int64_t kShort = 96;
+  const uint32_t level = uint32_t(cell.level);
+  uint64_t words[kGroup * 2 * kShortBlocks];
+  uint32_t sources[kGroup];
+  size_t numbers[kGroup];
+  for (size_t next = 0; next < num_shares;) {
+    int group = 0;
+    for (; next < num_shares && group < kGroup; ++next) {
+      const Share share = shares[next];
+      const Hazard h = hazard(int(share.source));
+      const int exponent = h.exponent(cell.level);
+      if (share.count == 0 || exponent > kHighestExponent) {
+        early[next] = share.count;
+      } else if (share.count > kShort) {
+        Reader random(Sequence(inputs_.seed, level, share.source, cell.cell));
+        early[next] = random.binomial(share.count, h.split_at(exponent));
+      } else {
+        sources[group] = share.source;
+        numbers[group++] = next;
+      }
+    }
+    const int made = (group + 3) / 4 * 4;
+    for (int i = group; i < made; ++i) sources[i] = 0;
+    vector_kernels()->short_sequences(Sequence(inputs_.seed, level, 0, cell.cell), sources, made, words);
+    for (int i = 0; i < group; ++i) {
+      const Share share = shares[numbers[i]];
+      const Hazard h = hazard(int(share.source));
+      Reader random(Sequence(inputs_.seed, level, share.source, cell.cell), words + 2 * kShortBlocks * i,
+                    2 * kShortBlocks);
+      early[numbers[i]] = random.binomial(share.count, h.split_at(h.exponent(cell.level)));
+    }
+  }
 }
 
 bool OrderPlan::is_whole(int level, const Share* shares, size_t num_shares, int64_t total) const {
@@ -294,7 +250,8 @@ bool OrderPlan::is_whole(int level, const Share* shares, size_t num_shares, int6
     if (exponent > kHighestSpecialExponent) return false;
     most = std::max(most, h.special_at(exponent));
   }
-  return (static_cast<unsigned __int128>(most) * uint64_t(total)) <= static_cast<unsigned __int128>(kMaxSpecials) << 64;
+  return (static_cast<unsigned __int128>(most) * uint64_t(total)) <=
+         static_cast<unsigned __int128>(max_specials_) << 64;
 }
 
 // Level by level, so that every level's splits run in parallel; the cells stay in time order.
@@ -323,7 +280,8 @@ void OrderPlan::build(int num_threads, int64_t cell_draws) {
       size_t present = 0;
       for (size_t i = 0; i < sources; ++i)
         if (part.counts[i] > 0) shares[present++] = {uint32_t(i), part.counts[i]};
-      part.done = present <= 1 || part.total <= cell_draws || is_whole(part.cell.level, shares.data(), present, part.total);
+      part.done = present <= 1 || part.total <= cell_draws ||
+                  is_whole(part.cell.level, shares.data(), present, part.total);
       if (!part.done) wanted.push_back(p);
     }
     if (wanted.empty()) break;
@@ -331,10 +289,17 @@ void OrderPlan::build(int num_threads, int64_t cell_draws) {
     std::vector<std::vector<int64_t>> early(wanted.size(), std::vector<int64_t>(sources));
     int64_t work = 0;
     for (const size_t p : wanted) work += parts[p].total;
-    const size_t stride = std::min<size_t>(sources, 16), groups = (sources + stride - 1) / stride;
+    const size_t stride = 16,
+                 groups = (sources + stride - 1) / stride;  // neighbours differ in size: spread them
     const auto split_group = [&](int64_t task, int) {
       const size_t w = size_t(task) / groups, group = size_t(task) % groups;
-      for (size_t i = group; i < sources; i += groups) early[w][i] = split(parts[wanted[w]].cell, uint32_t(i), parts[wanted[w]].counts[i]);
+      Share own[stride];
+      int64_t first_half[stride];
+      size_t size = 0;
+      for (size_t i = group; i < sources; i += groups)
+        own[size++] = {uint32_t(i), parts[wanted[w]].counts[i]};
+      split(parts[wanted[w]].cell, own, size, first_half);
+      for (size_t k = 0; k < size; ++k) early[w][own[k].source] = first_half[k];
     };
     parallel_for(int64_t(wanted.size() * groups), work > 1 << 18 ? num_threads : 1, split_group);
     std::vector<Part> next;
@@ -351,9 +316,11 @@ void OrderPlan::build(int num_threads, int64_t cell_draws) {
         early_total += early[w][i];
         part.counts[i] -= early[w][i];
       }
-      if (early_total > 0) next.push_back({{2 * cell.cell, cell.level + 1}, early_total, false, std::move(early[w])});
+      if (early_total > 0)
+        next.push_back({{2 * cell.cell, cell.level + 1}, early_total, false, std::move(early[w])});
       if (part.total > early_total)
-        next.push_back({{2 * cell.cell + 1, cell.level + 1}, part.total - early_total, false, std::move(part.counts)});
+        next.push_back(
+            {{2 * cell.cell + 1, cell.level + 1}, part.total - early_total, false, std::move(part.counts)});
       ++w;
     }
     parts = std::move(next);
@@ -364,7 +331,8 @@ void OrderPlan::build(int num_threads, int64_t cell_draws) {
   for (const Part& part : parts) {
     cells_.push_back(part.cell);
     starts_.push_back(starts_.back() + part.total);
-    for (size_t i = 0; i < sources; ++i) before_.push_back(before_[before_.size() - sources] + part.counts[i]);
+    for (size_t i = 0; i < sources; ++i)
+      before_.push_back(before_[before_.size() - sources] + part.counts[i]);
   }
 }
 
@@ -376,40 +344,48 @@ int64_t OrderPlan::cell_of(int64_t position) const {
 class Expansion {
  public:
   explicit Expansion(const OrderPlan& plan)
-      : plan_(plan), permutations_(plan.inputs_), drawn_(size_t(plan.inputs_.num_sources())), cursor_(drawn_.size()) {}
+      : plan_(plan),
+        permutations_(plan.inputs_),
+        drawn_(size_t(plan.inputs_.num_sources())),
+        cursor_(drawn_.size()) {}
 
   // Write the draws [start, stop) that lie in planned cell `index`; out is for draw number `origin`.
   template <typename Source, typename Document>
   void write(int64_t index, int64_t start, int64_t stop, int64_t origin, Source* source, Document* document) {
     begin(index, start, stop);
-    descend(plan_.cells_[size_t(index)], 0, shares_.size(), [&](const Cell& cell, size_t first, size_t last, int64_t total) {
-      const int64_t from = std::max<int64_t>(start_ - position_, 0), to = std::min(stop_ - position_, total);
-      const int64_t offset = position_ + from - origin;
-      if (last - first == 1) {
-        const Share share = shares_[first];
-        std::fill(source + offset, source + offset + (to - from), Source(share.source));
-        permutations_.documents(share.source, drawn_[share.source] + from, to - from, document + offset);
-      } else {
-        order_cell<Source>(cell, first, last, total);
-        fetch<Document>(first, last, total);
-        emit<Source, Document>(from, to, source + offset, document + offset);
-      }
-    });
+    descend(plan_.cells_[size_t(index)], 0, shares_.size(),
+            [&](const Cell& cell, size_t first, size_t last, int64_t total) {
+              const int64_t from = std::max<int64_t>(start_ - position_, 0),
+                            to = std::min(stop_ - position_, total);
+              const int64_t offset = position_ + from - origin;
+              if (last - first == 1) {
+                const Share share = shares_[first];
+                std::fill(source + offset, source + offset + (to - from), Source(share.source));
+                permutations_.documents(share.source, drawn_[share.source] + from, to - from,
+                                        document + offset);
+              } else {
+                order_cell<Source>(cell, first, last, total);
+                fetch<Document>(first, last, total);
+                emit<Source, Document>(from, to, source + offset, document + offset);
+              }
+            });
   }
 
   // Draws of each source before `position`, which lies in planned cell `index`.
   std::vector<int64_t> counts_before(int64_t index, int64_t position) {
     begin(index, position, position + 1);
-    descend(plan_.cells_[size_t(index)], 0, shares_.size(), [&](const Cell& cell, size_t first, size_t last, int64_t total) {
-      const int64_t inside = position - position_;
-      if (last - first == 1) {
-        drawn_[shares_[first].source] += inside;
-      } else {
-        order_cell<uint16_t>(cell, first, last, total);
-        for (int64_t j = 0; j < inside; ++j) ++drawn_[reinterpret_cast<uint16_t*>(sources_.data())[j]];
-      }
-      found_ = drawn_;
-    });
+    descend(plan_.cells_[size_t(index)], 0, shares_.size(),
+            [&](const Cell& cell, size_t first, size_t last, int64_t total) {
+              const int64_t inside = position - position_;
+              if (last - first == 1) {
+                drawn_[shares_[first].source] += inside;
+              } else {
+                order_cell<uint16_t>(cell, first, last, total);
+                for (int64_t j = 0; j < inside; ++j)
+                  ++drawn_[reinterpret_cast<uint16_t*>(sources_.data())[j]];
+              }
+              found_ = drawn_;
+            });
     return found_;
   }
 
@@ -446,10 +422,11 @@ class Expansion {
     for (int half = 0; half < 2; ++half) {
       const size_t child = shares_.size();
       if (half == 0) {
+        early_.resize(last - first);
+        plan_.split(cell, &shares_[first], last - first, early_.data());
         for (size_t s = first; s < last; ++s) {
-          const int64_t early = plan_.split(cell, shares_[s].source, shares_[s].count);
-          shares_[s].count -= early;
-          if (early > 0) shares_.push_back({shares_[s].source, early});
+          shares_[s].count -= early_[s - first];
+          if (early_[s - first] > 0) shares_.push_back({shares_[s].source, early_[s - first]});
         }
       } else {
         for (size_t s = first; s < last; ++s)
@@ -476,9 +453,10 @@ class Expansion {
     }
     shuffle(out, end - out, Sequence(plan_.inputs_.seed, uint32_t(cell.level), kShuffleStream, cell.cell));
     int64_t regular = end - out;
-    for (size_t i = specials_.size(); i-- > 0;) {  // open a gap for each special draw, from the end
+    for (size_t i = specials_.size();
+         i-- > 0;) {  // from the end: move the run behind each special one, then place it
       const int64_t place = specials_[i].place;
-      std::memmove(out + place + i + 1, out + place, size_t(regular - place) * sizeof(Source));
+      std::copy_backward(out + place, out + regular, out + regular + i + 1);
       out[size_t(place) + i] = Source(specials_[i].source);
       regular = place;
     }
@@ -489,20 +467,24 @@ class Expansion {
     specials_.clear();
     by_source_.clear();
     uint64_t most = 0;
-    for (size_t s = first; s < last; ++s) most = std::max(most, special_probability(shares_[s].source, cell.level));
+    for (size_t s = first; s < last; ++s)
+      most = std::max(most, special_probability(shares_[s].source, cell.level));
     if (most == 0) return;
     Reader random(Sequence(plan_.inputs_.seed, uint32_t(cell.level), kSpecialStream, cell.cell));
     const int zeros = __builtin_clzll(most);
     int64_t candidates = total;
     for (int bit = 0; bit < zeros && candidates > 0; ++bit) candidates -= random.heads(candidates);
-    chosen_.clear();
-    while (int64_t(chosen_.size()) < candidates) {
+    chosen_.assign(size_t(total + 63) / 64, 0);
+    ends_.clear();
+    for (size_t s = first; s < last; ++s)
+      ends_.push_back((ends_.empty() ? 0 : ends_.back()) + shares_[s].count);
+    while (candidates > 0) {
       const uint64_t pick = random.below64(uint64_t(total));
-      if (std::find(chosen_.begin(), chosen_.end(), pick) != chosen_.end()) continue;
-      chosen_.push_back(pick);
-      uint64_t rest = pick;
-      size_t s = first;
-      while (rest >= uint64_t(shares_[s].count)) rest -= uint64_t(shares_[s++].count);
+      if (chosen_[pick >> 6] >> (pick & 63) & 1) continue;
+      chosen_[pick >> 6] |= 1ull << (pick & 63);
+      --candidates;
+      const size_t s =
+          first + size_t(std::upper_bound(ends_.begin(), ends_.end(), int64_t(pick)) - ends_.begin());
       const uint32_t source = shares_[s].source;
       if (random.next64() < special_probability(source, cell.level) << zeros) by_source_.push_back(source);
     }
@@ -510,7 +492,8 @@ class Expansion {
       const Hazard h = plan_.hazard(int(source));
       specials_.push_back({special_time(random, h, h.exponent(cell.level)), source, 0});
     }
-    std::stable_sort(specials_.begin(), specials_.end(), [](const Special& a, const Special& b) { return a.time < b.time; });
+    std::stable_sort(specials_.begin(), specials_.end(),
+                     [](const Special& a, const Special& b) { return a.time < b.time; });
     place_specials(random, specials_.data(), int(specials_.size()), total - int64_t(specials_.size()));
   }
 
@@ -544,7 +527,7 @@ class Expansion {
 
   const OrderPlan& plan_;
   Permutations permutations_;
-  std::vector<int64_t> drawn_, found_;
+  std::vector<int64_t> drawn_, found_, early_, ends_;
   std::vector<uint32_t> cursor_;
   std::vector<Share> shares_;
   std::vector<Special> specials_;
@@ -557,8 +540,8 @@ class Expansion {
 namespace {
 
 template <typename Source, typename Document>
-void write_range(const OrderPlan& plan, int64_t first, int64_t last, int64_t start, int64_t stop, const OrderOutput& out,
-                 int num_threads) {
+void write_range(const OrderPlan& plan, int64_t first, int64_t last, int64_t start, int64_t stop,
+                 const OrderOutput& out, int num_threads) {
   std::vector<std::unique_ptr<Expansion>> expansions(size_t(std::max(num_threads, 1)));
   parallel_for(last - first, num_threads, [&](int64_t task, int thread) {
     auto& expansion = expansions[size_t(thread)];
@@ -570,20 +553,32 @@ void write_range(const OrderPlan& plan, int64_t first, int64_t last, int64_t sta
 
 }  // namespace
 
+void OrderPlan::small_documents(int source, int64_t draws, std::vector<uint16_t>& out) const {
+  const size_t offset = out.size(), s = size_t(source);
+  out.resize(offset + size_t(draws));
+  Permutations(inputs_).documents(uint32_t(source),
+                                  inputs_.held_back_start[s + 1] - inputs_.held_back_start[s], draws,
+                                  out.data() + offset);
+}
+
 void OrderPlan::order(int64_t start, int64_t stop, const OrderOutput& out, int num_threads) const {
-  HUATUO_CHECK(0 <= start && start <= stop && stop <= total_,
-               "wrong range of draws: got [" << start << ", " << stop << "), need 0 <= start <= stop <= " << total_);
+  HUATUO_CHECK(
+      0 <= start && start <= stop && stop <= total_,
+      "wrong range of draws: got [" << start << ", " << stop << "), need 0 <= start <= stop <= " << total_);
   if (start == stop) return;
   const int64_t first = cell_of(start), last = cell_of(stop - 1) + 1;
   if (out.wide_source) {
-    (out.wide_document ? write_range<uint16_t, uint64_t> : write_range<uint16_t, uint32_t>)(*this, first, last, start, stop, out, num_threads);
+    (out.wide_document ? write_range<uint16_t, uint64_t>
+                       : write_range<uint16_t, uint32_t>)(*this, first, last, start, stop, out, num_threads);
   } else {
-    (out.wide_document ? write_range<uint8_t, uint64_t> : write_range<uint8_t, uint32_t>)(*this, first, last, start, stop, out, num_threads);
+    (out.wide_document ? write_range<uint8_t, uint64_t>
+                       : write_range<uint8_t, uint32_t>)(*this, first, last, start, stop, out, num_threads);
   }
 }
 
 std::vector<int64_t> OrderPlan::counts_before(int64_t position) const {
-  HUATUO_CHECK(0 <= position && position <= total_, "wrong position: got " << position << ", need 0 to " << total_);
+  HUATUO_CHECK(0 <= position && position <= total_,
+               "wrong position: got " << position << ", need 0 to " << total_);
   if (position == total_) return std::vector<int64_t>(before_.end() - inputs_.num_sources(), before_.end());
   return Expansion(*this).counts_before(cell_of(position), position);
 }

@@ -50,10 +50,14 @@ class OrderPlan {
   const OrderInputs& inputs() const { return inputs_; }
   Hazard hazard(int source) const;
   int64_t max_cell_draws() const { return max_cell_draws_; }
+  int64_t max_specials() const { return max_specials_; }
   // For the GPU, whose unit of work is one cell that is ordered as a whole.
   const std::vector<Cell>& cells() const { return cells_; }
   const std::vector<int64_t>& before() const { return before_; }
   const std::vector<int64_t>& starts() const { return starts_; }
+  // Append the documents of the first `draws` draws of a source of at most kSmallSource documents, held-back
+  // ones aside.
+  void small_documents(int source, int64_t draws, std::vector<uint16_t>& out) const;
 
  private:
   friend class Expansion;
@@ -63,19 +67,20 @@ class OrderPlan {
   };
   void build(int num_threads, int64_t cell_draws);
   bool is_whole(int level, const Share* shares, size_t num_shares, int64_t total) const;
-  int64_t split(const Cell& cell, uint32_t source, int64_t count) const;
+  // Draws of each share that arrive in the first half of the cell, into early [num_shares].
+  void split(const Cell& cell, const Share* shares, size_t num_shares, int64_t* early) const;
   int64_t cell_of(int64_t position) const;
 
   OrderInputs inputs_;
-  int64_t total_ = 0, max_cell_draws_ = 0;
+  int64_t total_ = 0, max_cell_draws_ = 0, max_specials_ = 0;
   std::vector<int32_t> root_exponent_;
-  std::vector<Cell> cells_;       // [P] in time order
-  std::vector<int64_t> starts_;   // [P + 1] draws before each cell
-  std::vector<int64_t> before_;   // [P + 1, S] draws of each source before each cell
+  std::vector<Cell> cells_;      // [P] in time order
+  std::vector<int64_t> starts_;  // [P + 1] draws before each cell
+  std::vector<int64_t> before_;  // [P + 1, S] draws of each source before each cell
 };
 
 // Order on the GPU with the same bytes (blend_order.cu); false with the reason where that is not possible.
-bool order_on_gpu(const OrderPlan& plan, int64_t start, int64_t stop, const OrderOutput& out, std::string& reason,
-                  double& kernel_seconds);
+bool order_on_gpu(const OrderPlan& plan, int64_t start, int64_t stop, const OrderOutput& out,
+                  std::string& reason, double& kernel_seconds);
 
 }  // namespace huatuo

@@ -1,7 +1,8 @@
-// The law of the order below the level of arrays: what is decided by which random number. Shared by CPU and GPU.
+// The law of the order below the level of arrays: what is decided by which random number. Shared by CPU and
+// GPU.
 //
-// megatron_huatuo/blend/reference.py says the same in Python, function by function; docs/blending.md explains it.
-// Whole-number arithmetic only, so every compiler and device gives the same answer.
+// megatron_huatuo/blend/reference.py says the same in Python, function by function; docs/blending.md explains
+// it. Whole-number arithmetic only, so every compiler and device gives the same answer.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,15 @@ constexpr uint32_t kPermutationLevel = 0xFFF;
 constexpr int kLowestExponent = -66, kHighestExponent = 5, kHighestSpecialExponent = 0;
 constexpr int kSplitEntries = kHighestExponent - kLowestExponent + 1;
 constexpr int kSpecialEntries = kHighestSpecialExponent - kLowestExponent + 1;
-constexpr int kMaxSpecials = 16;
 constexpr int64_t kSmallSource = 1024;
 
 HUATUO_HD int popcount64(uint64_t x) {
 #ifdef __CUDA_ARCH__
   return __popcll(x);
-#else
-  return __builtin_popcountll(x);
+#else  // without a special instruction, so that the code runs on every x86-64
+  x = x - ((x >> 1) & 0x5555555555555555ull);
+  x = (x & 0x3333333333333333ull) + ((x >> 2) & 0x3333333333333333ull);
+  return int((((x + (x >> 4)) & 0x0F0F0F0F0F0F0F0Full) * 0x0101010101010101ull) >> 56);
 #endif
 }
 
@@ -35,7 +37,8 @@ HUATUO_HD uint64_t mulhi64(uint64_t a, uint64_t b) {
 }
 
 #ifndef __CUDA_ARCH__
-// Ones in the 64-bit words [first_word, first_word + num_words) of a sequence; vectorised, in blend_order.cpp.
+// Ones in the 64-bit words [first_word, first_word + num_words) of a sequence; vectorised, in
+// blend_order.cpp.
 uint64_t count_ones(const Sequence& sequence, uint64_t first_word, uint64_t num_words);
 #endif
 
@@ -43,58 +46,53 @@ uint64_t count_ones(const Sequence& sequence, uint64_t first_word, uint64_t num_
 class Reader {
  public:
   HUATUO_HD explicit Reader(const Sequence& sequence) : sequence_(sequence) {}
+  // With the first `ready_words` 64-bit words of the sequence at hand.
+  HUATUO_HD Reader(const Sequence& sequence, const uint64_t* ready, int ready_words)
+      : sequence_(sequence), ready_(ready), ready_words_(uint64_t(ready_words)) {}
 
-  HUATUO_HD uint32_t next32() {
-    load(position_ >> 2);
-    return block_[position_++ & 3];
-  }
-
+  // The next whole word; bits that `heads` left over in the current one are skipped.
   HUATUO_HD uint64_t next64() {
-    const uint64_t low = next32();
-    return low | uint64_t(next32()) << 32;
+    const uint64_t number = (position_ + 63) >> 6;
+    position_ = (number + 1) << 6;
+    return word(number);
   }
 
   // Uniform in [0, bound) without bias (Lemire 2019).
-  HUATUO_HD uint32_t below32(uint32_t bound) {
-    uint64_t product = uint64_t(next32()) * bound;
-    if (uint32_t(product) < bound) {
-      const uint32_t threshold = (0u - bound) % bound;
-      while (uint32_t(product) < threshold) product = uint64_t(next32()) * bound;
-    }
-    return uint32_t(product >> 32);
-  }
-
   HUATUO_HD uint64_t below64(uint64_t bound) {
-    uint64_t word = next64();
-    if (word * bound < bound) {
+    uint64_t number = next64();
+    if (number * bound < bound) {
       const uint64_t threshold = (0ull - bound) % bound;
-      while (word * bound < threshold) word = next64();
+      while (number * bound < threshold) number = next64();
     }
-    return mulhi64(word, bound);
+    return mulhi64(number, bound);
   }
 
-  // Ones among `coins` fair coins: the low bits of the next ceil(coins / 64) words. The position must be even.
+  // Ones among `coins` fair coins: the next bits, from the lowest of each word.
   HUATUO_HD int64_t heads(int64_t coins) {
-    int64_t ones = 0;
-    uint64_t words = uint64_t(coins) >> 6;
+    const uint64_t offset = position_ & 63, number = position_ >> 6;
+    position_ += uint64_t(coins);
+    const uint64_t first = word(number) >> offset;
+    if (uint64_t(coins) <= 64 - offset) return popcount64(first << (64 - coins));
+    int64_t ones = popcount64(first);
+    uint64_t rest = uint64_t(coins) - (64 - offset), next = number + 1;
 #ifndef __CUDA_ARCH__
-    if (words >= 16) {
-      ones += int64_t(count_ones(sequence_, position_ >> 1, words));
-      position_ += 2 * words;
-      words = 0;
+    if (rest >= 16 * 64) {
+      ones += int64_t(count_ones(sequence_, next, rest >> 6));
+      next += rest >> 6;
+      rest &= 63;
     }
 #endif
-    for (; words > 0; --words) ones += popcount64(next64());
-    if (coins & 63) ones += popcount64(next64() & ((1ull << (coins & 63)) - 1));
-    return ones;
+    for (; rest >= 64; rest -= 64) ones += popcount64(word(next++));
+    return rest == 0 ? ones : ones + popcount64(word(next) << (64 - rest));
   }
 
-  // How many of `trials` uniform 64-bit numbers are below `probability`: their bits are drawn only while they matter.
+  // How many of `trials` uniform 64-bit numbers are below `probability`: their bits are drawn only while they
+  // matter.
   HUATUO_HD int64_t binomial(int64_t trials, uint64_t probability) {
     int64_t successes = 0, undecided = trials;
-    for (int bit = 63; bit >= 0 && undecided > 0; --bit) {
+    for (; undecided > 0 && probability != 0; probability <<= 1) {
       const int64_t ones = heads(undecided);
-      if (probability >> bit & 1) {
+      if (probability >> 63) {
         successes += undecided - ones;
         undecided = ones;
       } else {
@@ -105,15 +103,47 @@ class Reader {
   }
 
  private:
-  HUATUO_HD void load(uint64_t number) {
-    if (number == loaded_) return;
-    philox(sequence_, uint32_t(number), block_);
-    loaded_ = number;
+  HUATUO_HD uint64_t word(uint64_t number) {
+    if (number < ready_words_) return ready_[number];
+    if (number >> 1 != loaded_) {
+      loaded_ = number >> 1;
+      philox(sequence_, uint32_t(loaded_), block_);
+    }
+    const int half = int(number & 1) * 2;
+    return block_[half] | uint64_t(block_[half + 1]) << 32;
   }
 
   Sequence sequence_;
-  uint64_t position_ = 0;  // in 32-bit numbers
+  const uint64_t* ready_ = nullptr;
+  uint64_t ready_words_ = 0;
+  uint64_t position_ = 0;  // in bits
   uint64_t loaded_ = ~0ull;
+  uint32_t block_[4];
+};
+
+// Reads a sequence as 32-bit numbers, one by one.
+class NumberReader {
+ public:
+  HUATUO_HD explicit NumberReader(const Sequence& sequence) : sequence_(sequence) {}
+
+  HUATUO_HD uint32_t next32() {
+    if ((position_ & 3) == 0) philox(sequence_, uint32_t(position_ >> 2), block_);
+    return block_[position_++ & 3];
+  }
+
+  // Uniform in [0, bound) without bias.
+  HUATUO_HD uint32_t below32(uint32_t bound) {
+    uint64_t product = uint64_t(next32()) * bound;
+    if (uint32_t(product) < bound) {
+      const uint32_t threshold = (0u - bound) % bound;
+      while (uint32_t(product) < threshold) product = uint64_t(next32()) * bound;
+    }
+    return uint32_t(product >> 32);
+  }
+
+ private:
+  Sequence sequence_;
+  uint64_t position_ = 0;
   uint32_t block_[4];
 };
 
@@ -131,7 +161,8 @@ struct Hazard {
   }
 };
 
-// Arrival time of a special document inside its cell, in 2^-64 of the cell: fair bits, at least one forced to 0.
+// Arrival time of a special document inside its cell, in 2^-64 of the cell: fair bits, at least one forced to
+// 0.
 HUATUO_HD uint64_t special_time(Reader& random, const Hazard& hazard, int exponent) {
   uint64_t time = 0;
   for (int bit = 0; bit < 64; ++bit) {
@@ -153,8 +184,8 @@ struct Special {
   uint32_t place;  // regular documents before it
 };
 
-// Give each special document (in order of time) its place among `regular` shuffled ones. Halves the cell while both kinds
-// are in the same half; the left half first, as the recursion of the reference does.
+// Give each special document (in order of time) its place among `regular` shuffled ones. Halves the cell
+// while both kinds are in the same half; the left half first, as the recursion of the reference does.
 HUATUO_HD void place_specials(Reader& random, Special* specials, int count, int64_t regular) {
   struct Part {
     int first, last, bit;
@@ -183,7 +214,7 @@ struct Feistel {
   uint64_t n;
   uint32_t rows, columns;
   int rounds;
-  uint32_t keys[20];
+  uint32_t keys[16];
 };
 
 HUATUO_HD uint32_t feistel_mix(uint32_t half, uint32_t key0, uint32_t key1) {
@@ -201,9 +232,11 @@ HUATUO_HD uint32_t add_modulo(uint32_t x, uint32_t y, uint32_t m) {
 HUATUO_HD uint64_t feistel_once(const Feistel& f, uint64_t place) {
   uint32_t row = uint32_t(place / f.columns), column = uint32_t(place % f.columns);
   for (int round = 0; round < f.rounds; round += 2) {
-    row = add_modulo(row, mulhi32(feistel_mix(column, f.keys[2 * round], f.keys[2 * round + 1]), f.rows), f.rows);
-    column = add_modulo(
-        column, mulhi32(feistel_mix(row, f.keys[2 * round + 2], f.keys[2 * round + 3]), f.columns), f.columns);
+    row = add_modulo(row, mulhi32(feistel_mix(column, f.keys[2 * round], f.keys[2 * round + 1]), f.rows),
+                     f.rows);
+    column =
+        add_modulo(column, mulhi32(feistel_mix(row, f.keys[2 * round + 2], f.keys[2 * round + 3]), f.columns),
+                   f.columns);
   }
   return uint64_t(row) * f.columns + column;
 }
@@ -226,8 +259,8 @@ HUATUO_HD Feistel make_feistel(uint64_t n, uint64_t seed, uint32_t stream, uint6
   }
   f.rows = uint32_t(root + 1);
   f.columns = uint32_t((n + f.rows - 1) / f.rows);
-  f.rounds = n <= 65536 ? 10 : 6;
-  Reader random(Sequence(seed, kPermutationLevel, stream, epoch));
+  f.rounds = n <= 65536 ? 8 : 6;
+  NumberReader random(Sequence(seed, kPermutationLevel, stream, epoch));
   for (int i = 0; i < 2 * f.rounds; ++i) f.keys[i] = random.next32();
   return f;
 }

@@ -7,7 +7,8 @@
 namespace huatuo {
 
 RowPacker::RowPacker(int64_t seq_length, int64_t window) : seq_length_(seq_length), window_(window) {
-  HUATUO_CHECK(seq_length >= 1 && seq_length < 1ll << 31, "wrong seq_length: got " << seq_length << ", need 1 to 2^31 - 1");
+  HUATUO_CHECK(seq_length >= 1 && seq_length < 1ll << 31,
+               "wrong seq_length: got " << seq_length << ", need 1 to 2^31 - 1");
   HUATUO_CHECK(window >= 1 && window <= 1ll << 30, "wrong window: got " << window << ", need 1 to 2^30");
   int64_t ring = 4;  // pending draws span less than 2 * window numbers
   while (ring < 2 * window + 2) ring *= 2;
@@ -73,7 +74,8 @@ int64_t RowPacker::take(int64_t length) {
   return draw;
 }
 
-// The oldest draw while it fits; then the longest that fits; a new row when none does, or when the oldest may wait no more.
+// The oldest draw while it fits; then the longest that fits; a new row when none does, or when the oldest may
+// wait no more.
 void RowPacker::place_one(int64_t*& order, std::vector<int64_t>& row_start) {
   while (length_of_[size_t(oldest_ & mask_)] == 0) ++oldest_;
   int64_t length = length_of_[size_t(oldest_ & mask_)];
@@ -93,7 +95,8 @@ void RowPacker::place_one(int64_t*& order, std::vector<int64_t>& row_start) {
 }
 
 template <typename Length>
-int64_t RowPacker::add(const Length* lengths, int64_t count, int64_t* order, std::vector<int64_t>& row_start) {
+int64_t RowPacker::add(const Length* lengths, int64_t count, int64_t* order,
+                       std::vector<int64_t>& row_start) {
   int64_t* const begin = order;
   for (int64_t i = 0; i < count; ++i) {
     HUATUO_CHECK(lengths[i] >= 1, "wrong length of document " << added_ << ": got " << int64_t(lengths[i])

@@ -1,7 +1,8 @@
-// Philox4x32-10 (Salmon et al., SC11): random numbers as a pure function of (key, counter), the same on CPU and GPU.
+// Philox4x32-10 (Salmon et al., SC11): random numbers as a pure function of (key, counter), the same on CPU
+// and GPU.
 //
-// The counter of a block is {block number, level << 20 | stream, cell low, cell high}: every tree node, source and purpose
-// has its own sequence, so any part of the order can be computed alone.
+// The counter of a block is {block number, level << 20 | stream, cell low, cell high}: every tree node,
+// source and purpose has its own sequence, so any part of the order can be computed alone.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ HUATUO_HD uint32_t mulhi32(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a
 
 // One of the sequences of random numbers that a seed has.
 struct Sequence {
-  uint32_t key0, key1;          // the seed
-  uint32_t c1, c2, c3;          // which sequence: see the head of this file
+  uint32_t key0, key1;  // the seed
+  uint32_t c1, c2, c3;  // which sequence: see the head of this file
   HUATUO_HD Sequence(uint64_t seed, uint32_t level, uint32_t stream, uint64_t cell)
       : key0(uint32_t(seed)),
         key1(uint32_t(seed >> 32)),

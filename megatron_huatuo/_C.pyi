@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 has_cuda: bool
 
+def vector_kernels() -> str: ...
+def use_vector_kernels(name: str) -> bool: ...
+
 class OrderPlan:
     def __init__(
         self,

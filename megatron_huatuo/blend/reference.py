@@ -22,8 +22,6 @@ from megatron_huatuo.blend.tables import (
 
 SPECIAL_STREAM, SHUFFLE_STREAM = 0xFFFFF, 0xFFFFE
 PERMUTATION_LEVEL = 0xFFF
-MAX_SPECIALS = 16
-"""A cell is ordered as a whole when at most so many of its documents are expected to be out of the ordinary."""
 SMALL_SOURCE = 1024
 """Up to so many documents an epoch is a stored shuffle; above it a Feistel network."""
 _MASK = 2**64 - 1
@@ -38,18 +36,20 @@ class Sequence:
         self.numbers = np.empty(0, dtype=np.uint32)
         self.blocks = 0
         self.position = 0
+        """In bits."""
 
     def next32(self) -> int:
         """The next 32-bit number."""
-        while self.position >= len(self.numbers):
-            self._extend(max(4, self.blocks))
-        self.position += 1
-        return int(self.numbers[self.position - 1])
+        number = self.position // 32
+        self.position += 32
+        return int(self._numbers(number, number + 1)[0])
 
     def next64(self) -> int:
-        """The next 64-bit word: two 32-bit numbers, low half first."""
-        low = self.next32()
-        return low | self.next32() << 32
+        """The next whole 64-bit word (two numbers, low half first); bits that `heads` left over are skipped."""
+        number = -(-self.position // 64) * 2
+        self.position = (number + 2) * 32
+        low, high = self._numbers(number, number + 2).tolist()
+        return int(low | high << 32)
 
     def below32(self, bound: int) -> int:
         """Uniform in [0, bound), bound <= 2^32, without bias (Lemire 2019)."""
@@ -66,28 +66,31 @@ class Sequence:
         return product >> 64
 
     def heads(self, coins: int) -> int:
-        """Ones among `coins` fair coins: the low bits of the next ceil(coins / 64) words."""
-        words = (coins + 63) // 64
-        while self.position + 2 * words > len(self.numbers):
-            self._extend(max(4, self.blocks, words // 2 + 1))
-        numbers = self.numbers[self.position : self.position + 2 * words]
-        self.position += 2 * words
+        """Ones among `coins` fair coins: the next bits, from the lowest of each number."""
+        first = self.position // 32
+        numbers = self._numbers(first, (self.position + coins + 31) // 32)
         bits = np.unpackbits(numbers.astype("<u4").view(np.uint8), bitorder="little")
-        return int(bits[:coins].sum())
+        start = self.position - 32 * first
+        self.position += coins
+        return int(bits[start : start + coins].sum())
 
     def binomial(self, trials: int, probability: int) -> int:
         """How many of `trials` uniform 64-bit numbers are below `probability`, their bits drawn only while they matter."""
         successes, undecided = 0, trials
-        for bit in range(63, -1, -1):
-            if undecided == 0:
-                break
+        while undecided and probability:
             ones = self.heads(undecided)
-            if probability >> bit & 1:
+            if probability >> 63:
                 successes += undecided - ones
                 undecided = ones
             else:
                 undecided -= ones
+            probability = probability << 1 & _MASK
         return successes
+
+    def _numbers(self, first: int, last: int) -> NDArray[np.uint32]:
+        if last > len(self.numbers):
+            self._extend(max(4, self.blocks, (last - len(self.numbers)) // 4 + 1))
+        return self.numbers[first:last]
 
     def _extend(self, count: int) -> None:
         block = np.arange(self.blocks, self.blocks + count, dtype=np.uint64)
@@ -104,7 +107,12 @@ class Sequence:
 
 def max_cell_draws(num_sources: int) -> int:
     """Most draws of a cell that is ordered as a whole: 8,192, and more for many sources, so that cells stay full."""
-    return min(max(8192, 1 << (64 * num_sources - 1).bit_length()), 2**17)
+    return min(max(8192, 1 << (128 * num_sources - 1).bit_length()), 2**17)
+
+
+def max_specials(num_sources: int) -> int:
+    """A cell is ordered as a whole when at most so many of its documents are expected to be out of the ordinary."""
+    return min(max(num_sources // 4, 16), 1024)
 
 
 class PriorityRace:
@@ -116,6 +124,7 @@ class PriorityRace:
         self.tables = [split_and_special(mantissa) for mantissa, _ in parts]
         self.counts = {i: int(n) for i, n in enumerate(draws.num_draws) if n > 0}
         self.max_cell = max_cell_draws(draws.num_sources)
+        self.max_specials = max_specials(draws.num_sources)
         # The race is over before time 2^T: the slowest source survives it with probability exp(-64) at most.
         lowest = min((parts[i][1] for i in self.counts), default=0)
         self.root_exponent = [exponent + 5 - lowest for _, exponent in parts]
@@ -154,7 +163,7 @@ class PriorityRace:
         exponents = {source: self.root_exponent[source] - level for source in counts}
         if total > self.max_cell or max(exponents.values()) > HIGHEST_SPECIAL_EXPONENT:
             return False
-        return total * max(self._special_probability(s, e) for s, e in exponents.items()) <= MAX_SPECIALS << 64
+        return total * max(self._special_probability(s, e) for s, e in exponents.items()) <= self.max_specials << 64
 
     def _whole_cell(self, level: int, cell: int, counts: dict[int, int]) -> list[int]:
         """Regular documents are shuffled; the few special ones go to the places that their arrival times have."""
@@ -258,7 +267,7 @@ class Permutation:
             return
         self.rows = math.isqrt(self.n - 1) + 1
         self.columns = -(-self.n // self.rows)
-        self.keys = [(random.next32(), random.next32()) for _ in range(10 if self.n <= 2**16 else 6)]
+        self.keys = [(random.next32(), random.next32()) for _ in range(8 if self.n <= 2**16 else 6)]
 
     def __getitem__(self, place: int) -> int:
         if self.n <= SMALL_SOURCE:

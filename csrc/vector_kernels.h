@@ -1,0 +1,42 @@
+// The inner loops of the order as SIMD code. One build holds each loop for several instruction sets, and the
+// widest one that the running CPU has is taken. Whole-number arithmetic: every path gives the same bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "order_law.h"
+
+namespace huatuo {
+
+constexpr int kLanes = 16;       // 32-bit lanes of the widest path; counts are padded to a multiple of it
+constexpr int kBatch = 512;      // most numbers or documents of one call
+constexpr int kShortBlocks = 2;  // blocks of each of many sequences that `short_sequences` makes
+
+struct VectorKernels {
+  const char* name;
+  // Ones in the first `blocks` blocks from `block` on; `blocks` a multiple of 8.
+  uint64_t (*count_ones)(const Sequence& sequence, uint32_t block, int64_t blocks);
+  // Numbers of `blocks` blocks from `block` on, in order, into out [4 * blocks]; `blocks` a multiple of 8.
+  void (*fill)(const Sequence& sequence, uint32_t block, int blocks, uint32_t* out);
+  // The first kShortBlocks blocks of the sequences of many sources in one cell, into out
+  // [count][2 * kShortBlocks]; count a multiple of 4.
+  void (*short_sequences)(const Sequence& cell, const uint32_t* sources, int count, uint64_t* out);
+  // Shuffle partners for the places last, last - 1, …; true when one of them may need Lemire's rejection.
+  // Reads and writes whole vectors.
+  bool (*partners)(const uint32_t* numbers, uint32_t last, int count, uint32_t* out);
+  // Feistel network on `count` (row, column) pairs: places row * columns + column, in out (32 bits where n <=
+  // 2^31). True when one of them is not below n.
+  bool (*feistel_32)(const Feistel& f, const uint32_t* rows, const uint32_t* columns, int count,
+                     uint32_t* out);
+  bool (*feistel_64)(const Feistel& f, const uint32_t* rows, const uint32_t* columns, int count,
+                     uint64_t* out);
+};
+
+// The kernels in use: the widest that this CPU has, unless a test has chosen others.
+const VectorKernels* vector_kernels();
+
+// Choose the instruction set ("avx512", "avx2", "base"); false where the CPU lacks it. For tests and
+// benchmarks.
+bool use_vector_kernels(const char* name);
+
+}  // namespace huatuo
