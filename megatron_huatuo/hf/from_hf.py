@@ -10,18 +10,9 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.hf.mapping import hf_shapes, rule_of_parameter, rules_by_parameter
-from megatron_huatuo.hf.weight_files import WeightFiles
+from megatron_huatuo.hf.mapping import rule_of_parameter, rules_by_parameter
+from megatron_huatuo.hf.weight_files import open_weights
 from megatron_huatuo.model.architecture import Architecture
-
-TIED = ("lm_head.weight", "model.embed_tokens.weight")
-
-
-def open_weights(hf_directory: str | os.PathLike[str], architecture: Architecture) -> WeightFiles:
-    """Weight files whose names and shapes are those of the architecture. Raises: DataError, IntegrityError."""
-    files = WeightFiles(hf_directory)
-    files.check(hf_shapes(architecture), tied=TIED if architecture.tied_embeddings else None)
-    return files
 
 
 @torch.no_grad()

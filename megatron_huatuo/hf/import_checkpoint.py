@@ -11,9 +11,9 @@ from pathlib import Path
 
 from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.hf.from_hf import open_weights
 from megatron_huatuo.hf.mapping import each_weight
 from megatron_huatuo.hf.state_tensors import StateWriter
+from megatron_huatuo.hf.weight_files import open_weights
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.model.architecture import Architecture, load_architecture

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.storage.manifest import read_json
 
 _LAYOUTS = (
@@ -26,6 +28,15 @@ _LAYOUTS = (
 )
 # Buffers that old checkpoints carry: they follow from the architecture.
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "alibi_mask")
+
+_TIED = ("lm_head.weight", "model.embed_tokens.weight")
+
+
+def open_weights(hf_directory: str | os.PathLike[str], architecture: Architecture) -> WeightFiles:
+    """Weight files whose names and shapes are those of the architecture. Raises: DataError, IntegrityError."""
+    files = WeightFiles(hf_directory)
+    files.check(hf_shapes(architecture), tied=_TIED if architecture.tied_embeddings else None)
+    return files
 
 
 class WeightFiles:
@@ -38,7 +49,8 @@ class WeightFiles:
         self._bin: tuple[Path, Mapping[str, Any]] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(set(self.file_of.values())):
-            self._read_shapes(path)
+            found = self._read_shapes(path)
+            self._shapes |= {name: shape for name, shape in found.items() if self.file_of.get(name) == path}
         for name, path in self.file_of.items():
             if name not in self._shapes:
                 raise IntegrityError(f"tensor is missing: the index places {name!r} in {path}. Download it again.")
@@ -67,12 +79,11 @@ class WeightFiles:
             f"no weights in {self.directory}: need model.safetensors or pytorch_model.bin, whole or with an index."
         )
 
-    def _read_shapes(self, path: Path) -> None:
+    def _read_shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
         if path.suffix == ".safetensors":
             with _open_safetensors(path) as file:
-                self._shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        else:
-            self._shapes |= {name: tuple(tensor.shape) for name, tensor in self._bin_tensors(path).items()}
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: tuple(tensor.shape) for name, tensor in self._bin_tensors(path).items()}
 
     def _bin_tensors(self, path: Path) -> Mapping[str, torch.Tensor]:
         if self._bin is None or self._bin[0] != path:

@@ -1,0 +1,207 @@
+"""An export is a Hugging Face directory that computes what the checkpoint computes, or it is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_huatuo.checkpoint.layout import resolve_checkpoint
+from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.export import publish
+from megatron_huatuo.export.publish import export_checkpoint
+from megatron_huatuo.export.verify import verify_export
+from megatron_huatuo.storage.manifest import read_manifest, verify_files
+from tests.unit.export.conftest import FAMILIES
+
+# Runs without this project: loads each directory as a user would, twice generates, and prints ids.
+_LOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+results = {}
+for directory in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=True).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    chat = [{"role": "user", "content": "感冒怎么办？"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    runs = [model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist() for _ in range(2)]
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], dim=1)
+    mask = (torch.arange(padded.shape[1]) >= 5)[None].long()
+    runs.append(model.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)[0, 5:].tolist())
+    unchanged = all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1].tolist()
+    results[directory] = {"runs": runs, "unchanged": unchanged, "logits": logits}
+assert not any(name.startswith("megatron_huatuo") for name in sys.modules)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """{family: (directory, parity)}, and "llamafied" from Baichuan2 with rotary positions."""
+    root = tmp_path_factory.mktemp("exports")
+    found = {name: (root / name, export_checkpoint(path, root / name)) for name, path in checkpoints.items()}
+    folded = export_checkpoint(checkpoints["baichuan2-rope"], root / "llamafied", llamafy=True)
+    return {**found, "llamafied": (root / "llamafied", folded)}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "llamafied"])
+def test_logits_and_greedy_continuation_equal_the_training_model(exports, name: str) -> None:
+    _, parity = exports[name]
+    assert parity.max_logit_difference < 1e-4
+    assert parity.continuation_tokens == 16
+    assert parity.tokenizer_texts == 4
+    assert parity.positions > 50
+
+
+def test_exports_load_and_generate_without_this_project(exports, tmp_path: Path) -> None:
+    directories = [str(directory) for directory, _ in exports.values()]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, *directories],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    for directory, result in results.items():
+        first, again, padded = result["runs"]
+        assert first == again == padded, directory
+        assert result["unchanged"], directory
+    ours, folded = (results[str(exports[name][0])]["logits"] for name in ("baichuan2-rope", "llamafied"))
+    assert ours == pytest.approx(folded, abs=1e-4)
+
+
+def test_directory_is_complete_and_its_manifest_true(exports) -> None:
+    directory, parity = exports["baichuan2-alibi"]
+    manifest = read_manifest(directory, "hf_model")
+    verify_files(directory, manifest)
+    assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in directory.iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"} <= set(
+        manifest["files"]
+    )
+    assert manifest["parity"] == parity.to_dict()
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    assert "Medical disclaimer" in card and f"{parity.max_logit_difference:.2e}" in card
+    config = json.loads((directory / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_baichuan.BaichuanForCausalLM"
+
+
+def test_bf16_export_is_compared_with_the_rounded_weights(checkpoints, tmp_path: Path) -> None:
+    parity = export_checkpoint(checkpoints["llama"], tmp_path / "out", dtype="bfloat16")
+    assert parity.max_logit_difference < 1e-4
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    folded = export_checkpoint(checkpoints["baichuan2-rope"], tmp_path / "folded", dtype="bfloat16", llamafy=True)
+    assert 0 < folded.max_logit_difference < 2**-7 * folded.max_logit
+
+
+def test_mismatch_is_refused_and_nothing_published(checkpoints, tmp_path: Path, monkeypatch) -> None:
+    written = publish.config_json
+    monkeypatch.setattr(publish, "config_json", lambda *a: {**written(*a), "rms_norm_eps": 0.01})
+    with pytest.raises(IntegrityError, match=r"logits differ: got .* at most, need"):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert export_checkpoint(checkpoints["llama"], tmp_path / "out", skip_verification=True) is None
+    assert "Not verified" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def copy(exports, tmp_path: Path) -> Path:
+    """A private copy of the Llama export."""
+    return Path(shutil.copytree(exports["llama"][0], tmp_path / "copy"))
+
+
+def test_one_changed_weight_is_named(checkpoints, copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][7, 3] += 1e-6
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(
+        IntegrityError, match=r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' differs from the checkpoint"
+    ):
+        verify_export(checkpoints["llama"], copy)
+
+
+def test_other_token_ids_are_refused_unless_told_otherwise(checkpoints, copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "add_prefix_space": True}))
+    with pytest.raises(IntegrityError, match=r"tokenizer differs from the index: .* --allow-token-mismatch"):
+        verify_export(checkpoints["llama"], copy)
+    assert verify_export(checkpoints["llama"], copy, allow_token_mismatch=True).tokenizer_texts == 0
+    path.write_text(json.dumps({**settings, "chat_template": "{{ messages[0]['content'] }}"}))
+    with pytest.raises(IntegrityError, match="chat template gives other ids than training saw"):
+        verify_export(checkpoints["llama"], copy)
+
+
+def test_damaged_checkpoint_is_refused(checkpoints, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(checkpoints["llama"], tmp_path / "checkpoint"))
+    shard = resolve_checkpoint(copied) / "state" / "output_layer.weight.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"damaged or missing: .*output_layer\.weight\.distcp"):
+        export_checkpoint(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class _Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_malicious_metadata_is_not_executed(checkpoints, tmp_path: Path) -> None:
+    """An attacker who rewrites the manifest too is stopped by the unpickler."""
+    from megatron_huatuo.storage.manifest import describe_files
+
+    copied = resolve_checkpoint(shutil.copytree(checkpoints["llama"], tmp_path / "checkpoint"))
+    (copied / "state" / ".metadata").write_bytes(pickle.dumps(_Harm(tmp_path / "harm")))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"] |= describe_files(copied, ["state/.metadata"])
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match=r"would execute code or is damaged.*\.metadata"):
+        export_checkpoint(copied, tmp_path / "out")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_wrong_requests_are_refused(checkpoints, exports, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--llamafy needs Baichuan2 with rotary positions"):
+        export_checkpoint(checkpoints["baichuan2-alibi"], tmp_path / "out", llamafy=True)
+    with pytest.raises(ConfigError, match="wrong dtype: got 'float16', need one of bfloat16, float32"):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out", dtype="float16")
+    with pytest.raises(IntegrityError, match="no complete checkpoint"):
+        export_checkpoint(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="output directory exists already"):
+        export_checkpoint(checkpoints["llama"], exports["llama"][0], skip_verification=True)
+
+
+def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    tool = [sys.executable, str(root / "tools" / "convert_checkpoint.py")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*tool, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+
+    hf = checkpoints["qwen2"].parent / "hf"
+    assert run("import", "--hf", str(hf), "--checkpoint", str(tmp_path / "ck")).returncode == 0
+    done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "out"), "--dtype", "float32")
+    assert done.returncode == 0 and "max_logit_difference" in done.stdout, done.stderr[-2000:]
+    failed = run("verify", "--checkpoint", str(tmp_path / "ck"), "--hf", str(exports["llama"][0]))
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("error: "), failed.stderr[-2000:]

@@ -1,0 +1,135 @@
+"""Import and export without a model: bitwise, in shards, complete or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
+from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.hf.import_checkpoint import import_hf
+from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.hf.state_tensors import StateReader, StateWriter
+from megatron_huatuo.hf.to_hf import write_weights
+from megatron_huatuo.model.architecture import get_preset
+from megatron_huatuo.storage.manifest import sha256_file
+from tests.unit.hf.small_models import SMALL, random_weights, write_model
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    directory = write_model(tmp_path / "hf", SMALL[name], dtype)
+    checkpoint = import_hf(directory, tmp_path / "checkpoint")
+    assert resolve_checkpoint(tmp_path / "checkpoint") == checkpoint
+    verify_checkpoint(checkpoint)
+    state = StateReader(checkpoint / STATE, SMALL[name])
+    assert state.dtype == dtype
+    (tmp_path / "out").mkdir()
+    write_weights(tmp_path / "out", hf_shapes(SMALL[name]), state, dtype)
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+
+
+def test_shards_hold_at_most_the_limit_and_their_hashes_are_right(tmp_path: Path) -> None:
+    weights = random_weights(SMALL["llama"])
+    limit = 100_000
+    shapes = hf_shapes(SMALL["llama"])
+    written = write_weights(tmp_path, shapes, weights.items(), torch.bfloat16, shard_bytes=limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(written) == set(index["weight_map"].values()) and len(written) > 2
+    assert index["metadata"]["total_size"] == sum(weight.numel() * 2 for weight in weights.values())
+    for name, described in written.items():
+        path = tmp_path / name
+        assert described == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        content = load_file(path)
+        assert sum(tensor.numel() * 2 for tensor in content.values()) <= limit
+        for key, tensor in content.items():
+            assert torch.equal(tensor, weights[key].bfloat16())
+            assert index["weight_map"][key] == name
+
+
+def test_wrong_streams_are_refused(tmp_path: Path) -> None:
+    shapes = {"a": (2, 3), "b": (4,)}
+    good = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    with pytest.raises(DataError, match=r"wrong tensor: got 'b' \[4\], need 'a' \[2, 3\]"):
+        write_weights(tmp_path, shapes, reversed(good.items()), torch.float32)
+    with pytest.raises(DataError, match="got 'c' after the last one"):
+        write_weights(tmp_path, shapes, [*good.items(), ("c", torch.ones(1))], torch.float32)
+    with pytest.raises(DataError, match="tensor 'b' holds NaN or infinite values"):
+        write_weights(tmp_path, shapes, {**good, "b": torch.tensor([1, 2, float("nan"), 3])}.items(), torch.float32)
+
+
+def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = ROOT.parent / "shared" / "data" / "baichuan2" / "tokenizer.model"
+    if not model.is_file():
+        pytest.skip(f"no Baichuan2 tokenizer: {model}")
+    directory = write_model(tmp_path / "hf", SMALL["baichuan2-rope"])
+    (directory / "tokenizer.model").symlink_to(model)
+    with pytest.raises(DataError, match="got 125696 ids, but the embedding has 160 rows"):
+        import_hf(directory, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    checkpoint = import_hf(write_model(tmp_path / "hf", SMALL["llama"]), tmp_path / "checkpoint")
+    with pytest.raises(
+        IntegrityError, match=r"'embedding\.word_embeddings\.weight' is \[160, 96\], need \[3072, 192\]"
+    ):
+        StateReader(checkpoint / STATE, get_preset("toy"))
+
+
+_FORK = multiprocessing.get_context("fork")  # a child with torch loaded already
+
+
+def _import_on_a_full_disk(hf: Path, checkpoint: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+    try:
+        import_hf(hf, checkpoint)
+    except OSError as error:
+        os._exit(error.errno)
+
+
+def test_disk_full_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """A limit on file size makes the write fail as a full disk does, with an error from the system."""
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    child = _FORK.Process(target=_import_on_a_full_disk, args=(directory, tmp_path / "checkpoint"))
+    child.start()
+    child.join(60)
+    assert child.exitcode == errno.EFBIG
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def _import_slowly(hf: Path, checkpoint: Path) -> None:
+    write = StateWriter.write
+    StateWriter.write = lambda *arguments: (write(*arguments), time.sleep(0.5))
+    import_hf(hf, checkpoint)
+
+
+def test_kill_while_importing_leaves_no_checkpoint_and_a_rerun_finishes(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    child = _FORK.Process(target=_import_slowly, args=(directory, tmp_path / "checkpoint"))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".checkpoint*/iter_0000000/state/*.distcp")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.kill()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob(".checkpoint*")) and not (tmp_path / "checkpoint").exists()
+    verify_checkpoint(import_hf(directory, tmp_path / "checkpoint"))

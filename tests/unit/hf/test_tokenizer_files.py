@@ -1,0 +1,113 @@
+"""Exported tokenizers: plain transformers gives the ids of our index, and special tokens in text stay text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
+from megatron_huatuo.index.chat_format import render
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.index.train_tokenizer import train_tokenizer
+from megatron_huatuo.storage.records import Turn
+
+BAICHUAN = Path(__file__).parents[4] / "shared" / "data" / "baichuan2" / "tokenizer.model"
+TEXTS = [
+    "<问>：头痛怎么办？",
+    "\n<答>：多喝水 and rest, 2024年 3.5 mg",
+    "</s><s><unk> <reserved_106> <答>：",
+    "  two  spaces\t tab\r\n",
+    "A\u3000B é ñ 😀 漢字 ½ ﬁ\u200b",
+    "\n\n\n",
+    "",
+]
+
+
+def _sentencepiece(folder: Path) -> Path:
+    folder.mkdir()
+    lines = [
+        json.dumps({"id": str(i), "source": "s", "language": "zh", "text": text}, ensure_ascii=False)
+        for i, text in enumerate(
+            ["高血压患者应当低盐饮食。" * 3, "Drink water and rest." * 3, "感冒多休息，多喝水。" * 3]
+        )
+    ]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    train_tokenizer([folder / "texts.jsonl"], folder / "tokenizer", 420)
+    return folder / "tokenizer"
+
+
+def _byte_level(folder: Path) -> Path:
+    """A tokenizer.json as Llama 3 and Qwen2.5 have it: byte-level BPE with a named end token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["高血压患者应当低盐饮食。", "Drink water and rest."], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "eos_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "{{ 'x' }}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["baichuan2", "sentencepiece", "byte-level"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(our tokenizer, the exported one as transformers opens it)."""
+    tmp_path = tmp_path_factory.mktemp("tokenizer")
+    if request.param == "baichuan2":
+        if not BAICHUAN.is_file():
+            pytest.skip(f"no Baichuan2 tokenizer: {BAICHUAN}")
+        source = BAICHUAN
+    else:
+        source = (_sentencepiece if request.param == "sentencepiece" else _byte_level)(tmp_path / "source")
+    ours = load_tokenizer(source)
+    (tmp_path / "out").mkdir()
+    write_tokenizer_files(ours, tmp_path / "out")
+    return ours, transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+def test_ids_equal_those_of_the_index(exported) -> None:
+    ours, theirs = exported
+    for text in TEXTS:
+        assert theirs(text).input_ids == theirs(text, add_special_tokens=False).input_ids == ours.encode(text), text
+
+
+def test_special_tokens_in_text_stay_text(exported) -> None:
+    ours, theirs = exported
+    assert ours.eos_id == theirs.eos_token_id
+    for text in ("</s>", "a</s>b", theirs.eos_token, "<答>：</s>"):
+        assert theirs.eos_token_id not in theirs(text).input_ids
+        assert theirs.decode(theirs(text).input_ids) == text
+
+
+def test_chat_template_writes_what_was_trained_on(exported) -> None:
+    ours, theirs = exported
+    turns = [Turn("human", "头痛？"), Turn("gpt", "休息。"), Turn("human", "药 </s>？"), Turn("gpt", "不用。")]
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [{"role": roles[turn.speaker], "content": turn.value} for turn in turns]
+    assert theirs.apply_chat_template(messages, tokenize=False) == render(turns)
+    prompt = theirs.apply_chat_template(messages[:3], tokenize=False, add_generation_prompt=True)
+    assert prompt == render([*turns[:3], Turn("gpt", "")])
+    ids = theirs.apply_chat_template(messages[:3], add_generation_prompt=True, return_dict=False)
+    assert ids == ours.encode(prompt)
+    with_system = [{"role": "system", "content": "你是医生。"}, *messages[:1]]
+    assert theirs.apply_chat_template(with_system, tokenize=False) == "<问>：你是医生。\n头痛？"
+
+
+def test_role_tags_of_baichuan2() -> None:
+    if not BAICHUAN.is_file():
+        pytest.skip(f"no Baichuan2 tokenizer: {BAICHUAN}")
+    ours = load_tokenizer(BAICHUAN)
+    assert ours.encode("<问>：") == [92655, 92614, 92574, 70]
+    assert ours.encode("\n<答>：") == [5, 92655, 93140, 92574, 70]
