@@ -293,8 +293,8 @@ void OrderPlan::build(int num_threads, int64_t cell_draws) {
                  groups = (sources + stride - 1) / stride;  // neighbours differ in size: spread them
     const auto split_group = [&](int64_t task, int) {
       const size_t w = size_t(task) / groups, group = size_t(task) % groups;
-      Share own[stride];
-      int64_t first_half[stride];
+      Share own[stride] = {};
+      int64_t first_half[stride] = {};
       size_t size = 0;
       for (size_t i = group; i < sources; i += groups)
         own[size++] = {uint32_t(i), parts[wanted[w]].counts[i]};

@@ -3,29 +3,46 @@
 import sys
 
 from megatron_huatuo.config import argument_parser
-from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.errors import ConfigError, exit_on_error
 
 
 @exit_on_error
 def main() -> None:
     parser = argument_parser(__doc__ or "")
-    parser.add_argument("--config", type=str, required=True, metavar="FILE", help="YAML: see docs/blending.md")
-    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="blend directory to write")
+    parser.add_argument("--config", type=str | None, default=None, metavar="FILE", help="YAML: see docs/blending.md")
+    parser.add_argument("--output", type=str | None, default=None, metavar="DIR", help="blend directory to write")
     parser.add_argument("--megatron-indices", action="store_true", help="also write Megatron's int16/int64 pair")
     parser.add_argument("--num-threads", type=int | None, default=None, help="threads (default: all cores)")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the order is drawn, same bytes")
+    parser.add_argument(
+        "--replan", type=str | None, default=None, metavar="RUN_DIR", help="keep what this run consumed"
+    )
+    parser.add_argument(
+        "--consumed-rows", type=int | None, default=None, help="rows to keep (default: newest checkpoint)"
+    )
+    parser.add_argument(
+        "--schedule", type=str | None, default=None, metavar="RUN_DIR", help="only draw a run's schedule.png"
+    )
     args = parser.parse_args()
 
     from megatron_huatuo.blend.build import build_blend
     from megatron_huatuo.blend.config import read_blend_config
+    from megatron_huatuo.blend.replan import replan_blend
+    from megatron_huatuo.blend.schedule import write_run_schedule
 
-    build_blend(
-        read_blend_config(args.config),
-        args.output,
-        megatron_indices=args.megatron_indices,
-        num_threads=args.num_threads,
-        device=args.device,
-    )
+    if args.schedule is not None:
+        print(write_run_schedule(args.schedule))
+        return
+    if args.config is None or args.output is None:
+        raise ConfigError("missing flag: need --config FILE and --output DIR (or --schedule RUN_DIR)")
+    config = read_blend_config(args.config)
+    settings = {key: args[key] for key in ("megatron_indices", "num_threads", "device")}
+    if args.replan is not None:
+        replan_blend(args.replan, config, args.output, consumed_rows=args.consumed_rows, **settings)
+    elif args.consumed_rows is not None:
+        raise ConfigError("--consumed-rows says what to keep of a run: it needs --replan RUN_DIR")
+    else:
+        build_blend(config, args.output, **settings)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:12] + "…"
 
 
+def blend_sha256(manifest: dict[str, Any]) -> str:
+    """What a run knows a blend by: sha256 over the hashes of order, rows and tokenizer."""
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".npy")}
+    return fingerprint({"files": files, "tokenizer": manifest["sources"][0]["index"]["tokenizer"]})
+
+
 def write_blend(
     config: BlendConfig,
     sources: list[OpenSource],
@@ -353,6 +359,7 @@ def _describe(
         "order_version": ORDER_VERSION,
         "seq_length": config.seq_length,
         "seed": config.seed,
+        "order_seed": draws.seed,
         "packing": to_plain(config.packing),
         "documents": int(row_start[-1]),
         "rows": rows,
@@ -364,6 +371,7 @@ def _describe(
                 "name": source.name,
                 "path_prefix": source.path_prefix,
                 "num_documents": source.num_documents,
+                "usable_documents": source.num_usable,
                 "untrained_when_cut": source.untrained_when_cut,
                 "priority": float(draws.priorities[number]),
                 "epochs": inputs["sources"].get(source.name, {}).get("epochs", 0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
+from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.manifest import read_manifest
 
 SCHEDULE_CSV, SCHEDULE_PNG = "schedule.csv", "schedule.png"
 BINS = 100
+RUN_POINTS = 50
 _BLOCK = 1 << 24
 _LEGEND_ROWS = 24
 
@@ -153,6 +158,55 @@ def write_schedule(schedule: Schedule, directory: Path) -> list[str]:
             writer.writerow([f"{progress:.6f}", int(start), *schedule.counts[row].tolist(), *shares])
     plot_schedule(schedule, directory / SCHEDULE_PNG)
     return [SCHEDULE_CSV, SCHEDULE_PNG]
+
+
+def write_run_schedule(run_dir: str | os.PathLike[str]) -> Path:
+    """Draw RUN_DIR/schedule.png: the blend's schedule with what the run has consumed so far, after its log.jsonl.
+
+    Returns: the picture. Raises: ConfigError where there is no run; DataError where it has logged nothing yet.
+    """
+    blend = parent_blend(run_dir)
+    manifest = read_manifest(blend, "blend")
+    names = [source["name"] for source in manifest["sources"]]
+    segments = [Segment.from_plain(content) for content in manifest["segments"]]
+    row_start = np.load(blend / "row_start.npy", mmap_mode="r")
+    order = np.load(blend / "order_source.npy", mmap_mode="r")
+    rows = np.unique(np.minimum([0, *consumed_rows_of(Path(run_dir) / "log.jsonl")], len(row_start) - 1))
+    if len(rows) > RUN_POINTS + 1:
+        rows = rows[np.linspace(0, len(rows) - 1, RUN_POINTS + 1).round().astype(np.int64)]
+    entries = row_start[rows]
+    if len(entries) < 2:
+        raise DataError(f"run has logged no consumed rows yet: {run_dir}. Try again after its first logged iteration.")
+    counts = np.stack([count_sources(order, a, b, len(names)) for a, b in itertools.pairwise(entries)])
+    progress = (entries[:-1] + entries[1:]) / 2 / len(order)
+    picture = Path(run_dir) / SCHEDULE_PNG
+    plot_schedule(Schedule.of_rows(names, blend / "order_source.npy", segments), picture, (progress, shares_of(counts)))
+    return picture
+
+
+def parent_blend(run_dir: str | os.PathLike[str]) -> Path:
+    """Blend directory that a run's config.yaml names. Raises: ConfigError."""
+    path = Path(run_dir) / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Path(content["data"]["blend"])
+    except OSError as error:
+        raise ConfigError(f"no training run: {path} cannot be read ({error.strerror}). Check the path.") from error
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ConfigError(f"configuration names no blend: need data.blend ({path})") from error
+
+
+def consumed_rows_of(log: Path) -> list[int]:
+    """consumed_train_samples of every line of a log.jsonl; a line that is just being written is left out."""
+    if not log.is_file():
+        return []
+    rows = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(int(json.loads(line)["consumed_train_samples"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
 
 
 def plot_schedule(
