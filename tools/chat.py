@@ -7,7 +7,7 @@ import sys
 
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import exit_on_error
-from megatron_huatuo.evaluate.generate import GenerationSettings
+from megatron_huatuo.evaluate.generate import ReplySettings
 
 
 @exit_on_error
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--model", type=str, required=True, metavar="HF_DIR", help="Hugging Face directory")
     parser.add_argument("--question", type=str, default=None, metavar="TEXT", help="answer this one and exit")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code of the directory")
-    add_dashed_fields(parser, GenerationSettings)
+    add_dashed_fields(parser, ReplySettings)
     args = parser.parse_args()
 
     from megatron_huatuo.evaluate.chat import run_chat
@@ -29,7 +29,7 @@ def main() -> None:
         sys.stdin,
         sys.stdout,
         question=args.question,
-        generation=from_dashed_fields(GenerationSettings, args),
+        settings=from_dashed_fields(ReplySettings, args),
         trust_remote_code=args.trust_remote_code,
         prompt="\n> " if sys.stdin.isatty() else "",
     )

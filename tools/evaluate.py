@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from jsonargparse import ArgumentParser, Namespace
 
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
-from megatron_huatuo.errors import ConfigError, exit_on_error
+from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.evaluate.exam import run_exam
-from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint
+from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
 from megatron_huatuo.evaluate.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.score import format_scores
 from megatron_huatuo.unify.settings import PatienceSettings
@@ -48,13 +49,17 @@ def _endpoint(args: Namespace) -> ModelEndpoint:
 
 
 def _exam(args: Namespace) -> None:
-    if args.base_url is None and args.api_key_env is not None:
-        raise ConfigError("--api-key-env is for an endpoint: got no --base-url. Add it, or leave out the key.")
+    endpoint = _endpoint(args)
+    generation = from_dashed_fields(GenerationSettings, args)
+    if args.base_url is None:
+        refuse_ignored([endpoint.options, endpoint.patience], "without --base-url")
+    else:
+        refuse_ignored([replace(generation, max_new_tokens=GenerationSettings.max_new_tokens)], "with --base-url")
     scores = run_exam(
-        model=_endpoint(args) if args.base_url else args.model,
+        model=args.model if args.base_url is None else endpoint,
         questions=args.questions,
         output=args.output,
-        generation=from_dashed_fields(GenerationSettings, args),
+        generation=generation,
         trust_remote_code=args.trust_remote_code,
         max_bad_lines=args.max_bad_lines,
         max_failed=args.max_failed,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_huatuo.evaluate.chat_model import ChatModel
-from megatron_huatuo.evaluate.generate import GenerationSettings
+from megatron_huatuo.evaluate.generate import ReplySettings
 
 DISCLAIMER = (
     "提示：本模型仅供研究，回答不能代替医生的诊断和建议。"
@@ -50,7 +50,7 @@ def run_chat(
     screen: TextIO,
     *,
     question: str | None = None,
-    generation: GenerationSettings | None = None,
+    settings: ReplySettings | None = None,
     trust_remote_code: bool = False,
     prompt: str = "",
 ) -> None:
@@ -61,7 +61,7 @@ def run_chat(
     """
     print(DISCLAIMER, file=screen, flush=True)
     conversation = Conversation(
-        ChatModel(Path(model), generation or GenerationSettings(), trust_remote_code=trust_remote_code)
+        ChatModel(Path(model), settings or ReplySettings(), trust_remote_code=trust_remote_code)
     )
     if question is not None:
         conversation.ask(question, screen)

@@ -15,7 +15,7 @@ import transformers
 from transformers.generation.streamers import BaseStreamer
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings
+from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
 from megatron_huatuo.hf.tokenizer_files import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
 
@@ -23,7 +23,7 @@ from megatron_huatuo.log import get_logger
 class ChatModel:
     """Model and tokenizer of one directory, and how a conversation becomes token ids."""
 
-    def __init__(self, directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, directory: Path, settings: ReplySettings, *, trust_remote_code: bool = False) -> None:
         """Load both; with `trust_remote_code` also by Python code and pickles of the directory.
 
         Raises ConfigError naming the directory when that is impossible.

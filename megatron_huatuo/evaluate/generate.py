@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,24 +37,34 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """How replies are generated."""
+class ReplySettings:
+    """How one reply is generated."""
 
     max_new_tokens: int = 512
     """Longest reply, in tokens; a reasoning model needs more"""
-    batch_size: int = 8
-    """Prompts generated together from a Hugging Face directory; halved by itself where memory does not suffice"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N, for a Hugging Face directory"""
     dtype: str = "auto"
     """auto (float32 on CPU, else the model's own), float32, bfloat16 or float16"""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need at least 1.")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"wrong max_new_tokens: got {self.max_new_tokens}, need at least 1.")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"wrong dtype: got {self.dtype!r}, need auto, float32, bfloat16 or float16.")
+
+
+@dataclass(frozen=True)
+class GenerationSettings(ReplySettings):
+    """How many replies are generated."""
+
+    batch_size: int = 8
+    """Prompts generated together from a Hugging Face directory; halved by itself where memory does not suffice"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ConfigError(f"wrong batch_size: got {self.batch_size}, need at least 1.")
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,14 @@ class ModelEndpoint:
     """Time-outs and retries"""
 
 
+def refuse_ignored(settings: Sequence[Any], why: str) -> None:
+    """Refuse settings that have no effect. Raises ConfigError naming the first field that differs from its default."""
+    for section in settings:
+        for entry in fields(section):
+            if (value := getattr(section, entry.name)) != entry.default:
+                raise ConfigError(f"--{entry.name.replace('_', '-')} has no effect {why}: got {value!r}. Leave it out.")
+
+
 def open_generator(
     model: str | os.PathLike[str] | ModelEndpoint,
     log_directory: Path,
@@ -113,6 +131,8 @@ def open_generator(
     Raises: ConfigError when there is no such directory, or it cannot be loaded.
     """
     if isinstance(model, ModelEndpoint):
+        if trust_remote_code:
+            raise ConfigError("--trust-remote-code has no effect with an endpoint. Leave it out.")
         from megatron_huatuo.evaluate.endpoint import EndpointGenerator
 
         return EndpointGenerator(model, log_directory, settings)

@@ -11,10 +11,10 @@ import pytest
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.chat import DISCLAIMER, Conversation, run_chat
 from megatron_huatuo.evaluate.chat_model import ChatModel, _Streamer
-from megatron_huatuo.evaluate.generate import GenerationSettings
+from megatron_huatuo.evaluate.generate import ReplySettings
 
 ROOT = Path(__file__).parents[3]
-SHORT = GenerationSettings(max_new_tokens=12, device="cpu")
+SHORT = ReplySettings(max_new_tokens=12, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_question_longer_than_the_positions_is_named(model):
 
 def test_one_question_is_answered_after_the_disclaimer(model_directory, model):
     screen = io.StringIO()
-    run_chat(model_directory, [], screen, question="吗啡", generation=SHORT)
+    run_chat(model_directory, [], screen, question="吗啡", settings=SHORT)
     answer = model.stream([{"role": "user", "content": "吗啡"}], lambda text: None).text
     assert answer.strip()
     assert screen.getvalue() == f"{DISCLAIMER}\n{answer}\n"
@@ -103,4 +103,4 @@ def test_tool_answers_lines_of_stdin_until_stop(model_directory, model):
 
 def test_wrong_directory_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        run_chat(tmp_path, [], io.StringIO(), generation=SHORT)
+        run_chat(tmp_path, [], io.StringIO(), settings=SHORT)

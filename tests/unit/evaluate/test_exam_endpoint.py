@@ -240,14 +240,23 @@ def test_wrong_settings_are_refused(endpoint, exam, tmp_path, monkeypatch):
         run_exam(model=model_at(endpoint, api_key_env="ABSENT_KEY"), questions=exam, output=tmp_path / "out")
     with pytest.raises(ConfigError, match="wrong token_limit_key: got 'tokens'"):
         EndpointOptions(token_limit_key="tokens")
+    with pytest.raises(ConfigError, match="--trust-remote-code has no effect"):
+        run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out", trust_remote_code=True)
     with pytest.raises(ConfigError, match="user, password or query"):
         model = ModelEndpoint("http://user:secret@127.0.0.1/v1", "m")
         run_exam(model=model, questions=exam, output=tmp_path / "out")
 
 
-def test_key_without_endpoint_is_refused(exam, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--api-key-env", "SOME_KEY"], "--api-key-env has no effect without --base-url: got 'SOME_KEY'"),
+        (["--max-retries", "1"], "--max-retries has no effect without --base-url: got 1"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--device", "cpu"], "--device has no effect with --base-url"),
+    ],
+)
+def test_flag_that_would_be_ignored_is_refused(exam, tmp_path, flags, message):
     command = [sys.executable, "tools/evaluate.py", "exam", "--model", tmp_path, "--questions", *exam]
-    command += ["--output", tmp_path / "out", "--api-key-env", "SOME_KEY"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True)
+    result = subprocess.run([*command, "--output", tmp_path / "out", *flags], cwd=ROOT, capture_output=True)
     assert result.returncode == 1
-    assert b"--api-key-env is for an endpoint" in result.stderr
+    assert message in result.stderr.decode()
