@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -45,11 +45,16 @@ def dump_yaml(content: Any) -> str:
     return str(yaml.safe_dump(to_plain(content), sort_keys=False, allow_unicode=True))
 
 
-def add_dashed_fields(parser: ArgumentParser, section: type[Any]) -> None:
-    """Add one flag a field of a dataclass, spelt with dashes, its docstring as the help text."""
+def add_dashed_fields(parser: ArgumentParser, section: type[Any], *, skip: Collection[str] = ()) -> None:
+    """Add one flag a field of a dataclass, spelt with dashes, its docstring as the help text.
+
+    skip: fields whose flags the caller adds itself.
+    """
     helps = {param.arg_name: param.description for param in docstring_parser.parse_from_object(section).params}
     types = get_type_hints(section)
     for field in dataclasses.fields(section):
+        if field.name in skip:
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=types[field.name], default=field.default, help=helps.get(field.name))
 

@@ -1,6 +1,6 @@
 """Raw sources to domain documents: read, clean, segment, remove duplicates; every drop counted by reason."""
 
 from megatron_huatuo.corpus.curate import curate
-from megatron_huatuo.corpus.settings import CurationSettings
+from megatron_huatuo.corpus.settings import CurationSettings, ExecutorSettings
 
-__all__ = ["CurationSettings", "curate"]
+__all__ = ["CurationSettings", "ExecutorSettings", "curate"]

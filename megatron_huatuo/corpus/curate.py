@@ -1,29 +1,29 @@
 """Curation: raw files to one directory of clean passages.
 
-Invariant: documents.jsonl keeps the order of the input; every document read is there or in rejected.jsonl.
+Invariant: documents.jsonl keeps the order of the input; every document read is there or in rejected.jsonl. Work in
+progress lies in OUTPUT.work, under the fingerprint of inputs and settings, and is never mixed with that of others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_huatuo import __version__
 from megatron_huatuo.config import to_plain
-from megatron_huatuo.corpus.passages import Rejected, make_passages
-from megatron_huatuo.corpus.readers import expand_inputs, read_documents
-from megatron_huatuo.corpus.report import CurationReport
-from megatron_huatuo.corpus.settings import CurationSettings
+from megatron_huatuo.corpus.readers import expand_inputs
+from megatron_huatuo.corpus.settings import CurationSettings, ExecutorSettings
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
-from megatron_huatuo.storage.jsonl import BadLines, dump_line
-from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
-from megatron_huatuo.storage.records import Document
+from megatron_huatuo.storage.lock import exclusive
+from megatron_huatuo.storage.manifest import check_replaceable, fingerprint, sha256_file, write_json, write_manifest
 
 KIND = "corpus"
+_FILES = ("documents.jsonl", "rejected.jsonl", "contamination.jsonl", "report.json", "report.png", "rates.json")
 
 
 def curate(
@@ -32,71 +32,109 @@ def curate(
     *,
     source: str | None = None,
     settings: CurationSettings | None = None,
+    lexicon: str | None = None,
+    exams: Sequence[str] = (),
     max_bad_lines: int = 0,
+    execution: ExecutorSettings | None = None,
 ) -> dict[str, Any]:
-    """Write `output`: documents.jsonl, rejected.jsonl, report.json and manifest.json; returns the report.
+    """Write `output`: documents.jsonl, rejected.jsonl, report.json, manifest.json and more; returns the report.
 
-    inputs: files or glob patterns.
+    inputs: files or glob patterns: JSON Lines, PubMed XML, Parquet, plain text; compressed with gzip too.
     source: name of the source for all documents; by default each record names its own.
-    Raises: DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
+    lexicon: file of medical terms, or "starter" for the bundled one; without it nothing is dropped as not medical.
+    exams: files of exam questions, for the contamination check.
+    execution: local processes by default. Under SLURM the tasks are submitted and the report is {"state": "submitted"}:
+    the same call, once they are done, finishes the work.
+    Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
     """
-    settings = settings or CurationSettings()
+    settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
     files = expand_inputs(inputs)
-    bad_lines = BadLines(max_bad_lines)
-    report = CurationReport()
-    with atomic_directory(output, replace=True) as directory:
-        _write(directory, _results(files, source, settings, bad_lines, report), report)
-        content = report.to_record(bad_lines)
-        if not content["documents_out"]:
-            raise DataError(
-                f"nothing left: {content['documents_in']} documents in, none out; "
-                f"rejected: {content['rejected_by_reason']} ({', '.join(files[:3])}). Check the input and the settings."
-            )
-        write_json(directory / "report.json", content)
-        described = {"inputs": {path: describe_files(Path(), [path])[path] for path in files}}
-        write_manifest(
-            directory,
-            KIND,
-            {**described, "settings": to_plain(settings), "source": source},
-            ["documents.jsonl", "rejected.jsonl", "report.json"],
-        )
+    target = Path(output)
+    root = target.with_name(f"{target.name}.work")
+    decisive = {
+        "settings": to_plain(settings),
+        "source": source,
+        "lexicon": _hash_lexicon(lexicon),
+        "exams": {os.fspath(path): sha256_file(path) for path in exams},
+    }
+    with exclusive(target):
+        check_replaceable(target, KIND)
+        work = root / _fingerprint(files, decisive)
+        if not _run_tasks(files, work, source, settings, lexicon, exams, max_bad_lines, execution):
+            get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", work)
+            return {"state": "submitted", "work": str(work)}
+        report = _merge(work, files, target, decisive, settings, max_bad_lines)
+        shutil.rmtree(root, ignore_errors=True)
     get_logger(__name__).info(
         "curated %d documents into %d passages (%d rejected): %s",
-        content["documents_in"], content["documents_out"], content["rejected"], output,
+        report["documents_in"], report["documents_out"], report["rejected"], target,
     )  # fmt: skip
-    return content
+    return report
 
 
-def _results(
-    files: list[str], source: str | None, settings: CurationSettings, bad_lines: BadLines, report: CurationReport
-) -> Iterator[Document | Rejected]:
-    """Passages and rejections of all files in order, exact duplicates rejected."""
-    seen: dict[bytes, str] = {}
-    for path in files:
-        for located in progress(read_documents(path, source, bad_lines), description=Path(path).name, unit="doc"):
-            report.add_read(located.document)
-            for result in make_passages(located, settings, report.repairs):
-                if isinstance(result, Document):
-                    first = seen.setdefault(_text_key(result.text), result.id)
-                    if first != result.id:
-                        yield Rejected(result.id, f"exact duplicate: of {first}", path, located.line, result.source)
-                        continue
-                yield result
-    for bad in bad_lines.lines:
-        yield Rejected(None, bad.reason, bad.file, bad.line, None)
+def _hash_lexicon(lexicon: str | None) -> str | None:
+    from megatron_huatuo.corpus.lexicon import STARTER, Lexicon
+
+    if lexicon is None:
+        return None
+    path = STARTER if lexicon == "starter" else Path(lexicon)
+    Lexicon.load(path)
+    return sha256_file(path)
 
 
-def _text_key(text: str) -> bytes:
-    """Equal for texts that differ in white space only."""
-    return hashlib.blake2b("".join(text.split()).encode(), digest_size=16).digest()
+def _fingerprint(files: list[str], decisive: dict[str, Any]) -> str:
+    """Changes with the files (name, size, time of change), the settings and the version of this code."""
+    states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    return fingerprint([__version__, states, decisive])[:16]
 
 
-def _write(directory: Path, results: Iterable[Document | Rejected], report: CurationReport) -> None:
-    with open(directory / "documents.jsonl", "wb") as kept, open(directory / "rejected.jsonl", "wb") as rejected:
-        for result in results:
-            if isinstance(result, Document):
-                report.add_kept(result)
-                kept.write(dump_line(result.to_record()))
-            else:
-                report.add_rejected(result)
-                rejected.write(dump_line(result.to_record()))
+def _run_tasks(
+    files: list[str],
+    work: Path,
+    source: str | None,
+    settings: CurationSettings,
+    lexicon: str | None,
+    exams: Sequence[str],
+    max_bad_lines: int,
+    execution: ExecutorSettings,
+) -> bool:
+    """Run what is not done; whether all is done now."""
+    from megatron_huatuo.corpus.executors import run_tasks  # datatrove takes half a second to import
+    from megatron_huatuo.corpus.pipeline import build_pipeline
+    from megatron_huatuo.corpus.shard import shard_path
+
+    for rank in range(len(files)):
+        if not (shard_path(work, rank) / "shard.json").exists():
+            (work / "datatrove" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+
+    def make_pipeline(show_progress: bool) -> list[Any]:
+        return build_pipeline(files, work, source, settings, lexicon, exams, max_bad_lines, show_progress)
+
+    return run_tasks(make_pipeline, len(files), work / "datatrove", execution)
+
+
+def _merge(
+    work: Path,
+    files: list[str],
+    target: Path,
+    decisive: dict[str, Any],
+    settings: CurationSettings,
+    max_bad_lines: int,
+) -> dict[str, Any]:
+    from megatron_huatuo.corpus.merge import Merge
+    from megatron_huatuo.corpus.picture import draw_report
+
+    with atomic_directory(target, replace=True) as directory:
+        merge = Merge(work, len(files), directory, max_bad_lines)
+        merge.write(settings.near_duplicate_similarity)
+        report = {**merge.account.report(), "tolerated": merge.tolerated()}
+        if not report["documents_out"]:
+            raise DataError(
+                f"nothing left: {report['documents_in']} documents in, none out; "
+                f"rejected: {report['rejected_by_reason']} ({', '.join(files[:3])}). Check the input and the settings."
+            )
+        write_json(directory / "report.json", report)
+        write_json(directory / "rates.json", merge.account.rates())
+        draw_report(report, directory / "report.png")
+        write_manifest(directory, KIND, {"inputs": merge.inputs(), **decisive}, _FILES)
+    return report

@@ -1,32 +1,24 @@
-"""Files of raw text to located documents.
+"""Files of raw text to items, whatever their format.
 
-Invariant: every record of a file is yielded or counted in `BadLines`; each yielded one knows its file, line and offset.
+Invariant: every record of a file is yielded or counted in `BadLines`; each yielded one knows its file and place.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from megatron_huatuo.corpus.item import Item
+from megatron_huatuo.corpus.parquet import read_parquet
+from megatron_huatuo.corpus.plain_text import read_plain_text
+from megatron_huatuo.corpus.pubmed import read_pubmed
+from megatron_huatuo.corpus.raw_records import to_document
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
-from megatron_huatuo.storage.records import LANGUAGES, Document, parse_document
-from megatron_huatuo.text.language import detect_language
 
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".json")
-
-
-class Located(NamedTuple):
-    """A document and where it stands: line from 1, byte offset in the uncompressed file."""
-
-    document: Document
-    file: str
-    line: int
-    offset: int
+Reader = Callable[[str, str | None, BadLines], Iterator[Item]]
 
 
 def expand_inputs(patterns: Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -43,35 +35,34 @@ def expand_inputs(patterns: Iterable[str | os.PathLike[str]]) -> list[str]:
             raise DataError(f"no input file: nothing matches {pattern!r} in {os.getcwd()}. Check the path.")
         files.update(dict.fromkeys(found))
     for path in files:
-        if not path.lower().endswith(JSONL_SUFFIXES):
-            raise DataError(f"unknown file format: got {Path(path).name!r}, need one of {JSONL_SUFFIXES} ({path}).")
+        find_reader(path)
     return list(files)
 
 
-def read_documents(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Located]:
-    """Documents of one file.
+def find_reader(path: str) -> Reader:
+    """The reader of a file, by its name. Raises DataError for an unknown one."""
+    name = Path(path).name.lower()
+    for suffixes, reader in _READERS:
+        if name.endswith(suffixes):
+            return reader
+    known = [suffix for suffixes, _ in _READERS for suffix in suffixes]
+    raise DataError(f"unknown file format: got {Path(path).name!r}, need a name that ends in one of {known} ({path}).")
 
-    source: replaces the records' own source when given.
-    Records need "text" only (as in C4): a missing id becomes FILE:LINE, a missing language is detected.
-    """
+
+def read_json_lines(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Item]:
+    """Records line by line; "text" is enough, as in C4 (`.json.gz` is JSON Lines there)."""
     for line in read_jsonl(path, bad_lines):
-        where = f"{path}:{line.number}"
         try:
-            document = _to_document(line.record, source, where)
+            document = to_document(line.record, source, path, line.number)
         except DataError as error:
             bad_lines.add(path, line.number, str(error))
             continue
-        yield Located(document, path, line.number, line.offset)
+        yield Item(document, path, line.number, line.offset)
 
 
-def _to_document(record: Mapping[str, Any], source: str | None, where: str) -> Document:
-    """The record with what raw sources leave out; wrong values stay for the parser to refuse."""
-    completed = {"id": Path(where).name, **record}
-    if source is not None:
-        completed["source"] = source
-    elif "source" not in record:
-        raise DataError(f"no source: the record has no 'source' ({where}). Name it with --source.")
-    if "language" in record or not isinstance(record.get("text"), str):
-        return parse_document(completed, where)
-    document = parse_document({**completed, "language": LANGUAGES[0]}, where)
-    return dataclasses.replace(document, language=detect_language(document.text))
+_READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+    ((".jsonl", ".jsonl.gz", ".json", ".json.gz"), read_json_lines),
+    ((".xml", ".xml.gz"), read_pubmed),
+    ((".parquet",), read_parquet),
+    ((".txt", ".txt.gz"), read_plain_text),
+)

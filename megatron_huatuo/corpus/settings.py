@@ -19,6 +19,18 @@ class CurationSettings:
     """Shorter Chinese passages are dropped, in characters"""
     min_words_en: int = 6
     """Shorter English passages are dropped, in words"""
+    min_density_zh: float = 0.04
+    """With a lexicon: least share of a Chinese text's characters inside medical terms, 0 to 1"""
+    min_density_en: float = 0.03
+    """With a lexicon: least share of an English text's words inside medical terms, 0 to 1"""
+    min_letter_share: float = 0.5
+    """Passages with a smaller share of letters among their visible characters are dropped, 0 to 1"""
+    near_duplicate_similarity: float = 0.8
+    """Later passages at least so similar to an earlier one are dropped, 0 to 1; above 1 switches it off"""
+    mask_personal_data: bool = True
+    """Replace phone numbers, e-mail addresses and identity numbers"""
+    contamination_action: str = "drop"
+    """What happens to passages that share text with an exam: drop or report"""
 
     def __post_init__(self) -> None:
         for low, high in (("min_characters_zh", "max_characters_zh"), ("min_words_en", "max_words_en")):
@@ -27,6 +39,13 @@ class CurationSettings:
                 raise ConfigError(
                     f"wrong sizes: got {low}={shortest} and {high}={longest}, need 0 <= {low} < {high}. Change one."
                 )
+        for name in ("min_density_zh", "min_density_en", "min_letter_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need 0 to 1.")
+        if not self.near_duplicate_similarity > 0:
+            raise ConfigError(f"wrong near_duplicate_similarity: got {self.near_duplicate_similarity}, need above 0.")
+        if self.contamination_action not in ("drop", "report"):
+            raise ConfigError(f"wrong contamination_action: got {self.contamination_action!r}, need drop or report.")
 
     def max_size(self, language: str) -> int:
         """Longest passage in the unit of the language."""
@@ -35,3 +54,30 @@ class CurationSettings:
     def min_size(self, language: str) -> int:
         """Shortest passage in the unit of the language."""
         return self.min_characters_zh if language == "zh" else self.min_words_en
+
+    def min_density(self, language: str) -> float:
+        """Least density of medical terms."""
+        return self.min_density_zh if language == "zh" else self.min_density_en
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Where the tasks run: one task an input file."""
+
+    executor: str = "local"
+    workers: int = 1
+    """Tasks at the same time"""
+    slurm_partition: str = ""
+    """SLURM partition"""
+    slurm_time: str = "08:00:00"
+    """SLURM time limit of one task"""
+    memory_gib: int = 4
+    """Memory of one task under SLURM and Ray, in GiB"""
+
+    def __post_init__(self) -> None:
+        if self.executor not in ("local", "slurm", "ray"):
+            raise ConfigError(f"unknown executor: got {self.executor!r}, need local, slurm or ray.")
+        if self.workers < 1:
+            raise ConfigError(f"wrong workers: got {self.workers}, need at least 1.")
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ConfigError("the slurm executor needs --slurm-partition.")

@@ -18,7 +18,10 @@ _ZERO_WIDTH = re.compile("[\u00ad\u180e\u200b-\u200d\u2060-\u2064\ufeff]+")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f]+")
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd]+")
 _LINE_ENDS = re.compile("\r\n?|[\x85\u2028\u2029]")
-_SPACES = re.compile("[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
+# Everything but a single plain space, which is by far the commonest and stays as it is.
+_SPACES = re.compile(
+    " *[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000][ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]*|  +"
+)
 _SPACE_AT_LINE_END = re.compile(" ?\n ?")
 _BLANK_LINES = re.compile("\n{3,}")
 
@@ -33,6 +36,7 @@ _REMOVED = (
     ("bidi control", _BIDI),
     ("private-use character", _PRIVATE_USE),
 )
+_ANY_REMOVED = re.compile("[" + "".join(pattern.pattern.strip("[]+") for _, pattern in _REMOVED) + "]")
 
 
 def normalise(text: str, counts: Counter[str] | None = None) -> str:
@@ -44,8 +48,9 @@ def normalise(text: str, counts: Counter[str] | None = None) -> str:
     'B超 5mg\\n\\n。'
     """
     tally: Counter[str] = Counter() if counts is None else counts
-    for name, pattern in _REMOVED:
-        text = _counted_sub(pattern, "", text, name, tally)
+    if _ANY_REMOVED.search(text):
+        for name, pattern in _REMOVED:
+            text = _counted_sub(pattern, "", text, name, tally)
     text = _counted_sub(_LINE_ENDS, "\n", text, "line end", tally)
     if not unicodedata.is_normalized("NFC", text):
         tally["not in NFC"] += 1

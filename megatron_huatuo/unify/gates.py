@@ -10,6 +10,7 @@ import re
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
+from megatron_huatuo.text.repetition import is_repetitive
 from megatron_huatuo.unify.settings import QualitySettings
 from megatron_huatuo.unify.support import content_pieces, share_supported, unsupported_numbers
 
@@ -120,16 +121,3 @@ def find_leak(text: str) -> str | None:
     """The words that show that there was a reference text, or None."""
     match = _LEAK_ZH.search(text) or _LEAK_EN.search(text)
     return match.group() if match else None
-
-
-def is_repetitive(text: str) -> bool:
-    """Whether the text is mostly copies of itself, as a model in a loop writes it: linear time.
-
-    >>> is_repetitive("高血压要治疗。" * 20), is_repetitive("高血压是慢性病，需要长期治疗，也要改变生活方式。")
-    (True, False)
-    """
-    size = 8
-    if len(text) < 12 * size:
-        return False
-    pieces = [text[start : start + size] for start in range(len(text) - size + 1)]
-    return len(set(pieces)) < 0.3 * len(pieces)

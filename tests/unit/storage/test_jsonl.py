@@ -115,7 +115,7 @@ def test_empty_and_missing_files(tmp_path):
     assert list(read_jsonl(tmp_path / "empty.jsonl")) == []
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl: No such file"):
         list(read_jsonl(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match="cannot read .*: Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
         list(read_jsonl(tmp_path))
 
 

@@ -90,7 +90,7 @@ def test_a_wrong_manifest_is_refused(content, message, tmp_path):
 
 
 def test_a_missing_manifest_is_refused(tmp_path):
-    with pytest.raises(IntegrityError, match="file is missing.*manifest.json"):
+    with pytest.raises(IntegrityError, match=r"file is missing.*manifest\.json"):
         read_manifest(tmp_path, "corpus")
 
 

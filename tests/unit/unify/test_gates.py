@@ -6,8 +6,9 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.records import Document
+from megatron_huatuo.text.repetition import is_repetitive
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings
-from megatron_huatuo.unify.gates import Gates, find_leak, is_repetitive, measure_support
+from megatron_huatuo.unify.gates import Gates, find_leak, measure_support
 from megatron_huatuo.unify.settings import EndpointSettings
 from megatron_huatuo.unify.support import unsupported_numbers
 

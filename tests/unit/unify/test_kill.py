@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from megatron_huatuo.unify import unify
+from tests.unit import kill
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, echo_writer
 
 TOOL = Path(__file__).parents[3] / "tools" / "unify_corpus.py"
@@ -34,7 +35,6 @@ def finish(process: subprocess.Popen) -> None:
 
 def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_same_bytes(write_documents, tmp_path):
     documents, output = write_documents(60), tmp_path / "out"
-    moments = random.Random(7)
 
     def handler(asked: Asked) -> Reply:
         reply = echo_writer(asked)
@@ -42,33 +42,26 @@ def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_s
         return reply
 
     with EndpointServer(handler) as server:
-        flags = ["--backend", "openai", "--base-url", server.base_url, "--model", "m", "--max-concurrency",
-                 str(CONCURRENCY)]  # fmt: skip
-        finish(start(documents, tmp_path / "undisturbed", *flags))
-        expected = {name: (tmp_path / "undisturbed" / name).read_bytes() for name in FILES}
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "max_concurrency": CONCURRENCY}
+        undisturbed = tmp_path / "undisturbed"
+        kill.run(unify, [documents], undisturbed, **settings)  # the first one also starts the fork server
+        forget(server, undisturbed)
+        duration_s = kill.run(unify, [documents], undisturbed, **settings)
+        expected = {name: (undisturbed / name).read_bytes() for name in FILES}
         server.asked.clear()
-        kills = finished = 0
+        next_moment = kill.random_moments(7, duration_s)
+        kills = kills_of_this_output = 0
         while kills < KILLS:
-            process = start(documents, output, *flags)
-            before = len(server.asked)
-            # Half of the kills fall into start-up, half between the first request and the end.
-            if moments.random() < 0.5:
-                while len(server.asked) == before and process.poll() is None:
-                    time.sleep(0.005)
-                time.sleep(moments.uniform(0, 0.35))
-            else:
-                time.sleep(moments.uniform(0, 1.0))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += process.returncode == -signal.SIGKILL
+            killed = kill.run_and_kill(next_moment() / 2, unify, [documents], output, **settings)
+            kills, kills_of_this_output = kills + killed, kills_of_this_output + killed
             if (output / "manifest.json").exists():
-                finished += 1
                 assert_equal(output, expected)
-                assert_few_repeats(server, kills)
+                assert_few_repeats(server, kills_of_this_output)
                 forget(server, output)
-        finish(start(documents, output, *flags))
+                kills_of_this_output = 0
+        kill.run(unify, [documents], output, **settings)
         assert_equal(output, expected)
-        assert_few_repeats(server, kills)
+        assert_few_repeats(server, kills_of_this_output)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 

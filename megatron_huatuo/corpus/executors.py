@@ -1,0 +1,92 @@
+"""Where tasks run: in processes here, as a SLURM array, or on Ray; each task is done once, whatever is killed.
+
+datatrove's own local executor waits for ever when a worker is killed, so the processes here are ours; its record of
+finished tasks, and its SLURM and Ray executors, are used as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor.local import LocalPipelineExecutor
+from loguru import logger as datatrove_logger
+
+from megatron_huatuo.corpus.settings import ExecutorSettings
+from megatron_huatuo.errors import ConfigError, HuatuoError
+from megatron_huatuo.log import progress
+
+
+class ProcessExecutor(LocalPipelineExecutor):
+    """Local tasks in processes that are missed when they die. One worker runs in this very process."""
+
+    def run(self) -> None:
+        """Run all tasks that are not done. Raises HuatuoError when a worker is killed."""
+        ranks = self.get_incomplete_ranks(range(self.tasks))
+        if self.workers == 1 or len(ranks) == 1:
+            _be_quiet()
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank)  # steps keep counts: every task starts with fresh ones
+            return
+        self._run_in_processes(ranks)
+
+    def _run_in_processes(self, ranks: list[int]) -> None:
+        workers = min(self.workers, len(ranks))
+        context = get_context("forkserver")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_be_quiet)
+        try:
+            futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            for future in progress(as_completed(futures), total=len(futures), description="curate", unit="file"):
+                future.result()
+        except BrokenProcessPool as error:
+            raise HuatuoError(
+                "a worker was killed (out of memory?). Run the same command again: finished files are kept; "
+                "try fewer --workers."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _be_quiet() -> None:
+    """datatrove prints every task's steps and tracebacks; here errors reach the user as one line."""
+    datatrove_logger.disable("datatrove")
+
+
+def run_tasks(
+    make_pipeline: Callable[[bool], list[Any]], tasks: int, logging_dir: Path, settings: ExecutorSettings
+) -> bool:
+    """Run all tasks that are not done; returns whether all are done now (SLURM runs them later).
+
+    make_pipeline: (show a progress bar of its own) -> steps.
+    """
+    common = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
+    if settings.executor == "local":
+        executor: Any = ProcessExecutor(make_pipeline(settings.workers == 1 or tasks == 1), **common)
+    elif settings.executor == "slurm":
+        from datatrove.executor.slurm import SlurmPipelineExecutor
+
+        executor = SlurmPipelineExecutor(
+            make_pipeline(False),
+            **common,
+            time=settings.slurm_time,
+            partition=settings.slurm_partition,
+            mem_per_cpu_gb=settings.memory_gib,
+            job_name="curate",
+            env_command=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
+        )
+    else:
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("the ray executor needs the package ray: pip install ray.")
+        from datatrove.executor.ray import RayPipelineExecutor
+
+        executor = RayPipelineExecutor(make_pipeline(False), **common, mem_per_cpu_gb=settings.memory_gib)
+    executor.run()
+    return not executor.get_incomplete_ranks(range(tasks))

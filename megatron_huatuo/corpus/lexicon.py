@@ -1,0 +1,62 @@
+"""Medical extraction: how much of a text stands inside medical terms.
+
+Invariant: density depends on the text and the lexicon alone; no term counts twice at one place.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from megatron_huatuo.errors import ConfigError
+
+STARTER = Path(__file__).parent / "lexicon.txt"
+_WORD = re.compile(r"[a-z][a-z-]+")
+_HAN = re.compile("[\u4e00-\u9fff]")
+
+
+class Lexicon:
+    """Medical terms of both languages: Chinese by longest match, English by word with a plural s taken off."""
+
+    def __init__(self, terms: list[str]) -> None:
+        """Raises ConfigError when there are no terms."""
+        if not terms:
+            raise ConfigError("empty lexicon: need at least one term a line.")
+        self._english = {term.lower() for term in terms if term.isascii()}
+        self._chinese: dict[str, list[str]] = {}
+        for term in terms:
+            if not term.isascii():
+                self._chinese.setdefault(term[0], []).append(term)
+        for starting in self._chinese.values():
+            starting.sort(key=len, reverse=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lexicon:
+        """Read a lexicon: UTF-8, one term a line; blank lines and lines that start with # do not count."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the lexicon: {error} ({path}). Check the file.") from error
+        return cls([line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")])
+
+    def density(self, text: str, language: str) -> float:
+        """Share of Han characters ("zh") or of words ("en") inside medical terms, 0 to 1.
+
+        >>> Lexicon(["高血压", "血压"]).density("高血压要治疗", "zh")
+        0.5
+        """
+        return self._density_zh(text) if language == "zh" else self._density_en(text)
+
+    def _density_zh(self, text: str) -> float:
+        total = len(_HAN.findall(text))
+        covered, position = 0, 0
+        while position < len(text):
+            term = next((t for t in self._chinese.get(text[position], ()) if text.startswith(t, position)), None)
+            covered += len(_HAN.findall(term)) if term else 0
+            position += len(term) if term else 1
+        return covered / total if total else 0.0
+
+    def _density_en(self, text: str) -> float:
+        words = _WORD.findall(text.lower())
+        medical = sum(word in self._english or word.removesuffix("s") in self._english for word in words)
+        return medical / len(words) if words else 0.0

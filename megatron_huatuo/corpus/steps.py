@@ -1,0 +1,232 @@
+"""The steps of curation as datatrove pipeline steps: the only file, with executors, that knows datatrove.
+
+Invariant: a step yields every item it gets, or more of them, or hands a rejection to the task's ledger; nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from megatron_huatuo.corpus.contamination import ExamIndex
+from megatron_huatuo.corpus.item import Item, Rejected
+from megatron_huatuo.corpus.lexicon import Lexicon
+from megatron_huatuo.corpus.personal_data import mask_personal_data
+from megatron_huatuo.corpus.quality import refuse_passage
+from megatron_huatuo.corpus.readers import find_reader
+from megatron_huatuo.corpus.segment import segment
+from megatron_huatuo.corpus.settings import CurationSettings
+from megatron_huatuo.corpus.shard import ShardWriter
+from megatron_huatuo.log import progress
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.records import LANGUAGES
+from megatron_huatuo.text.language import detect_language
+from megatron_huatuo.text.normalise import normalise
+
+
+class CurationStep(PipelineStep):
+    """One step; `shard` is the task's output, shared by all steps of a task."""
+
+    type = "curation"
+
+    def __init__(self, shard: ShardWriter) -> None:
+        super().__init__()
+        self.shard = shard
+
+    @abstractmethod
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """What becomes of one item."""
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
+        """Pass items through `process`, timed and counted."""
+        for item in data:
+            started_s = time.perf_counter()
+            results = list(self.process(item))
+            size = len(item.document.text.encode())
+            self.shard.account.add_time(self.name, time.perf_counter() - started_s, size)
+            for result in results:
+                if isinstance(result, Rejected):
+                    self.shard.reject(result)
+                else:
+                    yield result
+
+
+class ReadFile(PipelineStep):
+    """Reads the file whose number is the task's rank."""
+
+    type, name = "curation", "read"
+
+    def __init__(
+        self, shard: ShardWriter, files: list[str], source: str | None, max_bad_lines: int, show_progress: bool
+    ) -> None:
+        super().__init__()
+        self.shard, self.files, self.source = shard, files, source
+        self.max_bad_lines, self.show_progress = max_bad_lines, show_progress
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
+        """Open the task's shard, then yield every record of its file."""
+        path = self.files[rank]
+        bad_lines = BadLines(self.max_bad_lines)
+        self.shard.open(rank, path, bad_lines)
+        items = iter(find_reader(path)(path, self.source, bad_lines))
+        bar = progress(description=path, unit="doc") if self.show_progress else None
+        while True:
+            started_s = time.perf_counter()
+            item = next(items, None)
+            if item is None:
+                break
+            size = len(item.document.text.encode())
+            self.shard.account.add_time(self.name, time.perf_counter() - started_s, size)
+            self.shard.account.add_in(item.document)
+            if bar is not None:
+                bar.update()
+            yield item
+        if bar is not None:
+            bar.close()
+
+
+class Clean(CurationStep):
+    """Text and title in the text policy of the project; blank documents end here."""
+
+    name = "clean"
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `normalise`."""
+        repairs: Counter[str] = Counter()
+        text = normalise(item.document.text, repairs)
+        title = normalise(item.document.title or "", repairs).replace("\n", " ")
+        self.shard.account.add_repairs(repairs)
+        if not text:
+            return [item.reject("blank text")]
+        return [replace(item, document=replace(item.document, text=text, title=title or None))]
+
+
+class FilterLanguage(CurationStep):
+    """Documents must be in the language that they say, Chinese or English."""
+
+    name = "language"
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `detect_language`."""
+        declared, found = item.document.language, detect_language(item.document.text)
+        if found == declared and declared in LANGUAGES:
+            return [item]
+        return [item.reject(f"language: declared {declared}, found {found}")]
+
+
+class ExtractMedical(CurationStep):
+    """Documents must be medical, by the density of a lexicon's terms."""
+
+    name = "extract"
+
+    def __init__(self, shard: ShardWriter, lexicon: Lexicon, settings: CurationSettings) -> None:
+        super().__init__(shard)
+        self.lexicon, self.settings = lexicon, settings
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """Title and text count together."""
+        document = item.document
+        density = self.lexicon.density(f"{document.title or ''}\n{document.text}", document.language)
+        if density >= self.settings.min_density(document.language):
+            return [item]
+        return [item.reject(f"not medical: density {density:.4f}")]
+
+
+class MaskPersonalData(CurationStep):
+    """Phone numbers, e-mail addresses and identity numbers become marks."""
+
+    name = "mask"
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `mask_personal_data`."""
+        repairs: Counter[str] = Counter()
+        text = mask_personal_data(item.document.text, item.document.language, repairs)
+        self.shard.account.add_repairs(repairs)
+        return [item.with_text(text)]
+
+
+class Segment(CurationStep):
+    """Documents become passages that fit the rewriting window."""
+
+    name = "segment"
+
+    def __init__(self, shard: ShardWriter, settings: CurationSettings) -> None:
+        super().__init__(shard)
+        self.settings = settings
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `segment`. Passages of one document are named ID#1, ID#2, …"""
+        document = item.document
+        texts = segment(document.text, document.language, self.settings.max_size(document.language))
+        if len(texts) == 1:
+            return [item.with_text(texts[0])]
+        self.shard.account.add_parts(document.source, len(texts) - 1)
+        return [
+            replace(
+                item,
+                document=replace(document, id=f"{document.id}#{part}", text=text),
+                parent=document.id,
+                part=part,
+                parts=len(texts),
+            )
+            for part, text in enumerate(texts, start=1)
+        ]
+
+
+class FilterQuality(CurationStep):
+    """Passages must be fit for use."""
+
+    name = "quality"
+
+    def __init__(self, shard: ShardWriter, settings: CurationSettings) -> None:
+        super().__init__(shard)
+        self.settings = settings
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `refuse_passage`."""
+        reason = refuse_passage(item.document.text, item.document.language, self.settings)
+        return [item.reject(reason)] if reason else [item]
+
+
+class CheckContamination(CurationStep):
+    """Passages that share text with an exam are reported, and dropped when the settings say so."""
+
+    name = "contamination"
+
+    def __init__(self, shard: ShardWriter, exams: ExamIndex, drop: bool) -> None:
+        super().__init__(shard)
+        self.exams, self.drop = exams, drop
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `ExamIndex`."""
+        hit = self.exams.find(item.document.text)
+        if hit is None:
+            return [item]
+        self.shard.add_hit(item, hit, dropped=self.drop)
+        return [item.reject(f"contamination: {hit.question}")] if self.drop else [item]
+
+
+class WriteShard(CurationStep):
+    """Writes passages with what duplicate removal needs; the last step."""
+
+    name = "write"
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """Write one passage."""
+        self.shard.write(item.to_document())
+        return []
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
+        """Write all, then publish the shard; an error leaves nothing behind."""
+        try:
+            yield from super().run(data, rank, world_size)
+        except BaseException:
+            self.shard.discard()
+            raise
+        self.shard.publish()

@@ -1,0 +1,18 @@
+"""Texts that are mostly copies of themselves."""
+
+from __future__ import annotations
+
+_PIECE = 8
+_MIN_DISTINCT_SHARE = 0.3
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether fewer than 30 % of the text's pieces of 8 characters differ: linear time; short texts are never.
+
+    >>> is_repetitive("高血压要治疗。" * 20), is_repetitive("高血压是慢性病，需要长期治疗，也要改变生活方式。")
+    (True, False)
+    """
+    if len(text) < 12 * _PIECE:
+        return False
+    pieces = [text[start : start + _PIECE] for start in range(len(text) - _PIECE + 1)]
+    return len(set(pieces)) < _MIN_DISTINCT_SHARE * len(pieces)
