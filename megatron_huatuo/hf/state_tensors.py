@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.errors import HuatuoError, IntegrityError
 from megatron_huatuo.hf.mapping import WeightRule, each_weight, weight_rules
 from megatron_huatuo.model.architecture import Architecture
 
@@ -39,11 +39,16 @@ class _HashingFile:
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle, self._digest, self.bytes = handle, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self._digest.update(data)
         self.bytes += memoryview(data).nbytes
-        return self._handle.write(data)
+        try:
+            return self._handle.write(data)
+        except OSError as error:  # torch replaces it by an error about positions in a zip file
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._handle.flush()
@@ -87,7 +92,14 @@ class StateWriter:
         name = f"{rule.key}.{layer}.distcp" if layers else f"{rule.key}.distcp"
         with _without_crc32(), open(self.directory / name, "wb") as handle:
             hashing = _HashingFile(handle)
-            torch.save(chunk, hashing)
+            try:
+                torch.save(chunk, hashing)
+                handle.flush()
+            except (RuntimeError, OSError) as error:
+                reason = hashing.error or error
+                raise HuatuoError(
+                    f"cannot write {self.directory / name}: {reason}. Free space and run it again."
+                ) from error
         self.files[name] = hashing.described()
         index = MetadataIndex(rule.key, offsets)
         self._metadata.storage_data[index] = _StorageInfo(name, 0, hashing.bytes)

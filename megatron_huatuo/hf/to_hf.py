@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import DataError, HuatuoError
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
@@ -89,15 +89,21 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
     with open(path, "wb") as handle:
-        digest.update(start)
-        handle.write(start)
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            try:
+                handle.write(data)
+                handle.flush()
+            except OSError as error:
+                raise HuatuoError(f"cannot write {path}: {error}. Free space and run it again.") from error
+
+        write(start)
         for expected, shape in shapes.items():
             name, tensor = next(tensors)
             if name != expected or tuple(tensor.shape) != shape:
                 raise DataError(f"wrong tensor: got {name!r} {list(tensor.shape)}, need {expected!r} {list(shape)}.")
             if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
                 raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
-            values = memoryview(tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy())
-            digest.update(values)
-            handle.write(values)
+            write(memoryview(tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()))
     return {"bytes": len(start) + position, "sha256": digest.hexdigest()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import json
 import multiprocessing
-import os
+import re
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
-from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.errors import DataError, HuatuoError, IntegrityError
+from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.hf.import_checkpoint import import_hf
 from megatron_huatuo.hf.mapping import hf_shapes
 from megatron_huatuo.hf.state_tensors import StateReader, StateWriter
@@ -96,23 +98,30 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
 _FORK = multiprocessing.get_context("fork")  # a child with torch loaded already
 
 
-def _import_on_a_full_disk(hf: Path, checkpoint: Path) -> None:
+def _on_a_full_disk(action: Callable[[], object], message: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
     try:
-        import_hf(hf, checkpoint)
-    except OSError as error:
-        os._exit(error.errno)
+        action()
+    except HuatuoError as error:
+        message.write_text(str(error))
 
 
-def test_disk_full_leaves_no_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_disk_full_is_said_and_leaves_nothing(tmp_path: Path, direction: str) -> None:
     """A limit on file size makes the write fail as a full disk does, with an error from the system."""
     directory = write_model(tmp_path / "hf", SMALL["llama"])
-    child = _FORK.Process(target=_import_on_a_full_disk, args=(directory, tmp_path / "checkpoint"))
+    if direction == "import":
+        action = functools.partial(import_hf, directory, tmp_path / "out")
+    else:
+        checkpoint = import_hf(directory, tmp_path / "checkpoint")
+        action = functools.partial(export_checkpoint, checkpoint, tmp_path / "out", skip_verification=True)
+    before = {path.name for path in tmp_path.iterdir()}
+    child = _FORK.Process(target=_on_a_full_disk, args=(action, tmp_path / "message"))
     child.start()
     child.join(60)
-    assert child.exitcode == errno.EFBIG
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+    assert re.match(r"cannot write .*\.(distcp|safetensors): \[Errno 27\]", (tmp_path / "message").read_text())
+    assert {path.name for path in tmp_path.iterdir()} - {"message"} == before
 
 
 def _import_slowly(hf: Path, checkpoint: Path) -> None:
