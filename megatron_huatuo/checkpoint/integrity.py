@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ class _HarmlessUnpickler(pickle.Unpickler):
 
 
 def _refuse(path: Path, error: Exception) -> IntegrityError:
+    """torch's own message is long and advises to load without the guard; its name of the offender is what helps."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    reason = f"it names {found.group(1)}" if found else str(error).split("\n")[0]
     return IntegrityError(
-        f"checkpoint would execute code or is damaged: {error} ({path}). Do not load it; get it again from a source you trust."
+        f"checkpoint would execute code or is damaged: {reason} ({path}). Do not load it; get it again from a source you "
+        "trust."
     )
 
 
@@ -72,8 +77,10 @@ def verify_harmless(directory: Path) -> None:
 
 
 def _verify_objects(state: Path, metadata: Any) -> None:
-    """Objects that lie between the tensors are pickles of their own."""
+    """All data lies beside the metadata; objects that lie between the tensors are pickles of their own."""
     for index, stored in metadata.storage_data.items():
+        if Path(stored.relative_path).name != stored.relative_path:
+            raise ValueError(f"it names a file outside of the checkpoint, {stored.relative_path}")
         described = metadata.state_dict_metadata.get(index.fqn)
         if type(described).__name__ != "BytesStorageMetadata":
             continue

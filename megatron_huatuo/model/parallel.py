@@ -43,6 +43,9 @@ class ParallelConfig:
 
     def data_parallel_size(self, world_size: int) -> int:
         """Copies of the model among `world_size` ranks. Raises ConfigError when they do not divide."""
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"wrong parallel.{name}: got {getattr(self, name)}, need 1 or more.")
         if world_size % self.model_parallel_size:
             raise ConfigError(
                 f"wrong number of ranks: got {world_size}, need a multiple of tensor_model_parallel_size × "
@@ -67,9 +70,6 @@ class ParallelConfig:
             self.pipeline_model_parallel_size,
             self.virtual_pipeline_model_parallel_size,
         )
-        for name, value in (("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)):
-            if value < 1:
-                raise ConfigError(f"wrong parallel.{name}: got {value}, need 1 or more.")
         if self.context_parallel_size != 1:
             raise ConfigError(
                 f"wrong parallel.context_parallel_size: got {self.context_parallel_size}, need 1. Context parallelism is "

@@ -23,9 +23,9 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not config.data.blend:
         raise ConfigError("wrong data.blend: got nothing, need a blend directory. Build one with tools/build_blend.py.")
-    # Hashing a large blend takes a while: one rank a node does it.
-    verify = config.data.verify_hashes and os.environ.get("LOCAL_RANK", "0") == "0"
-    rows = PackedRows(config.data.blend, verify=verify)
+    # Hashing a large blend takes a while: the ranks of a node share its files.
+    share = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rows = PackedRows(config.data.blend, verify=config.data.verify_hashes, share=share)
     train_iters = validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=world_size)
     if dry_run:
         if rank == 0:

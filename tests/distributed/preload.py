@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import megatron_huatuo.train.loop  # noqa: E402, F401
+import megatron_huatuo.train.loop  # noqa: F401

@@ -19,14 +19,16 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
 
 
-def _rank_main(function: Callable[..., Any], rank: int, world_size: int, folder: str, arguments: tuple[Any, ...]) -> None:
+def _rank_main(
+    function: Callable[..., Any], rank: int, world_size: int, folder: str, arguments: tuple[Any, ...]
+) -> None:
     import datetime
 
     import torch
     import torch.distributed as dist
 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
-    sys.stdout = sys.stderr = open(f"{folder}/rank{rank}.log", "w", buffering=1)
+    sys.stdout = sys.stderr = open(f"{folder}/rank{rank}.log", "w", buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

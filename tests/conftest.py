@@ -1,0 +1,65 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent.parent / "examples" / "toy_cpu" / "data"
+
+
+@pytest.fixture(scope="session")
+def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A blend of about 100 rows of 256 tokens, made from the bundled sample by the project's own stages.
+
+    Three sources (web, books, sft) in `index/` and the tokenizer in `tokenizer/` beside the returned directory; treat
+    all as read-only.
+    """
+    from megatron_huatuo.blend.build import build_blend
+    from megatron_huatuo.blend.config import parse_blend_config
+    from megatron_huatuo.corpus import CurationSettings, curate
+    from megatron_huatuo.index.build import build_index
+    from megatron_huatuo.index.train_tokenizer import train_tokenizer
+    from megatron_huatuo.unify import unify
+
+    root = tmp_path_factory.mktemp("sample")
+    inputs = [DATA / "web.jsonl", DATA / "books.jsonl"]
+    curate(inputs, root / "corpus", settings=CurationSettings(max_characters_zh=110, max_words_en=55))
+    unify([root / "corpus" / "documents.jsonl"], root / "unified", backend="template")
+    pairs, sft = root / "unified" / "conversations.jsonl", DATA / "sft.jsonl"
+    train_tokenizer([pairs, sft], root / "tokenizer", 2048)
+    sources = []
+    for level, name in enumerate(("sft", "books", "web")):
+        prefix = root / "index" / name
+        build_index([sft if name == "sft" else pairs], prefix, root / "tokenizer", workers=1, source=name)
+        sources.append({"name": name, "path_prefix": str(prefix), "level": level, "epochs": 2 if name == "sft" else 1})
+    content = {"seq_length": 256, "seed": 5, "packing": {"window": 16}, "sources": sources}
+    return build_blend(parse_blend_config(content, "sample"), root / "blend", num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory with the config.json of a model of 4 layers that fits the sample's tokenizer; no weights."""
+    from megatron_huatuo.hf.config import config_json
+    from megatron_huatuo.model.architecture import Architecture
+    from megatron_huatuo.storage.manifest import write_json
+
+    architecture = Architecture(
+        family="llama",
+        num_layers=4,
+        hidden_size=64,
+        ffn_hidden_size=160,
+        num_attention_heads=4,
+        num_query_groups=2,
+        head_dim=16,
+        vocab_size=2048,
+        norm_epsilon=1e-6,
+        rope_theta=1e4,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    directory = tmp_path_factory.mktemp("small_model")
+    write_json(directory / "config.json", config_json(architecture, "float32"))
+    return directory
