@@ -1,0 +1,91 @@
+"""Errors, logging and configuration: what every tool shares."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from megatron_huatuo.config import argument_parser, dump_yaml, to_plain
+from megatron_huatuo.errors import ConfigError, DataError, exit_on_error
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Inner:
+    names: list[str] = field(default_factory=lambda: ["甲"])
+
+
+@dataclass
+class Section:
+    size: int = 1
+    """Rows."""
+    path: Path = Path("a b")
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_users_error_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_error
+    def main() -> None:
+        raise DataError("what is wrong")
+
+    assert main() == 1
+    assert capsys.readouterr().err == "error: what is wrong\n"
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    @exit_on_error
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_interrupt_gives_130_and_success_gives_0() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_on_error(interrupt)() == 130
+    assert exit_on_error(lambda: None)() == 0
+    assert exit_on_error(lambda: 3)() == 3
+
+
+def test_errors_of_settings_and_data_are_value_errors() -> None:
+    assert issubclass(ConfigError, ValueError) and issubclass(DataError, ValueError)
+
+
+def test_settings_become_plain_yaml() -> None:
+    assert to_plain(Section()) == {"size": 1, "path": "a b", "inner": {"names": ["甲"]}}
+    assert dump_yaml(Section()) == "size: 1\npath: a b\ninner:\n  names:\n  - 甲\n"
+
+
+def test_later_flags_override_the_file_and_unknown_keys_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argument_parser("test", config_file=True)
+    parser.add_argument("--section", type=Section, default=Section())
+    file = tmp_path / "c.yaml"
+    file.write_text("section: {size: 5}\n")
+    assert parser.parse_args(["--config", str(file)]).section.size == 5
+    assert parser.parse_args(["--config", str(file), "--section.size", "7"]).section.size == 7
+    file.write_text("section: {sise: 5}\n")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--config", str(file)])
+    assert "sise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module", ["storage.records", "corpus", "unify", "index.build", "blend", "evaluate.parse", "model.parallel"]
+)
+def test_light_modules_load_neither_torch_nor_megatron(module: str) -> None:
+    """A tokenising worker starts in a fraction of a second."""
+    code = (
+        f"import sys, megatron_huatuo.{module}\n"
+        "sys.exit(any(name.split('.')[0] in ('torch', 'megatron', 'transformers') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
