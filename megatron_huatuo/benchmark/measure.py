@@ -34,15 +34,17 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], repeats: int = 5) -> dict[str, list[Timing]]:
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], repeats: int = 5, *, warm_up: bool = True
+) -> dict[str, list[Timing]]:
     """Run the candidates in turn, A B A B …, after one unmeasured round; returns `repeats` timings of each."""
     timings: dict[str, list[Timing]] = {name: [] for name in candidates}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + warm_up):
         for name, candidate in candidates.items():
             cpu_s, started = _cpu_s(), time.perf_counter()
             candidate()
             wall_s = time.perf_counter() - started
-            if repeat:
+            if repeat >= warm_up:
                 timings[name].append(Timing(wall_s, _cpu_s() - cpu_s))
     return timings
 

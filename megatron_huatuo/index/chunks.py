@@ -35,9 +35,12 @@ from megatron_huatuo.storage.records import Conversation, parse_conversations
 # Comparing stored ids with those of the whole text costs a second encoding: all of the first chunk, then a sample.
 _CHECK_EVERY = 128
 
-# Invisible or lost characters. Removing them is curation's decision; here they are kept, encoded and counted.
-_UNUSUAL = re.compile("[\x00\ufffd\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_ROLE_TAG = re.compile(f"{QUESTION_TAG}|{ANSWER_TAG.strip()}")
+# Role tags, and invisible or lost characters, inside a value: kept, encoded as they are, and counted. Removing
+# characters is curation's decision.
+_REMARKABLE = {
+    "role_tag_in_text": re.compile(f"{QUESTION_TAG}|{ANSWER_TAG.strip()}"),
+    "unusual_character": re.compile("[\x00\ufffd\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"),
+}
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,20 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
         template_checked=checked,
         template_mismatched=mismatched,
         unknown_tokens=0 if tokenizer.unk_id is None else int((encoded.tokens == tokenizer.unk_id).sum()),
-        role_tag_in_text=_count_texts(_ROLE_TAG, chosen),
-        unusual_character=_count_texts(_UNUSUAL, chosen),
+        **_count_remarkable(chosen),
     )
     origins = np.array([(chunk.file, lines[kept]) for kept in encoded.kept.tolist()], dtype=np.int64).reshape(-1, 2)
     return EncodedChunk(encoded, origins, bad.lines, bad.tolerated, counts, chunk.num_bytes)
 
 
-def _count_texts(pattern: re.Pattern[str], conversations: list[Conversation]) -> int:
-    """Conversations with a match in some turn; one search over all of them tells the usual case, none."""
-    if not pattern.search("\n".join(turn.value for one in conversations for turn in one.turns)):
-        return 0
-    return sum(any(pattern.search(turn.value) for turn in one.turns) for one in conversations)
+def _count_remarkable(conversations: list[Conversation]) -> dict[str, int]:
+    """Conversations with a remarkable text in some turn, by what it is; one search over all tells the usual case."""
+    texts = "\n".join([turn.value for one in conversations for turn in one.turns])
+    counts = {}
+    for name, pattern in _REMARKABLE.items():
+        matching = conversations if pattern.search(texts) else []
+        counts[name] = sum(any(pattern.search(turn.value) for turn in one.turns) for one in matching)
+    return counts
 
 
 @functools.lru_cache(maxsize=1)
