@@ -6,6 +6,7 @@ Invariant: `schedule.csv` counts what the order holds; the curve comes from size
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -27,6 +28,14 @@ BINS = 100
 RUN_POINTS = 50
 _BLOCK = 1 << 24
 _LEGEND_ROWS = 24
+_CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
 
 
 @dataclass(frozen=True)
@@ -221,22 +230,33 @@ def plot_schedule(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.07, 0.1, 0.91, 0.82))
     shares, limits = schedule.shares, shares_of(schedule.expected)
+    family = _chinese_font() if any(not name.isascii() for name in schedule.names) else None
     for number, name in enumerate(schedule.names):
         colour = f"C{number % 10}"
-        label = name if number < _LEGEND_ROWS else None
+        label = name if family or name.isascii() else f"source {number}"
         axes.plot(schedule.progress, shares[:, number], color=colour, label=label, linewidth=1.6)
         axes.plot(schedule.progress, limits[:, number], color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
         if actual is not None:
             axes.plot(actual[0], actual[1][:, number], color=colour, linestyle="", marker=".", markersize=5)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="progress (fraction of documents)", ylabel="share of documents")
     dots = ", dots: consumed by the run" if actual is not None else ""
-    axes.set_title(f"Blend: share of each source (solid: drawn, dashed: limit of many documents{dots})", fontsize=10)
+    axes.set_title(f"Share of each source (solid: drawn, dashed: limit of many documents{dots})", fontsize=10)
     axes.grid(alpha=0.25)
     if len(schedule.names) <= _LEGEND_ROWS:
-        axes.legend(loc="upper center", ncols=min(5, len(schedule.names)), fontsize=8)
+        font = {"family": family, "size": 8} if family else {"size": 8}
+        axes.legend(loc="upper center", ncols=min(5, len(schedule.names)), prop=font)
     with atomic_write(path) as handle:
-        figure.savefig(handle, dpi=120, format="png")
+        figure.savefig(handle, dpi=100, format="png")
+
+
+@functools.lru_cache(maxsize=1)
+def _chinese_font() -> str | None:
+    """A font of this machine that has Chinese characters; without one, such sources are numbered in the picture."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    return next((name for name in _CHINESE_FONTS if name in known), None)
