@@ -1,0 +1,195 @@
+"""The cluster check on two real ranks: what passes, what each fault is called, and that it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from megatron_huatuo.benchmark import cluster
+from megatron_huatuo.benchmark.cluster import format_findings, is_ready
+from megatron_huatuo.benchmark.cluster_bandwidth import bus_gb_per_s
+from megatron_huatuo.benchmark.cluster_files import check_shared_files
+from megatron_huatuo.benchmark.cluster_ranks import RankFacts, ranges_of
+from megatron_huatuo.benchmark.cluster_settings import ClusterSettings, Finding
+from megatron_huatuo.errors import ConfigError
+from tests.distributed.runner import run_ranks
+
+ROOT = Path(__file__).parents[2]
+
+
+def _check(directory: str, fault: str, settings: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Findings of one rank by name."""
+    import torch.distributed as dist
+
+    from megatron_huatuo.benchmark import cluster
+
+    clock = time.time
+    if fault == "two nodes":
+        socket.gethostname = lambda: f"node-{dist.get_rank() % 2}"
+    if fault == "everything" and dist.get_rank() == 1:
+        _spoil_versions()
+        os.environ["NCCL_DEBUG"] = "INFO"
+        clock = lambda: time.time() + 7.0  # noqa: E731
+    if fault == "everything" and dist.get_rank() == 0:
+        _write_in_place()
+    found = cluster.check_cluster(ClusterSettings(directory, "cpu", message_mib=1, **settings), clock=clock)
+    return {finding.name: (finding.verdict, finding.text) for finding in found}
+
+
+def _spoil_versions() -> None:
+    from megatron_huatuo.benchmark import cluster_ranks
+
+    versions = cluster_ranks.installed_versions()
+    cluster_ranks.installed_versions = lambda: {**versions, "numpy": "1.0"}
+
+
+def _write_in_place() -> None:
+    """A file system whose files appear piece by piece."""
+    from megatron_huatuo.benchmark import cluster_files
+
+    def write(path: Path, value: int) -> None:
+        with open(path, "wb") as handle:
+            for _ in range(2):
+                handle.write(bytes([value]) * (cluster_files._BLOCK_BYTES // 2))
+                handle.flush()
+                time.sleep(0.01)
+
+    cluster_files._write_whole = write
+
+
+def check(tmp_path: Path, fault: str = "", ranks: int = 2, **settings: Any) -> dict[str, tuple[str, str]]:
+    """Findings, whose verdicts must be the same on all ranks."""
+    found = run_ranks(ranks, _check, str(tmp_path), fault, settings)
+    verdicts = [{name: verdict for name, (verdict, _) in findings.items()} for findings in found]
+    assert all(findings == verdicts[0] for findings in verdicts)
+    assert not list(tmp_path.glob("**/.check_cluster*")), "something was left behind"
+    return found[0]
+
+
+def test_sound_cluster_passes_every_check(tmp_path: Path) -> None:
+    found = check(tmp_path)
+    assert {verdict for verdict, _ in found.values()} == {"pass"}, found
+    assert found["ranks"][1] == "2 ranks on 1 nodes, 2 each"
+    assert "megatron-core 0.16" in found["versions"][1]
+    assert {"all-reduce, all ranks", "all-gather, all ranks"} <= found.keys()
+
+
+def test_nodes_are_measured_apart(tmp_path: Path) -> None:
+    found = check(tmp_path, "two nodes", ranks=4)
+    assert found["ranks"][1] == "4 ranks on 2 nodes, 2 each"
+    assert {"all-reduce, each node", "all-gather, each node"} <= found.keys()
+    assert found["clocks"][0] == "pass"
+
+
+def test_every_fault_is_found_and_named(tmp_path: Path) -> None:
+    found = check(tmp_path, "everything", min_bus_gb_per_s=1e6)
+    expected = {
+        "ranks": ("pass", "2 ranks"),
+        "devices": ("pass", "CPU"),
+        "versions": ("fail", f"numpy: {numpy.__version__} on ranks 0, 1.0 on ranks 1"),
+        "environment": ("warn", "NCCL_DEBUG: (none) on ranks 0, INFO on ranks 1"),
+        "clocks": ("fail", "(rank 1) is +7.0"),
+        "shared files": ("fail", "rank 1 saw a missing or mixed file"),
+        "all-reduce, all ranks": ("fail", "need 1e+06 (--min-bus-gb-per-s)"),
+        "all-gather, all ranks": ("pass", "GB/s on the bus"),
+    }
+    assert {name: verdict for name, (verdict, _) in found.items()} == {name: it[0] for name, it in expected.items()}
+    for name, (_, message) in expected.items():
+        assert message in found[name][1]
+
+
+def _check_files(directories: list[str]) -> str | None:
+    import torch.distributed as dist
+
+    return check_shared_files(directories[dist.get_rank()], 0.5)[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"), [("other", "rank 0 does not see the file of rank 1"), ("no/such", "rank 1 cannot write to")]
+)
+def test_folder_that_is_not_shared_is_found(tmp_path: Path, other: str, message: str) -> None:
+    (tmp_path / "other").mkdir()
+    problems = run_ranks(2, _check_files, [str(tmp_path), str(tmp_path / other)])
+    assert problems[0] == problems[1] and message in (problems[0] or "")
+
+
+def facts(rank: int, host: str, **changes: Any) -> RankFacts:
+    return dataclasses.replace(RankFacts(rank, host, "A100 79.1 GiB", f"gpu-{rank}", 1.0, {}, {}), **changes)
+
+
+def test_uneven_nodes_are_refused() -> None:
+    finding = cluster._check_ranks([facts(0, "a"), facts(1, "a"), facts(2, "b")])
+    assert finding.verdict == "fail" and finding.text.endswith("not equally many: a 2, b 1")
+
+
+def test_devices_must_be_alike_free_and_one_a_rank() -> None:
+    pair = [facts(0, "a"), facts(1, "a")]
+    assert cluster._check_devices(pair).verdict == "pass"
+    shared = cluster._check_devices([pair[0], facts(1, "a", device_id="gpu-0")])
+    assert (shared.verdict, shared.text) == ("fail", "one GPU for several ranks: ranks 0-1 on a")
+    assert cluster._check_devices([pair[0], facts(1, "b", device_id="gpu-0")]).verdict == "pass"
+    mixed = cluster._check_devices([pair[0], facts(1, "a", device="H100 79.1 GiB")])
+    assert mixed.verdict == "fail" and "not all alike" in mixed.text
+    busy = cluster._check_devices([pair[0], facts(1, "a", free_share=0.5)])
+    assert busy.verdict == "warn" and "already in use on ranks 1" in busy.text
+
+
+def test_gpus_without_one_connection_are_warned_of() -> None:
+    assert cluster._check_environment([facts(0, "a")]).verdict == "warn"
+    good = facts(0, "a", environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
+    assert cluster._check_environment([good]).verdict == "pass"
+
+
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"wrong --device: got 'tpu', need auto, cpu or cuda"):
+        cluster.check_cluster(ClusterSettings(device="tpu"))
+
+
+def test_bus_bandwidth_by_hand() -> None:
+    assert bus_gb_per_s("all-reduce", 10**9, 2, 1.0) == 1.0
+    assert bus_gb_per_s("all-reduce", 10**9, 4, 0.5) == 3.0
+    assert bus_gb_per_s("all-gather", 10**9, 4, 1.0) == 3.0
+
+
+def test_ranks_are_written_as_ranges() -> None:
+    assert ranges_of([5, 0, 1, 2]) == "0-2, 5" and ranges_of([3]) == "3" and ranges_of([]) == ""
+
+
+def test_verdict_names_what_failed() -> None:
+    findings = [Finding("clocks", "fail", "7 s"), Finding("ranks", "pass", "2"), Finding("devices", "warn", "busy")]
+    assert not is_ready(findings) and format_findings(findings).splitlines()[-1] == "NOT READY: clocks"
+    assert is_ready(findings[1:]) and format_findings(findings[1:]).splitlines()[-1] == "READY"
+
+
+def test_lost_rank_ends_the_check_with_an_error(tmp_path: Path) -> None:
+    """Rank 0 of two, alone: the other never comes."""
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
+    command = [sys.executable, str(ROOT / "tools" / "check_cluster.py"), "--device", "cpu"]
+    command += ["--directory", str(tmp_path), "--timeout-minutes", "0.03"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: ranks lost each other" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_torchrun_gets_the_verdict_and_the_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "tools" / "check_cluster.py"), "--device", "cpu", "--message-mib", "1"]
+    done = subprocess.run(
+        [*command, "--directory", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "READY" and done.stdout.count("versions") == 1
