@@ -25,13 +25,15 @@ def main() -> int:
     parser.add_argument("--prices", type=str | None, default=None, metavar="FILE", help="YAML price table")
     parser.add_argument("--prompts", nargs="*", type=str, default=[], metavar="FILE", help="YAML prompts of your own")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="show N pairs and write nothing")
+    parser.add_argument("--pairs", action="store_true", help="input files hold pairs, dialogues and queries")
+    parser.add_argument("--gate-pairs", action="store_true", help="pairs must pass the quality gates too")
     parser.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines to skip before stopping")
     sections = {"quality": QualitySettings, "sampling": SamplingSettings, "patience": PatienceSettings}
     for section in sections.values():
         add_dashed_fields(parser, section)
     args = parser.parse_args()
     mirrored = ("backend", "base_url", "model", "api_key_env", "language", "max_concurrency", "budget_usd", "prices",
-                "prompts", "preview", "max_bad_lines")  # fmt: skip
+                "prompts", "preview", "pairs", "gate_pairs", "max_bad_lines")  # fmt: skip
     report = unify(
         args.input,
         args.output,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from megatron_huatuo.storage.records import Document
+from megatron_huatuo.unify.task import Query
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,23 @@ class Backend(Protocol):
     tries: int
     """How many drafts of a question, and of an answer, are worth asking for"""
 
-    def language(self, document: Document) -> str:
-        """The language that question and answer should have."""
+    def language(self, given: str) -> str:
+        """The language that question and answer should have, for a passage or query in the language `given`."""
 
     def describe(self) -> dict[str, Any]:
         """What decides the output besides the documents: name, model, parameters, prompt hashes. No secrets."""
 
-    def provenance(self, document: Document) -> dict[str, Any]:
-        """What made the pair of this document, in the words of `describe`."""
+    def provenance(self, language: str) -> dict[str, Any]:
+        """What makes a pair in this language, in the words of `describe`."""
 
     async def draft_question(self, document: Document, attempt: int) -> Draft:
         """Draft number `attempt` of a question. Raises EndpointError or BudgetReached when going on is impossible."""
 
     async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
         """Draft number `attempt` of the answer. Raises as `draft_question`."""
+
+    async def draft_reply(self, query: Query, attempt: int) -> Draft:
+        """Draft number `attempt` of the answer to a query without a passage. Raises as `draft_question`."""
 
     def ledger(self) -> dict[str, Any]:
         """Requests, tokens and money so far; the content of `ledger.json`."""

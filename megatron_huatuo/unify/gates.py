@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_huatuo.storage.records import Document
+from megatron_huatuo.storage.records import LANGUAGES, Conversation, Document
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
 from megatron_huatuo.text.repetition import is_repetitive
@@ -62,7 +62,23 @@ class Gates:
         return None
 
     def refuse_answer(self, answer: str, question: str, document: Document, language: str) -> str | None:
-        """The reason why the answer is no good, or None."""
+        """The reason why the answer to a question about a passage is no good, or None."""
+        return self.refuse_reply(answer, question, language) or self._refuse_unsupported(
+            answer, question, document, language
+        )
+
+    def refuse_conversation(self, conversation: Conversation) -> str | None:
+        """The reason why a conversation that is taken over is no good, or None; every answer must pass."""
+        for index in range(0, len(conversation.turns), 2):
+            question, answer = conversation.turns[index].value, conversation.turns[index + 1].value
+            found = detect_language(question)
+            language = found if found in LANGUAGES else detect_language(answer)
+            if reason := self.refuse_reply(answer, question, language):
+                return reason
+        return None
+
+    def refuse_reply(self, answer: str, question: str, language: str) -> str | None:
+        """The reason why an answer is no good by itself, or None."""
         limits, length = self.settings, len(answer.strip())
         if length < limits.min_answer_characters:
             return f"answer too short: {length} characters"
@@ -76,7 +92,7 @@ class Gates:
             return "answer is an echo: of the question"
         if is_repetitive(answer):
             return "answer repeats itself"
-        return self._refuse_unsupported(answer, question, document, language)
+        return None
 
     def _refuse_unsupported(self, answer: str, question: str, document: Document, language: str) -> str | None:
         passage = f"{document.title or ''}\n{document.text}"

@@ -15,6 +15,7 @@ from megatron_huatuo.unify.prices import Budget, Price
 from megatron_huatuo.unify.prompt import Prompt
 from megatron_huatuo.unify.request_log import RequestLog
 from megatron_huatuo.unify.settings import EndpointSettings, SamplingSettings
+from megatron_huatuo.unify.task import Query
 
 
 class ModelBackend:
@@ -44,9 +45,9 @@ class ModelBackend:
         self._budget = Budget(self._prices.get(endpoint.model), budget_usd, self._spent_usd())
         self._endpoint = Endpoint(endpoint, api_key, log, self._budget)
 
-    def language(self, document: Document) -> str:
-        """The language asked for, else the passage's own."""
-        return self._language or document.language
+    def language(self, given: str) -> str:
+        """The language asked for, else the one given."""
+        return self._language or given
 
     def describe(self) -> dict[str, Any]:
         """Model, parameters and prompt hashes."""
@@ -61,9 +62,9 @@ class ModelBackend:
             "prompts": {name: {"version": p.version, "sha256": p.sha256} for name, p in sorted(self._prompts.items())},
         }
 
-    def provenance(self, document: Document) -> dict[str, Any]:
+    def provenance(self, language: str) -> dict[str, Any]:
         """Model, temperature and the prompts of the pair's language."""
-        prompt = self._prompts[self.language(document)]
+        prompt = self._prompts[language]
         return {
             "backend": "openai",
             "model": self._endpoint_settings.model,
@@ -74,12 +75,17 @@ class ModelBackend:
 
     async def draft_question(self, document: Document, attempt: int) -> Draft:
         """Ask for a question about the passage."""
-        message = self._prompts[self.language(document)].ask_question(document)
+        message = self._prompts[self.language(document.language)].ask_question(document)
         return await self._draft(message, self._sampling.max_question_tokens, attempt)
 
     async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
         """Ask for the answer with the passage at hand."""
-        message = self._prompts[self.language(document)].ask_answer(document, question)
+        message = self._prompts[self.language(document.language)].ask_answer(document, question)
+        return await self._draft(message, self._sampling.max_answer_tokens, attempt)
+
+    async def draft_reply(self, query: Query, attempt: int) -> Draft:
+        """Ask for the answer to a query."""
+        message = self._prompts[self.language(query.language)].ask_reply(query.text)
         return await self._draft(message, self._sampling.max_answer_tokens, attempt)
 
     async def _draft(self, message: str, max_tokens: int, attempt: int) -> Draft:

@@ -6,30 +6,31 @@ import shutil
 import unicodedata
 from collections.abc import Iterator
 
-from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.backend import Pair, Refusal
+from megatron_huatuo.storage.records import Conversation
+from megatron_huatuo.unify.backend import Refusal
+from megatron_huatuo.unify.task import Task
 
 
-def side_by_side(document: Document, outcome: Pair | Refusal | None, width: int | None = None) -> str:
+def side_by_side(task: Task, outcome: Conversation | Refusal | None, width: int | None = None) -> str:
     """The passage on the left, question and answer (or the reason why there are none) on the right.
 
     width: of the whole, in terminal columns; by default the terminal's.
     """
     columns = width or max(60, shutil.get_terminal_size((120, 40)).columns)
     half = (columns - 3) // 2
-    left = list(wrap(f"{document.title or ''}\n{document.text}".strip(), half))
+    left = list(wrap(task.shown(), half))
     right = list(wrap(_describe(outcome), half))
     height = max(len(left), len(right))
     left, right = left + [""] * (height - len(left)), right + [""] * (height - len(right))
     rows = [f"{row}{' ' * (half - display_width(row))} │ {other}" for row, other in zip(left, right, strict=True)]
-    return "\n".join([f"── {document.id} ({document.source}) ".ljust(columns, "─"), *rows])
+    return "\n".join([f"── {task.id} ({task.source}) ".ljust(columns, "─"), *rows])
 
 
-def _describe(outcome: Pair | Refusal | None) -> str:
+def _describe(outcome: Conversation | Refusal | None) -> str:
     if outcome is None:
         return "[not asked: the budget is reached]"
-    if isinstance(outcome, Pair):
-        return f"<问>：{outcome.question}\n<答>：{outcome.answer}"
+    if isinstance(outcome, Conversation):
+        return "\n".join(f"<{'问' if turn.speaker == 'human' else '答'}>：{turn.value}" for turn in outcome.turns)
     return f"[rejected: {outcome.reason}]\n{outcome.question or ''}\n{outcome.answer or ''}".strip()
 
 

@@ -16,31 +16,37 @@ from megatron_huatuo.storage.manifest import fingerprint
 from megatron_huatuo.storage.records import LANGUAGES, Document
 
 _FOLDER = Path(__file__).parent / "prompts"
-_KEYS = {"version", "language", "question", "answer"}
-_NEEDED = {"question": ("{text}",), "answer": ("{text}", "{question}")}
+_KEYS = {"version", "language", "question", "answer", "reply"}
+_NEEDED = {"question": ("{text}",), "answer": ("{text}", "{question}"), "reply": ("{question}",)}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The two prompts of one language. `sha256` covers version, language and both texts."""
+    """The prompts of one language. `sha256` covers version, language and all texts."""
 
     language: str
     version: int
     question: str
     answer: str
+    reply: str
 
     @property
     def sha256(self) -> str:
         """Fingerprint of what is sent."""
-        return fingerprint([self.language, self.version, self.question, self.answer])
+        return fingerprint([self.language, self.version, self.question, self.answer, self.reply])
 
     def ask_question(self, document: Document) -> str:
         """The first message: make a question that the passage answers."""
-        return _fill(self.question, document)
+        return _fill(self.question, {"{title}": document.title or "", "{text}": document.text})
 
     def ask_answer(self, document: Document, question: str) -> str:
         """The second message: answer the question with the passage at hand."""
-        return _fill(self.answer, document, question)
+        values = {"{title}": document.title or "", "{text}": document.text, "{question}": question}
+        return _fill(self.answer, values)
+
+    def ask_reply(self, query: str) -> str:
+        """The only message for a query without a passage."""
+        return _fill(self.reply, {"{question}": query})
 
 
 def load_prompts(files: list[str] | None = None) -> dict[str, Prompt]:
@@ -66,12 +72,11 @@ def _load(path: Path) -> Prompt:
         for place in places:
             if not isinstance(content[key], str) or place not in content[key]:
                 raise ConfigError(f"prompt {key!r} lacks {place}: the model would not see it ({path}). Add it.")
-    return Prompt(content["language"], content["version"], content["question"], content["answer"])
+    return Prompt(**content)
 
 
-def _fill(template: str, document: Document, question: str = "") -> str:
+def _fill(template: str, values: dict[str, str]) -> str:
     """Replace the placeholders in one pass, so that braces in medical text stay what they are."""
-    values = {"{title}": document.title or "", "{text}": document.text, "{question}": question}
     pieces: list[str] = []
     rest = template
     while True:

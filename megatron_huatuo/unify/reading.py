@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_jsonl
-from megatron_huatuo.storage.records import Document, parse_document
+from megatron_huatuo.storage.records import parse_document
+from megatron_huatuo.unify.task import Task
 
 
-def read_documents(files: Iterable[str], bad_lines: BadLines) -> Iterator[Document]:
-    """Documents of all files in order; one without `metadata.origin` gets its place in these files as its origin."""
+def read_documents(files: Iterable[str], bad_lines: BadLines) -> Iterator[Task]:
+    """Documents of all files in order; one without `metadata.origin` has its place in these files as its origin."""
     for path in files:
         for line in read_jsonl(path, bad_lines):
             try:
@@ -21,9 +21,10 @@ def read_documents(files: Iterable[str], bad_lines: BadLines) -> Iterator[Docume
             except DataError as error:
                 bad_lines.add(path, line.number, str(error))
                 continue
-            metadata = dict(document.metadata or {})
-            metadata.setdefault("origin", {"file": path, "line": line.number, "offset": line.offset})
-            yield dataclasses.replace(document, metadata=metadata)
+            origin = (document.metadata or {}).get("origin")
+            if not isinstance(origin, dict):
+                origin = {"document": document.id, "file": path, "line": line.number, "offset": line.offset}
+            yield Task(document.id, document.source, origin, document)
 
 
 def count_lines(files: Iterable[str]) -> int:

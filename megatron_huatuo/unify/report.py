@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_huatuo.storage.jsonl import BadLines
-from megatron_huatuo.storage.records import Conversation, Document
-from megatron_huatuo.unify.backend import Pair, Refusal
+from megatron_huatuo.storage.records import Conversation
+from megatron_huatuo.unify.backend import Refusal
+from megatron_huatuo.unify.task import Task
 
 _EXAMPLES_A_REASON = 3
 _MAX_EXAMPLE_CHARACTERS = 300
@@ -25,26 +27,25 @@ class UnificationReport:
         self.answer_characters = 0
         self.not_reached = 0
 
-    def add_pair(self, document: Document, pair: Pair, scores: tuple[float, float] | None) -> None:
-        """Count a pair; scores: its faithfulness and coverage, where defined."""
-        self.kept[document.source] += 1
-        self.answer_characters += len(pair.answer)
+    def add_pair(self, conversation: Conversation, scores: tuple[float, float] | None) -> None:
+        """Count a conversation; scores: its faithfulness and coverage, where defined."""
+        self.kept[conversation.source or "unknown"] += 1
+        self.answer_characters += len(conversation.turns[-1].value)
         for histogram, score in zip((self.faithfulness, self.coverage), scores or (), strict=False):
             histogram[min(int(score * _BINS), _BINS - 1)] += 1
 
-    def add_refusal(self, document: Document, refusal: Refusal) -> dict[str, Any]:
+    def add_refusal(self, task: Task, refusal: Refusal) -> dict[str, Any]:
         """Count a refusal; returns the line of `rejected.jsonl`."""
-        origin = (document.metadata or {}).get("origin") or {}
-        return self._refuse(document.id, document.source, refusal, origin)
+        return self._refuse(task.id, task.source, refusal, task.origin)
 
     def move_to_refused(self, conversation: Conversation, refusal: Refusal) -> dict[str, Any]:
         """Count a pair that was kept at first as refused; returns the line of `rejected.jsonl`."""
         source = conversation.source or "unknown"
         self.kept[source] -= 1
         self.answer_characters -= len(conversation.turns[-1].value)
-        return self._refuse(conversation.id, source, refusal, dict(conversation.provenance or {}))
+        return self._refuse(conversation.id, source, refusal, conversation.provenance or {})
 
-    def _refuse(self, name: str, source: str, refusal: Refusal, origin: dict[str, Any]) -> dict[str, Any]:
+    def _refuse(self, name: str, source: str, refusal: Refusal, origin: Mapping[str, Any]) -> dict[str, Any]:
         reason = refusal.reason.split(":")[0]
         self.rejected[source][reason] += 1
         texts = {"question": _cut(refusal.question), "answer": _cut(refusal.answer)}

@@ -1,7 +1,9 @@
 """Every request and reply in one SQLite file: the cache that makes a run resumable, and the ledger of what was spent.
 
 Invariant: a reply is committed before anyone sees it, so no paid call is ever repeated, whatever is killed. A request
-is noted before it is sent: after a kill the ledger knows how many replies may have been paid for and lost.
+is noted before it is sent: after a kill the ledger knows how many replies may have been paid for and lost. Commits go
+to the kernel, not through to the disk: they survive the death of the process at any moment, while a power cut may cost
+the last seconds (a flush for each reply would take 7 ms on a busy disk, and halt all other requests meanwhile).
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ class RequestLog:
         """Open or create. Raises IntegrityError when the file is no request log."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # autocommit: every statement is its own transaction, flushed to disk before execute() returns.
+        # autocommit: every statement is its own transaction, in the write-ahead log before execute() returns.
         self._connection = sqlite3.connect(self.path, isolation_level=None)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._connection.close()

@@ -12,6 +12,7 @@ from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.normalise import normalise
 from megatron_huatuo.unify.backend import Backend, Draft, Pair, Refusal
 from megatron_huatuo.unify.gates import Gates
+from megatron_huatuo.unify.task import Query
 
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _LABEL = re.compile(r"^(?:【?(?:问题|提问|问|答案|回答|答)】?|Question|Q|Answer|A)\s*[:：]\s*", re.IGNORECASE)
@@ -20,7 +21,7 @@ _QUOTES = {"“": "”", '"': '"', "「": "」"}
 
 async def rewrite(backend: Backend, document: Document, gates: Gates) -> Pair | Refusal:
     """One pair for one passage, or the reason why there is none."""
-    language = backend.language(document)
+    language = backend.language(document.language)
     question, reason = await _first_good(
         backend.tries,
         lambda attempt: backend.draft_question(document, attempt),
@@ -37,7 +38,21 @@ async def rewrite(backend: Backend, document: Document, gates: Gates) -> Pair | 
     )
     if reason:
         return Refusal(reason, question, answer)
-    return Pair(question, answer, backend.provenance(document))
+    return Pair(question, answer, backend.provenance(language))
+
+
+async def reply_to(backend: Backend, query: Query, gates: Gates) -> Pair | Refusal:
+    """The query with an answer, or the reason why there is none."""
+    language = backend.language(query.language)
+    answer, reason = await _first_good(
+        backend.tries,
+        lambda attempt: backend.draft_reply(query, attempt),
+        tidy_answer,
+        lambda text: gates.refuse_reply(text, query.text, language),
+    )
+    if reason:
+        return Refusal(reason, query.text, answer)
+    return Pair(query.text, answer, backend.provenance(language))
 
 
 async def _first_good(

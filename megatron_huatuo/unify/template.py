@@ -11,6 +11,7 @@ from typing import Any
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.sentences import first_sentence, split_clauses
 from megatron_huatuo.unify.backend import Draft
+from megatron_huatuo.unify.task import Query
 
 _TITLE_QUESTIONS = {
     "zh": (
@@ -41,15 +42,15 @@ class TemplateBackend:
 
     tries = 1
 
-    def language(self, document: Document) -> str:
+    def language(self, given: str) -> str:
         """The passage's own."""
-        return document.language
+        return given
 
     def describe(self) -> dict[str, Any]:
         """Name and version of the templates."""
         return {"backend": "template", "templates_version": 1}
 
-    def provenance(self, document: Document) -> dict[str, Any]:
+    def provenance(self, language: str) -> dict[str, Any]:
         """As `describe`."""
         return self.describe()
 
@@ -60,6 +61,10 @@ class TemplateBackend:
     async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
         """The passage."""
         return Draft(document.text)
+
+    async def draft_reply(self, query: Query, attempt: int) -> Draft:
+        """Nothing: without a model there is no answer."""
+        return Draft("", "query without an answer: the template backend knows none", final=True)
 
     def ledger(self) -> dict[str, Any]:
         """Nothing is asked, nothing is spent."""

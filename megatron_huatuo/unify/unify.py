@@ -20,12 +20,13 @@ from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, describe_files, write_json, write_manifest
-from megatron_huatuo.unify.backend import Backend
 from megatron_huatuo.unify.gates import Gates
+from megatron_huatuo.unify.layouts import read_pairs
 from megatron_huatuo.unify.preview import side_by_side
 from megatron_huatuo.unify.reading import count_lines, read_documents
 from megatron_huatuo.unify.run import Run
 from megatron_huatuo.unify.settings import EndpointSettings, PatienceSettings, QualitySettings, SamplingSettings
+from megatron_huatuo.unify.task import Task
 from megatron_huatuo.unify.template import TemplateBackend
 
 KIND = "unified"
@@ -46,6 +47,8 @@ def unify(
     prices: str | None = None,
     prompts: Sequence[str] = (),
     preview: int = 0,
+    pairs: bool = False,
+    gate_pairs: bool = False,
     max_bad_lines: int = 0,
     quality: QualitySettings | None = None,
     sampling: SamplingSettings | None = None,
@@ -53,13 +56,14 @@ def unify(
 ) -> dict[str, Any]:
     """Write `output`: conversations.jsonl, rejected.jsonl, ledger.json, report.json, manifest.json; returns the report.
 
-    inputs: files of Document records.
+    inputs: files of Document records; with `pairs`, of question-answer pairs, dialogues and queries in published layouts.
     backend: "template" (no model, offline) or "openai" (any OpenAI-compatible endpoint: base_url and model needed).
     api_key_env: name of the environment variable with the API key.
     language: of questions and answers, "zh" or "en"; by default each passage's own.
     budget_usd: the run stops cleanly before it could spend more, over all runs on this output; needs `prices`.
     prices, prompts: YAML files, see docs/corpus_and_unification.md.
     preview: print so many pairs beside their passages and write no output; what is paid for stays paid for.
+    gate_pairs: pairs that are taken over must pass the gates too. Queries are answered by the backend.
     Requests and replies are kept in OUTPUT.requests.sqlite: a run that was killed goes on where it was.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines` or when no pair is left; EndpointError when the
     endpoint refuses or fails for good.
@@ -70,7 +74,8 @@ def unify(
     with exclusive(target):
         check_replaceable(target, KIND)
         if backend == "template":
-            return _run(files, target, TemplateBackend(), gates, max_concurrency, preview, max_bad_lines)
+            run = Run(TemplateBackend(), gates, max_concurrency, gate_pairs)
+            return _run(run, files, target, pairs, preview, max_bad_lines)
         if backend != "openai":
             raise ConfigError(f"unknown backend: got {backend!r}, need 'template' or 'openai'.")
         if not base_url or not model:
@@ -94,27 +99,21 @@ def unify(
                 prices=load_prices(prices) if prices else None,
                 budget_usd=budget_usd,
             )
-            return _run(files, target, asker, gates, max_concurrency, preview, max_bad_lines)
+            run = Run(asker, gates, max_concurrency, gate_pairs)
+            return _run(run, files, target, pairs, preview, max_bad_lines)
         finally:
             log.close()
 
 
-def _run(
-    files: list[str],
-    target: Path,
-    backend: Backend,
-    gates: Gates,
-    max_concurrency: int,
-    preview: int,
-    max_bad_lines: int,
-) -> dict[str, Any]:
+def _run(run: Run, files: list[str], target: Path, pairs: bool, preview: int, max_bad_lines: int) -> dict[str, Any]:
     bad_lines = BadLines(max_bad_lines)
-    run = Run(backend, gates, max_concurrency)
+    tasks = read_pairs(files, bad_lines) if pairs else read_documents(files, bad_lines)
     if preview:
-        return asyncio.run(_preview(run, files, preview, bad_lines))
+        return asyncio.run(_preview(run, tasks, preview))
     with atomic_directory(target, replace=True) as directory:
-        asyncio.run(_write(run, files, directory, bad_lines))
-        run.drop_near_duplicates(directory, gates.settings.near_duplicate_similarity)
+        asyncio.run(_write(run, tasks, directory, count_lines(files)))
+        if not pairs or run.gate_pairs:
+            run.drop_near_duplicates(directory, run.gates.settings.near_duplicate_similarity)
         with open(directory / "rejected.jsonl", "ab") as rejected:
             for bad in bad_lines.lines:
                 rejected.write(dump_line({"id": None, "reason": bad.reason, "file": bad.file, "line": bad.line}))
@@ -126,11 +125,11 @@ def _run(
                 f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
             )
         write_json(directory / "report.json", report)
-        write_json(directory / "ledger.json", backend.ledger())
+        write_json(directory / "ledger.json", run.backend.ledger())
         content = {
             "inputs": {path: describe_files(Path(), [path])[path] for path in files},
-            "backend": backend.describe(),
-            "quality": to_plain(gates.settings),
+            "backend": run.backend.describe(),
+            "quality": to_plain(run.gates.settings),
             "complete": run.stopped is None,
         }
         write_manifest(directory, KIND, content, _FILES)
@@ -141,19 +140,18 @@ def _run(
     return report
 
 
-async def _write(run: Run, files: list[str], directory: Path, bad_lines: BadLines) -> None:
+async def _write(run: Run, tasks: Iterable[Task], directory: Path, total: int) -> None:
     try:
-        await run.write(read_documents(files, bad_lines), directory, count_lines(files))
+        await run.write(tasks, directory, total or None)
     finally:
         await run.backend.close()
 
 
-async def _preview(run: Run, files: list[str], number: int, bad_lines: BadLines) -> dict[str, Any]:
-    """Print the first pairs; returns their counts."""
+async def _preview(run: Run, tasks: Iterable[Task], number: int) -> dict[str, Any]:
+    """Print the first results; returns what they cost."""
     try:
-        for document in islice(read_documents(files, bad_lines), number):
-            outcome = await run.outcome(document)
-            print(side_by_side(document, outcome), flush=True)
+        for task in islice(tasks, number):
+            print(side_by_side(task, await run.outcome(task)), flush=True)
     finally:
         await run.backend.close()
     return {"previewed": number, "ledger": run.backend.ledger()}

@@ -62,4 +62,4 @@ def write_documents(tmp_path: Path) -> Callable[[int], Path]:
 @pytest.fixture
 def impatient() -> PatienceSettings:
     """Real retries and waits, short enough for a test."""
-    return PatienceSettings(request_timeout_s=0.5, max_retries=3, backoff_s=0.01, max_wait_s=0.05, max_retry_after_s=5)
+    return PatienceSettings(request_timeout_s=30, max_retries=3, backoff_s=0.01, max_wait_s=0.05, max_retry_after_s=5)

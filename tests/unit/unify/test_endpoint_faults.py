@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, compl
 
 HTML = {"Content-Type": "text/html"}
 PASSING_FAULTS = {
-    "time-out": (Reply(delay_s=2.0), "time-out"),
+    "time-out": (Reply(delay_s=5.0), "time-out"),
     "reset": (Reply(reset=True), "connection broken"),
     "429": (Reply(b"{}", 429), "HTTP 429"),
     "429 with Retry-After": (Reply(b"{}", 429, {"Retry-After": "0.2"}), "HTTP 429"),
@@ -49,8 +50,9 @@ def test_a_fault_that_passes_costs_a_retry_and_no_document(fault, write_document
         seen[asked.prompt] += 1
         return reply if seen[asked.prompt] == 1 and asked.number % 2 == 0 else echo_writer(asked)
 
+    patience = replace(impatient, request_timeout_s=1.0) if fault == "time-out" else impatient
     with EndpointServer(first_time_faulty) as server:
-        report = run(server, write_documents(4), tmp_path / "out", impatient)
+        report = run(server, write_documents(4), tmp_path / "out", patience)
         faulty = sum(count - 1 for count in seen.values())
     ledger = read_json(tmp_path / "out" / "ledger.json")
     assert report["pairs"] == 4 and report["rejected"] == 0

@@ -17,6 +17,7 @@ from megatron_huatuo.unify.preview import display_width, side_by_side, wrap
 from megatron_huatuo.unify.prompt import load_prompts
 from megatron_huatuo.unify.request_log import Reply, RequestLog
 from megatron_huatuo.unify.rewrite import tidy_answer, tidy_question
+from megatron_huatuo.unify.task import Task
 from megatron_huatuo.unify.template import template_question
 from tests.unit.unify.conftest import SUBJECTS, make_documents
 
@@ -162,7 +163,9 @@ def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
     bundled = load_prompts()
     assert set(bundled) == {"zh", "en"} and bundled["zh"].sha256 != bundled["en"].sha256
     mine = tmp_path / "mine.yaml"
-    mine.write_text("version: 7\nlanguage: en\nquestion: 'Q {text}'\nanswer: 'A {question} | {text}'\n")
+    mine.write_text(
+        "version: 7\nlanguage: en\nquestion: 'Q {text}'\nanswer: 'A {question} | {text}'\nreply: 'R {question}'\n"
+    )
     replaced = load_prompts([str(mine)])
     assert replaced["zh"] == bundled["zh"] and replaced["en"].version == 7
     document = Document("a", "s", "en", "braces {question} {title} stay")
@@ -174,11 +177,17 @@ def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
     [
         ("version: 1\nlanguage: en\nquestion: 'Q {text}'", "wrong keys in prompts"),
         (
-            "version: 1\nlanguage: fr\nquestion: 'Q {text}'\nanswer: '{text}{question}'",
+            "version: 1\nlanguage: fr\nquestion: 'Q {text}'\nanswer: '{text}{question}'\nreply: '{question}'",
             "wrong language of prompts: got 'fr'",
         ),
-        ("version: 1\nlanguage: en\nquestion: 'Q'\nanswer: '{text}{question}'", "prompt 'question' lacks {text}"),
-        ("version: 1\nlanguage: en\nquestion: '{text}'\nanswer: '{text}'", "prompt 'answer' lacks {question}"),
+        (
+            "version: 1\nlanguage: en\nquestion: 'Q'\nanswer: '{text}{question}'\nreply: '{question}'",
+            "prompt 'question' lacks {text}",
+        ),
+        (
+            "version: 1\nlanguage: en\nquestion: '{text}'\nanswer: '{text}'\nreply: '{question}'",
+            "prompt 'answer' lacks {question}",
+        ),
         ("a: [", "cannot read prompts"),
     ],
 )
@@ -248,8 +257,8 @@ def test_a_file_that_is_no_request_log_is_refused(tmp_path):
 
 
 def test_preview_columns_line_up_for_wide_characters():
-    document = Document("a", "web", "zh", "血压升高mg" * 20)
-    rows = side_by_side(document, None, width=60).split("\n")
+    task = Task("a", "web", {}, Document("a", "web", "zh", "血压升高mg" * 20))
+    rows = side_by_side(task, None, width=60).split("\n")
     assert all(display_width(row[: row.index("│")]) == 29 for row in rows[1:])
     assert list(wrap("血压ab", 4)) == ["血压", "ab"]
 
