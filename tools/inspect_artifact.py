@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Show what the project has written, for a person to read.
+
+PATH: a directory of any stage (corpus, unified, index, blend, run, checkpoint, Hugging Face model, evaluation), an index
+prefix P, or one file: .jsonl, .json, .npy, .bin, .idx, .safetensors, .distcp. With --number N: line N (from 1) of JSON
+Lines, document N of an index or row N of a blend, decoded, with what is trained on marked.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from megatron_huatuo.config import argument_parser
+from megatron_huatuo.errors import ConfigError, exit_on_error
+from megatron_huatuo.storage import inspect as storage
+from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json, verify_files
+
+_MAIN_RECORDS = ("documents.jsonl", "conversations.jsonl", "replies.jsonl", "verdicts.jsonl")
+
+
+def describe(path: Path, number: int | None) -> list[str]:
+    """Lines about one path, by what it is."""
+    if path.suffix in (".bin", ".idx") or (path.suffix == ".json" and path.with_suffix(".idx").is_file()):
+        path = path.with_suffix("")
+    if Path(f"{path}.idx").is_file():
+        from megatron_huatuo.index.inspect import describe_document, describe_index
+
+        return describe_index(path) if number is None else describe_document(path, number)
+    if path.is_dir():
+        return describe_directory(path, number)
+    if not path.is_file():
+        raise ConfigError(f"nothing to inspect: {path} does not exist. Check the path.")
+    return describe_file(path, number)
+
+
+def describe_file(path: Path, number: int | None) -> list[str]:
+    """One file that is no part of an index."""
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return storage.describe_lines(path) if number is None else storage.describe_record(path, number)
+    if path.suffix == ".npy":
+        return storage.describe_array(path)
+    if path.suffix == ".json":
+        return storage.describe_json(path)
+    if path.suffix == ".safetensors":
+        from megatron_huatuo.hf.inspect import describe_safetensors
+
+        return describe_safetensors(path)
+    if path.suffix == ".distcp":
+        from megatron_huatuo.checkpoint.inspect import describe_checkpoint
+
+        return describe_checkpoint(path.parent.parent, file=path.name)
+    raise ConfigError(f"unknown kind of file: {path}. Need one of those that --help lists.")
+
+
+def describe_directory(path: Path, number: int | None) -> list[str]:
+    """A directory, by its manifest or by what lies in it."""
+    manifest = read_json(path / MANIFEST_NAME) if (path / MANIFEST_NAME).is_file() else {}
+    kind = manifest.get("kind")
+    if kind == "blend":
+        from megatron_huatuo.dataset.inspect import describe_blend, describe_row
+
+        return describe_blend(path) if number is None else describe_row(path, number)
+    if kind == "checkpoint":
+        from megatron_huatuo.checkpoint.inspect import describe_checkpoint
+
+        return describe_checkpoint(path)
+    if (path / "config.json").is_file():
+        from megatron_huatuo.hf.inspect import describe_hf_directory
+
+        return describe_hf_directory(path)
+    if manifest:
+        records = [path / name for name in _MAIN_RECORDS if (path / name).is_file()]
+        if number is not None and records:
+            return storage.describe_record(records[0], number)
+        return [
+            *storage.describe_manifest(manifest),
+            *(line for file in records for line in storage.describe_lines(file)),
+        ]
+    if (path / "log.jsonl").is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file():
+        from megatron_huatuo.train.inspect import describe_run
+
+        return describe_run(path)
+    inside = {item.with_suffix("") for item in path.glob("*.idx")}
+    inside |= {item.parent for name in (MANIFEST_NAME, "status.json", "*.idx") for item in path.glob(f"*/{name}")}
+    if inside:
+        return [f"{path} holds these; inspect one of them:", *(f"  {item}" for item in sorted(inside))]
+    raise ConfigError(f"nothing to inspect: {path} holds nothing that this project wrote. Check the path.")
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest that covers a directory, an index or one of its files. Raises: ConfigError when there is none."""
+    candidates = [path / MANIFEST_NAME, Path(f"{path}.json"), path.with_suffix(".json"), path.parent / MANIFEST_NAME]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"nothing to verify with: {path} has no manifest. Leave out --verify.")
+
+
+@exit_on_error
+def main() -> None:
+    """Parse the command line, verify if asked to, print."""
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument("path", type=str, metavar="PATH", help="what to show")
+    parser.add_argument("--number", type=int | None, default=None, metavar="N", help="one line, document or row")
+    parser.add_argument("--verify", action="store_true", help="also check the sha256 of every file of the manifest")
+    args = parser.parse_args()
+    print(storage.join(describe(Path(args.path), args.number)))
+    if args.verify:
+        manifest = manifest_of(Path(args.path))
+        verify_files(manifest.parent, read_json(manifest))
+        print(f"verified: every file of {manifest} has its size and sha256")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
