@@ -46,6 +46,8 @@ def run(
     tokenizer: what `load_tokenizer` takes, default one trained on the sample. megabytes: size of the JSON Lines file.
     workers: default one per core.
     """
+    if megabytes < 2:
+        raise ConfigError(f"too little text to measure: got {megabytes} megabytes, need at least 2.")
     workers = workers or available_cores()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -104,7 +106,7 @@ def _pipeline_records(path: Path, tokenizer: str, workers: int, repeats: int) ->
         warm_up=False,
     )
     ours, raw = timings["ours"], timings["raw"]
-    # What a longer file adds: the start of the workers is in both runs and falls out.
+    # What a longer file adds: the start of the workers is in both runs and falls out, as in a run of hours.
     added = [
         Timing(long.wall_s - short.wall_s, long.cpu_s - short.cpu_s)
         for long, short in zip(ours, timings["short"], strict=True)
@@ -118,7 +120,7 @@ def _pipeline_records(path: Path, tokenizer: str, workers: int, repeats: int) ->
     return [
         record(f"{against} the tokenizer alone", work=work, ours=ours, peer=raw, peer_name=raw_name),
         record(
-            f"{against} the tokenizer alone, for a long run (start of the workers taken off)",
+            f"{against} the tokenizer alone, without start",
             work=work - short_work,
             ours=added,
             peer=raw_added,

@@ -23,6 +23,7 @@ from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.indexed import IndexedWriter
 from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.manifest import sha256_file
 
 _log = get_logger(__name__)
 
@@ -143,7 +144,7 @@ def _manifest_content(
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
         },
-        "inputs": paths,
+        "inputs": [{"path": path, "bytes": Path(path).stat().st_size, "sha256": sha256_file(path)} for path in paths],
         "source": source,
         "conversations": counts["conversations"],
         "other_source": counts["other_source"],

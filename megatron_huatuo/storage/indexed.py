@@ -209,7 +209,7 @@ class IndexedReader:
         if self.manifest is None or path.name not in self.manifest["files"]:
             return None
         file, line = np.load(path, mmap_mode="r", allow_pickle=False)[number]
-        return str(self.manifest["inputs"][file]), int(line)
+        return str(self.manifest["inputs"][file]["path"]), int(line)
 
     def verify(self) -> None:
         """Compare sha256 of all files with the manifest. Raises IntegrityError; reads everything (about 1 GB/s)."""

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hand_tokenizer import character_model, save_tokenizer
+
+from tests.unit.index.hand_tokenizer import character_model, save_tokenizer
 
 BAICHUAN2 = Path(__file__).parents[4] / "shared/data/baichuan2/tokenizer.model"
 

@@ -4,7 +4,6 @@ import doctest
 
 import numpy as np
 import pytest
-from hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG, character_model, save_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from megatron_huatuo.index.chat_format import (
 )
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.storage.records import Conversation, Turn
+from tests.unit.index.hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG, character_model, save_tokenizer
 
 
 def talk(*values):

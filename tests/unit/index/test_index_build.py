@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG
 
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index import blocks
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.storage.indexed import IndexedReader
+from tests.unit.index.hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG
 
 TOOL = Path(__file__).parents[3] / "tools/preprocess_data.py"
 SUFFIXES = ("bin", "idx", "origin.npy", "json")
@@ -217,7 +217,7 @@ def test_empty_input_is_an_error(tmp_path, trained, content):
 
 
 def test_all_conversations_dropped_is_an_error_that_says_why(tmp_path):
-    from hand_tokenizer import character_model, save_tokenizer
+    from tests.unit.index.hand_tokenizer import character_model, save_tokenizer
 
     directory = save_tokenizer(tmp_path / "t", character_model(), special=False)
     write_lines(tmp_path / "a.jsonl", [talk("头", "</s>")] * 2)

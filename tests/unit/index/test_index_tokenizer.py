@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hand_tokenizer import BOS, EOS, UNK, character_model, save_tokenizer
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.index.tokenizer import load_tokenizer
+from tests.unit.index.hand_tokenizer import BOS, EOS, UNK, character_model, save_tokenizer
 
 MIXED = [
     "高血压 hypertension（BP ≥ 140/90 mmHg）的治疗",

@@ -163,7 +163,7 @@ def test_any_documents_come_back_and_shards_in_order_give_the_same_bytes(docs, c
 
 
 def test_origins_lead_back_to_file_and_line(tmp_path):
-    write(tmp_path / "p", origins=np.array([[1, 7], [0, 3]]), content={"inputs": ["a.jsonl", "b.jsonl"]})
+    write(tmp_path / "p", origins=np.array([[1, 7], [0, 3]]), content={"inputs": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]})
     reader = IndexedReader(tmp_path / "p")
     assert reader.origin(0) == ("b.jsonl", 7) and reader.origin(1) == ("a.jsonl", 3)
     reader.verify()
@@ -309,7 +309,7 @@ def test_files_of_two_runs_are_refused(tmp_path):
 
 def test_no_flipped_bit_passes_verification(tmp_path):
     rng = np.random.default_rng(0)
-    write(tmp_path / "p", origins=np.array([[0, 1], [0, 2]]), content={"inputs": ["a"]})
+    write(tmp_path / "p", origins=np.array([[0, 1], [0, 2]]), content={"inputs": [{"path": "a"}]})
     names = ["p.bin", "p.idx", "p.origin.npy"]
     for _ in range(300):
         path = tmp_path / names[rng.integers(len(names))]
