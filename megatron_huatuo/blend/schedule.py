@@ -221,11 +221,12 @@ def consumed_rows_of(log: Path) -> list[int]:
 def plot_schedule(
     schedule: Schedule,
     path: str | os.PathLike[str],
-    actual: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    points: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    points_name: str = "consumed by the run",
 ) -> None:
-    """Draw the shares (lines), the large-N curve (dashed), and a run's actual shares (dots).
+    """Draw the shares (lines), the large-N curve (dashed), and given points, such as a run's actual shares.
 
-    actual: progress [P] and shares [P, S] of a run.
+    points: progress [P] and shares [P, S].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -240,10 +241,10 @@ def plot_schedule(
         label = name if family or name.isascii() else f"source {number}"
         axes.plot(schedule.progress, shares[:, number], color=colour, label=label, linewidth=1.6)
         axes.plot(schedule.progress, limits[:, number], color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
-        if actual is not None:
-            axes.plot(actual[0], actual[1][:, number], color=colour, linestyle="", marker=".", markersize=5)
+        if points is not None:
+            axes.plot(points[0], points[1][:, number], color=colour, linestyle="", marker=".", markersize=5)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="progress (fraction of documents)", ylabel="share of documents")
-    dots = ", dots: consumed by the run" if actual is not None else ""
+    dots = f", dots: {points_name}" if points is not None else ""
     axes.set_title(f"Share of each source (solid: drawn, dashed: limit of many documents{dots})", fontsize=10)
     axes.grid(alpha=0.25)
     if len(schedule.names) <= _LEGEND_ROWS:
