@@ -131,7 +131,7 @@ def test_our_files_equal_stock_megatrons_byte_for_byte(tmp_path, dtype):
         reader.verify()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(docs=documents, cuts=st.lists(st.integers(0, 8), max_size=3))
 def test_any_documents_come_back_and_shards_in_order_give_the_same_bytes(docs, cuts):
     import tempfile
@@ -163,7 +163,11 @@ def test_any_documents_come_back_and_shards_in_order_give_the_same_bytes(docs, c
 
 
 def test_origins_lead_back_to_file_and_line(tmp_path):
-    write(tmp_path / "p", origins=np.array([[1, 7], [0, 3]]), content={"inputs": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]})
+    write(
+        tmp_path / "p",
+        origins=np.array([[1, 7], [0, 3]]),
+        content={"inputs": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]},
+    )
     reader = IndexedReader(tmp_path / "p")
     assert reader.origin(0) == ("b.jsonl", 7) and reader.origin(1) == ("a.jsonl", 3)
     reader.verify()
