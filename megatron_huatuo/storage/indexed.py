@@ -200,15 +200,23 @@ class IndexedReader:
         tokens = self.tokens[start : start + int(self.sequence_lengths[number])]
         return np.asarray(tokens), int(self.sequence_modes[number])
 
-    def origin(self, number: int) -> tuple[str, int] | None:
-        """(input file, line) that a document was made from; None where the index does not record it.
+    def origins(self) -> NDArray[np.int64] | None:
+        """int64 [num_documents, 2]: number of the input and line of each document, mapped; None where not recorded.
 
         A document of a `.json` file has the number of its conversation, from 1, in place of the line.
         """
         path = _origin_path(self.path_prefix)
         if self.manifest is None or path.name not in self.manifest["files"]:
             return None
-        file, line = np.load(path, mmap_mode="r", allow_pickle=False)[number]
+        origins: NDArray[np.int64] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return origins
+
+    def origin(self, number: int) -> tuple[str, int] | None:
+        """(input file, line) that a document was made from; None where the index does not record it."""
+        origins = self.origins()
+        if origins is None or self.manifest is None:
+            return None
+        file, line = origins[number]
         return str(self.manifest["inputs"][file]["path"]), int(line)
 
     def verify(self) -> None:
@@ -321,9 +329,12 @@ class IndexedWriter:
         if self._origins is not None:
             self._origins.write(np.ascontiguousarray(origins, dtype="<i8"))
 
-    def add_index(self, reader: IndexedReader) -> None:
-        """Append a whole index, in blocks: shards added in order give the bytes of one run over all their documents."""
-        indices = reader.document_indices
+    def add_index(self, reader: IndexedReader, first_input: int = 0) -> None:
+        """Append a whole index, in blocks: shards added in order give the bytes of one run over all their documents.
+
+        first_input: added to the input numbers of its origins; that of its first input among those of all shards.
+        """
+        indices, origins = reader.document_indices, reader.origins()
         starts = reader._starts(indices)
         documents_per_block = max(1, _BLOCK * len(reader) // max(1, len(reader.tokens)))
         for first in range(0, len(reader), documents_per_block):
@@ -334,6 +345,7 @@ class IndexedWriter:
                 reader.sequence_lengths[sequences],
                 reader.sequence_modes[sequences],
                 np.diff(indices[first : last + 1]),
+                None if origins is None else origins[first:last] + np.array([first_input, 0]),
             )
 
     def finish(self, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
