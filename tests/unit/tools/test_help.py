@@ -28,6 +28,7 @@ FLAGS: dict[tuple[str, ...], list[str]] = {
         "--max-bad-lines",
     ],
     ("preprocess_data",): ["--input", "--output-prefix", "--tokenizer", "--workers", "--max-bad-lines"],
+    ("merge_index",): ["--input", "--output-prefix"],
     ("train_tokenizer",): ["--input", "--output", "--vocab-size"],
     ("build_blend",): ["--config", "--output", "--megatron-indices", "--replan"],
     ("train",): [
