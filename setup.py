@@ -103,7 +103,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_huatuo", "megatron_huatuo.*"]),
-    package_data={"megatron_huatuo": ["**/*.yaml", "**/*.txt", "**/*.json", "**/*.py.txt"]},
+    package_data={"megatron_huatuo": ["*.pyi", "**/*.yaml", "**/*.txt", "**/*.json", "**/*.py.txt"]},
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildKernel},
     install_requires=[

@@ -105,12 +105,21 @@ def _record(
 
 
 def _figure(name: str, value: float, unit: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "ours": value, "peer": None, "ratio": None, "unit": unit, **more, **surroundings(_PACKAGES)}
+    return {
+        "name": name,
+        "ours": value,
+        "peer": None,
+        "ratio": None,
+        "unit": unit,
+        "runs": {},
+        **more,
+        **surroundings(_PACKAGES),
+    }
 
 
 def _multinomial_record(total: int, threads: int, repeats: int) -> dict[str, Any]:
     draws = recipe_draws(total)
-    weights = torch.from_numpy(np.repeat(draws.priorities, draws.num_draws))
+    weights = torch.from_numpy(np.repeat(draws.priorities.astype(np.float32), draws.num_draws))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -14,6 +14,7 @@ import yaml
 from megatron_huatuo.blend.build import blend_sha256, build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.blend.replan import replan_blend
+from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 from tests.unit.blend.orders import write_index
@@ -82,6 +83,11 @@ def test_prefix_stays_and_every_document_still_comes_once_an_epoch(parent: Path,
         assert set(Counter(_documents(child, name)).values()) == {times}
     tail = new[0][entries : entries + 150]
     assert (tail == 1).mean() > 0.75  # b now weighs 64 against 8 and 1
+
+
+def test_parent_is_named_as_a_training_run_knows_it(parent: Path) -> None:
+    """The loader's fingerprint of the blend, which checkpoints record, is what `parent_sha256` is compared with."""
+    assert PackedRows(parent).fingerprint == blend_sha256(read_manifest(parent, "blend"))
 
 
 def test_permutations_go_on_where_they_stood(parent: Path, tmp_path: Path) -> None:
