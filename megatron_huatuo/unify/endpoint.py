@@ -45,11 +45,14 @@ class RequestFailed(Exception):
 
 
 class _Failure(Exception):
-    """One failed try. wait_s: what the endpoint asked for; retried: whether another try makes sense."""
+    """One failed try. retried: whether another try makes sense; wait_s: what the endpoint asked for; paid: perhaps."""
 
-    def __init__(self, reason: str, *, retried: bool, wait_s: float | None = None, paid: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, retried: bool, wait_s: float | None = None, paid: bool = False, detail: str = ""
+    ) -> None:
         super().__init__(reason)
         self.reason, self.retried, self.wait_s, self.paid = reason, retried, wait_s, paid
+        self.full_reason = f"{reason}: {detail}" if detail else reason
 
 
 class Endpoint:
@@ -121,16 +124,21 @@ class Endpoint:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self.settings.patience.max_failures_in_a_row:
             raise EndpointError(
-                f"endpoint fails for good: {self._failures_in_a_row} requests in a row, the last with {last.reason} "
+                f"endpoint fails for good: {self._failures_in_a_row} requests in a row, the last with {last.full_reason} "
                 f"({self.settings.base_url}). Check it and run again: what is paid is not paid twice."
             )
-        raise RequestFailed(last.reason)
+        raise RequestFailed(last.full_reason)
 
     async def _try_once(self, payload: Mapping[str, Any]) -> Reply:
         """One HTTP request. Raises _Failure, or EndpointError when no request can succeed."""
         try:
             async with asyncio.timeout(self.settings.patience.request_timeout_s):
-                async with self._client.chat.completions.with_streaming_response.create(**payload) as response:
+                # As extra_body the payload goes out as it is: the client would walk through every message first, which
+                # takes a third of its time.
+                request = self._client.chat.completions.with_streaming_response.create(
+                    model=self.settings.model, messages=[], extra_body=payload
+                )
+                async with request as response:
                     body = bytearray()
                     async for chunk in response.iter_bytes():
                         body += chunk
@@ -146,8 +154,9 @@ class Endpoint:
 
     def _judge_status(self, error: openai.APIStatusError) -> _Failure | EndpointError:
         """What a status that is no success means."""
-        status, text = error.status_code, self._clean(str(error.message))[:_MAX_ERROR_CHARACTERS]
-        detail = self._clean(json.dumps(error.body, ensure_ascii=False, default=str)).lower()
+        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
+        text = self._clean(str(body.get("message") or body.get("detail") or error.message))[:_MAX_ERROR_CHARACTERS]
+        detail = json.dumps(error.body, ensure_ascii=False, default=str).lower()
         if status in _FATAL_STATUS:
             return EndpointError(
                 f"endpoint refuses: HTTP {status}, {_FATAL_STATUS[status]}: {text} ({self.settings.base_url}). "
@@ -164,7 +173,8 @@ class Endpoint:
                 f"endpoint asks to wait {wait_s:.0f} s: more than max_retry_after_s={self.settings.patience.max_retry_after_s:.0f} "
                 f"(HTTP {status}, {self.settings.base_url}). Run again later: what is paid is not paid twice."
             )
-        return _Failure(f"HTTP {status}", retried=status in _RETRIED_STATUS or status >= 500, wait_s=wait_s)
+        retried = status in _RETRIED_STATUS or status >= 500
+        return _Failure(f"HTTP {status}", retried=retried, wait_s=wait_s, detail=text)
 
     def _read_reply(self, body: bytes) -> Reply:
         """The reply in a body of status 200. Garbage is a failed try; an answer without text is a reply without text."""
