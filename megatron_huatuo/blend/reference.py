@@ -130,21 +130,23 @@ class PriorityRace:
         self.root_exponent = [exponent + 5 - lowest for _, exponent in parts]
 
     def order(self) -> Iterator[int]:
-        """Source numbers in drawing order."""
-        return self._cell(0, 0, self.counts)
+        """Source numbers in drawing order.
 
-    def _cell(self, level: int, cell: int, counts: dict[int, int]) -> Iterator[int]:
-        """Draws that arrive in cell number `cell` of width 2^(T - level); counts: draws of each source in it, > 0."""
-        if len(counts) <= 1:
-            for source, count in counts.items():
-                yield from [source] * count
-        elif self._is_whole(level, counts):
-            yield from self._whole_cell(level, cell, counts)
-        else:
-            first = {source: self._split(level, cell, source, count) for source, count in counts.items()}
-            second = {source: counts[source] - first[source] for source in counts}
-            yield from self._cell(level + 1, 2 * cell, {s: c for s, c in first.items() if c})
-            yield from self._cell(level + 1, 2 * cell + 1, {s: c for s, c in second.items() if c})
+        Cell number `cell` of a level is [cell, cell + 1) * 2^(T - level); counts: draws of each source in it, > 0.
+        """
+        waiting = [(0, 0, self.counts)]
+        while waiting:
+            level, cell, counts = waiting.pop()
+            if len(counts) <= 1:
+                for source, count in counts.items():
+                    yield from [source] * count
+            elif self._is_whole(level, counts):
+                yield from self._whole_cell(level, cell, counts)
+            else:
+                first = {source: self._split(level, cell, source, count) for source, count in counts.items()}
+                second = {source: counts[source] - first[source] for source in counts}
+                waiting.append((level + 1, 2 * cell + 1, {s: c for s, c in second.items() if c}))
+                waiting.append((level + 1, 2 * cell, {s: c for s, c in first.items() if c}))
 
     def _split(self, level: int, cell: int, source: int, count: int) -> int:
         exponent = self.root_exponent[source] - level

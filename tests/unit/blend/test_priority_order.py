@@ -15,7 +15,7 @@ from megatron_huatuo import _C
 from megatron_huatuo.blend import priority_order
 from megatron_huatuo.blend.draws import draws_of_epochs, fresh_draws
 from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.blend.reference import ReferencePlan
+from megatron_huatuo.blend.reference import Permutation, ReferencePlan
 from megatron_huatuo.errors import ConfigError
 
 
@@ -34,6 +34,15 @@ def problems(draw: st.DrawFn) -> tuple[list[int], list[float], list[float], int]
 def test_kernel_equals_the_python_reference_byte_for_byte(problem: tuple[Any, ...]) -> None:
     sizes, priorities, epochs, seed = problem
     draws = fresh_draws(sizes, priorities, seed, epochs)
+    source, document = OrderPlan(draws).order(0, draws.total)
+    wanted_source, wanted_document = ReferencePlan(draws).order(0, draws.total)
+    np.testing.assert_array_equal(source, wanted_source)
+    np.testing.assert_array_equal(document, wanted_document)
+
+
+def test_extreme_ratios_equal_the_reference() -> None:
+    """Two thousand levels lie between these priorities."""
+    draws = fresh_draws([40, 300, 3], [1.7e300, 1.1, 2.3e-300], 8)
     source, document = OrderPlan(draws).order(0, draws.total)
     wanted_source, wanted_document = ReferencePlan(draws).order(0, draws.total)
     np.testing.assert_array_equal(source, wanted_source)
@@ -139,6 +148,8 @@ def test_permutation_of_a_source_beyond_2_to_32_documents_never_repeats() -> Non
     draws = fresh_draws([2**33 + 17], [1.0], 1)
     _, document = OrderPlan(draws).order(0, 1_000_000)
     assert len(np.unique(document)) == 1_000_000 and document.max() > 2**32
+    reference = Permutation(2**33 + 17, 1, 0, 0)
+    assert document[:50].tolist() == [reference[place] for place in range(50)]
 
 
 @pytest.mark.parametrize("ratio", [1e12, 1e300])
