@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_config_is_planned_to_fit_and_says_how_much(name: str, world_size: int, 
     text = (EXAMPLES / name).read_text()
     assert f"Planned: {plan.memory.total / 2**30:.0f} of 79 GiB" in text
     assert f"--gpus {world_size})" in text and "Unverified" in text
+
+
+@pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_table_of_planned_figures_is_what_the_plan_says(name: str, world_size: int, preset: str, gpu: str) -> None:
+    plan = plan_run(load_config(name), Cluster(get_gpu(gpu), world_size), seq_length=4096, rows=None)
+    hours = 1e9 / (plan.tokens_per_s_per_gpu * world_size) / 3600
+    cells = [
+        name.removesuffix(".yaml"),
+        f"{world_size} × {gpu}",
+        f"{plan.memory.total / 2**30:.0f} of {plan.cluster.gpu.memory_gib:.0f}",
+        f"{plan.host_bytes_per_node / 2**30:.0f}",
+        f"{plan.mfu:.1%}",
+        f"{plan.tokens_per_s_per_gpu:,.0f}",
+        f"{hours:.1f}",
+    ]
+    assert f"| {' | '.join(cells)} |" in (ROOT / "docs" / "performance.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
@@ -185,3 +203,25 @@ def test_container_builds_nvidias_apex_and_never_the_other_one() -> None:
     commands = [line for line in text.splitlines() if "pip install" in line and not line.startswith("#")]
     compiled = [line for line in commands if any(part in line for part in ("TRANSFORMER", "FLASH", "APEX"))]
     assert len(compiled) == 3 and all("--no-build-isolation" in line for line in compiled)
+
+
+def test_support_matrix_names_the_pinned_versions() -> None:
+    """What docs/support_matrix.md calls tested is what constraints.txt installs."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line[:40])
+    text = (ROOT / "docs" / "support_matrix.md").read_text()
+    for package, shown in {
+        "megatron-core": "megatron-core | {}",
+        "transformers": "transformers | {}",
+        "numpy": "NumPy | {}",
+        "datatrove": "| {}, ",
+        "sentencepiece": ", {} |",
+        "jsonargparse": ", {} |",
+    }.items():
+        assert shown.format(pins[package]) in text, package
+
+
+def test_every_variable_that_the_launcher_reads_is_in_the_table() -> None:
+    read = set(re.findall(r"\$\{([A-Z][A-Z_]+):", (EXAMPLES / "launch_node.sh").read_text()))
+    table = (ROOT / "docs" / "cluster.md").read_text()
+    assert {"NNODES", "OMP_NUM_THREADS"} <= read
+    assert [name for name in read - {"SLURM_NODEID"} if f"`{name}`" not in table] == []
