@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--logging", type=sections.LoggingConfig, default=sections.LoggingConfig())
     parser.add_argument("--runtime", type=sections.RuntimeConfig, default=sections.RuntimeConfig())
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved settings, stop")
-    arguments = parser.instantiate_classes(parser.parse_args())
+    arguments = parser.instantiate(parser.parse_args())
     settings = {key: value for key, value in vars(arguments).items() if key not in ("config", "dry_run")}
 
     from megatron_huatuo.train.launch import launch
