@@ -91,9 +91,9 @@ def plan_run(config: TrainConfig, cluster: Cluster, *, seq_length: int, rows: in
     Raises: ConfigError for settings that could not start on these GPUs.
     """
     _check_cluster(cluster)
-    steps = validate(
-        config, seq_length=seq_length, num_rows=rows if rows is not None else _UNKNOWN_ROWS, world_size=cluster.gpus
-    )
+    if rows is not None and rows < 1:
+        raise ConfigError(f"wrong --rows: got {rows}, need 1 or more.")
+    steps = validate(config, seq_length=seq_length, num_rows=rows or _UNKNOWN_ROWS, world_size=cluster.gpus)
     architecture = config.model.architecture()
     parallel = config.parallel
     stages, tensor_parallel = parallel.pipeline_model_parallel_size, parallel.tensor_model_parallel_size

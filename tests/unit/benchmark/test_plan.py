@@ -284,6 +284,11 @@ def test_nonsense_about_the_cluster_is_refused(cluster: dict[str, Any], message:
         plan_run(make_config(), Cluster(**settings), seq_length=4096, rows=None)
 
 
+def test_run_without_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wrong --rows: got 0, need 1 or more"):
+        plan_7b(rows=0)
+
+
 def test_unknown_gpu_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown GPU: got 'a100', need one of .*a100-80gb"):
         get_gpu("a100")

@@ -107,6 +107,12 @@ def test_training_tool_accepts_config_up_to_its_data(
     assert f"file is missing: {blend}/manifest.json" in capsys.readouterr().err
 
 
+def test_every_config_of_the_examples_is_checked_here() -> None:
+    toy = EXAMPLES / "toy_cpu" / "train.yaml"
+    assert set(EXAMPLES.rglob("train*.yaml")) == {toy, *(EXAMPLES / name for name, _, _ in SIZES)}
+    assert validate(load_config("toy_cpu/train.yaml"), seq_length=256, num_rows=1930, world_size=2) == 965
+
+
 @pytest.mark.parametrize("size", ["7b", "13b", "34b"])
 def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
     config = read_blend_config(EXAMPLES / f"huatuo2_{size}" / "blend.yaml")
