@@ -23,6 +23,7 @@ status running 0
 touch "$CALLS.started"
 sleep "${SETUP_S:-0}"
 rm -f "$RUN/STOP"
+touch "$CALLS.running"
 case $BEHAVIOUR in
   until_stop) for _ in $(seq 600); do if [[ -e $RUN/STOP ]]; then break; fi; sleep 0.05; done
     echo "$SAVED" >"$RUN/checkpoints/latest"; status stopped "$SAVED" ;;
@@ -71,7 +72,7 @@ class Job:
         )
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, str]:
-        text, _ = process.communicate(timeout=30)
+        text, _ = process.communicate(timeout=60)
         return process.returncode, text
 
     @property
@@ -82,9 +83,10 @@ class Job:
     def requeued(self) -> bool:
         return "scontrol requeue 4711" in self.calls
 
-    def wait_for_srun(self) -> None:
-        deadline = time.monotonic() + 20
-        while not Path(f"{self.calls_file}.started").exists():
+    def wait_until(self, state: str) -> None:
+        """state: "started" before the fake run removes STOP, "running" after it."""
+        deadline = time.monotonic() + 30
+        while not Path(f"{self.calls_file}.{state}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -111,7 +113,7 @@ def test_flags_for_srun_are_passed_on(job: Job) -> None:
 
 def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30)
-    job.wait_for_srun()
+    job.wait_until("running")
     process.send_signal(signal.SIGUSR1)
     code, text = job.finish(process)
     assert code == 0 and job.requeued, text
@@ -122,7 +124,7 @@ def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
 def test_time_limit_during_start_is_not_forgotten(job: Job) -> None:
     """The run removes STOP while it starts; the request must outlive that."""
     process = job.start("until_stop", saved=40, before=30, SETUP_S="2.5")
-    job.wait_for_srun()
+    job.wait_until("started")
     process.send_signal(signal.SIGUSR1)
     code, text = job.finish(process)
     assert code == 0 and job.requeued, text
@@ -130,8 +132,7 @@ def test_time_limit_during_start_is_not_forgotten(job: Job) -> None:
 
 def test_stop_by_a_person_is_not_requeued(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30)
-    job.wait_for_srun()
-    time.sleep(0.3)
+    job.wait_until("running")
     (job.run / "STOP").touch()
     code, text = job.finish(process)
     assert code == 0 and not job.requeued, text
@@ -151,7 +152,7 @@ def test_failure_without_progress_is_not_requeued(job: Job, behaviour: str) -> N
 
 def test_time_limit_too_short_for_one_step_is_not_requeued_for_ever(job: Job) -> None:
     process = job.start("until_stop", saved=30, before=30)
-    job.wait_for_srun()
+    job.wait_until("running")
     process.send_signal(signal.SIGUSR1)
     code, text = job.finish(process)
     assert code == 1 and not job.requeued, text
@@ -167,7 +168,7 @@ def test_old_status_does_not_speak_for_a_crash(job: Job) -> None:
 
 def test_nothing_is_left_running(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30)
-    job.wait_for_srun()
+    job.wait_until("running")
     process.send_signal(signal.SIGUSR1)
     job.finish(process)
     (job.run / "STOP").unlink(missing_ok=True)
