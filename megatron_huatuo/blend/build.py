@@ -169,7 +169,7 @@ def _short(value: Any) -> str:
 
 def blend_sha256(manifest: dict[str, Any]) -> str:
     """What a run knows a blend by: sha256 over the hashes of order, rows and tokenizer."""
-    files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".npy")}
+    files = {name: manifest["files"][name]["sha256"] for name in (ORDER_SOURCE, ORDER_DOCUMENT, ROW_START)}
     return fingerprint({"files": files, "tokenizer": manifest["sources"][0]["index"]["tokenizer"]})
 
 

@@ -63,6 +63,11 @@ def torn_checkpoints(checkpoints: str | os.PathLike[str]) -> list[Path]:
     return sorted(hidden + named)
 
 
+def published_but_torn(checkpoints: str | os.PathLike[str]) -> list[Path]:
+    """Directories with a checkpoint's name and no manifest: what once was, or a deletion that was interrupted."""
+    return [path for path in torn_checkpoints(checkpoints) if not path.name.startswith(".")]
+
+
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     """The newest complete checkpoint of a run directory, of its checkpoints/, or `path` itself when it is one.
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from megatron_huatuo.blend.build import blend_sha256
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.index.chat_format import cut_document, targets_of
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, sha256_file, verify_files
+from megatron_huatuo.storage.manifest import read_json, read_manifest, sha256_file, verify_files
 
 PADDING_SOURCE = -1
 _SUFFIXES = ("bin", "idx")
@@ -110,8 +111,7 @@ class PackedRows:
     @property
     def fingerprint(self) -> str:
         """sha256 over the hashes of order and rows and the tokenizer: what a resumed run must find unchanged."""
-        hashes = {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".npy")}
-        return fingerprint({"files": hashes, "tokenizer": self.tokenizer["sha256"]})
+        return blend_sha256(self.manifest)
 
     def _open_index(self, source: dict[str, Any]) -> IndexedReader:
         prefix = source["path_prefix"]

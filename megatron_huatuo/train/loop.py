@@ -5,8 +5,10 @@ Invariant: the state of a run is its checkpoints and its log. The same command s
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,28 +17,29 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_huatuo.checkpoint.layout import iteration_of, latest_disagrees, prune
+from megatron_huatuo.checkpoint.layout import iteration_of, prune
 from megatron_huatuo.checkpoint.store import (
     PORTABLE,
     ROUTINE,
     SaveError,
     load_training_state,
-    newest_sound_checkpoint,
     save_checkpoint,
 )
 from megatron_huatuo.config import dump_yaml, to_plain
 from megatron_huatuo.dataset.batch import StepBatches
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.dataset.sampler import BatchLayout
-from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
+from megatron_huatuo.errors import DataError, HuatuoError
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.flops import count_parameters, flops_per_token, peak_flops_per_s
 from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig, one_pass
+from megatron_huatuo.train.resume import find_checkpoint, fingerprints
 from megatron_huatuo.train.setup import Training, build_training, is_log_rank
 from megatron_huatuo.train.step import StepResult, train_step
 from megatron_huatuo.train.stop import StopRequest
@@ -82,16 +85,18 @@ def train(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
     Returns the final state, "finished" or "stopped". Raises: HuatuoError; status.json then says failed and why.
     """
     run_dir = Path(config.run_dir)
-    try:
-        run = start(config, rows, device, train_iters)
-        state, reason = _loop(run)
-    except BaseException as error:
-        if is_log_rank() and run_dir.is_dir():
-            metrics.write_status(run_dir, "failed", f"{type(error).__name__}: {error}", -1)
-        raise
-    if is_log_rank():
-        metrics.write_status(run_dir, state, reason, run.iteration)
-        get_logger(__name__).info("%s at step %d of %d: %s", state, run.iteration, run.train_iters, reason)
+    with exclusive_run(run_dir):
+        try:
+            run = start(config, rows, device, train_iters)
+            state, reason = _loop(run)
+        except BaseException as error:
+            if is_log_rank() and run_dir.is_dir():
+                metrics.write_failure(run_dir, error)
+            raise
+        if is_log_rank():
+            metrics.write_status(run_dir, state, reason, run.iteration)
+            run.stop.clear_files()
+            get_logger(__name__).info("%s at step %d of %d: %s", state, run.iteration, run.train_iters, reason)
     return state
 
 
@@ -99,11 +104,7 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
     """Build the run and load its newest sound checkpoint, if it has one."""
     architecture = config.model.architecture()
     _check_vocabulary(architecture, rows)
-    run_dir = Path(config.run_dir)
-    if is_log_rank():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(run_dir / "config.yaml", "w") as handle:
-            handle.write(dump_yaml(config))
+    found = find_checkpoint(config, architecture, rows)
     decay_iters = config.schedule.decay_iters or one_pass(config.training.global_batch_size, len(rows))
     layout = BatchLayout(
         config.training.global_batch_size,
@@ -116,24 +117,51 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
         HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
         for source in config.data.validation
     ]
-    training = build_training(config, architecture, device, decay_iters)
-    stop = StopRequest(run_dir, polls_files=is_log_rank())
+    training = build_training(config, architecture, device, decay_iters, first_weights=found is None)
+    stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
     run = Run(config, rows, training, layout, device, train_iters, held_out, stop)
-    _resume(run)
+    if found is not None:
+        directory, state = found
+        load_training_state(directory, training.chunks, training.optimizer)
+        run.iteration = run.last_saved = iteration_of(directory)
+        run.consumed_train_samples = state["consumed_train_samples"]
     training.schedule.step(run.iteration)
     if is_log_rank():
         _announce(run)
-        metrics.write_status(run_dir, "running", "", run.iteration)
-        metrics.cut_log_back(run_dir, run.iteration)
-        stop.clear_files()
-        run.writer = metrics.MetricsWriter(
-            run_dir,
-            tensorboard=config.logging.tensorboard,
-            wandb_project=config.logging.wandb_project,
-            config=to_plain(config),
-        )
+        _open_run_directory(run)
     dist.barrier()
     return run
+
+
+def _open_run_directory(run: Run) -> None:
+    with atomic_write(run.run_dir / "config.yaml", "w") as handle:
+        handle.write(dump_yaml(run.config))
+    metrics.write_status(run.run_dir, "running", "", run.iteration)
+    metrics.cut_log_back(run.run_dir, run.iteration)
+    logging = run.config.logging
+    run.writer = metrics.MetricsWriter(
+        run.run_dir,
+        tensorboard=logging.tensorboard,
+        wandb_project=logging.wandb_project,
+        config=to_plain(run.config),
+    )
+
+
+@contextlib.contextmanager
+def exclusive_run(run_dir: Path) -> Iterator[None]:
+    """One job a run directory: rank 0 holds its lock. Raises: DataError on every rank when another job has it."""
+    with contextlib.ExitStack() as stack:
+        problem: list[str | None] = [None]
+        if is_log_rank():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(exclusive(run_dir))
+            except DataError as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise DataError(problem[0])
+        yield
 
 
 def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
@@ -142,44 +170,6 @@ def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
         raise DataError(
             f"tokenizer does not fit the model: got {size} ids, but the embedding has {architecture.vocab_size} rows. "
             "Index the data with the model's own tokenizer."
-        )
-
-
-def _fingerprints(run: Run) -> dict[str, str]:
-    return {
-        "blend": run.rows.fingerprint,
-        "tokenizer": run.rows.tokenizer["sha256"],
-        "config": run.config.fingerprint(run.training.architecture),
-    }
-
-
-def _resume(run: Run) -> None:
-    log = get_logger(__name__)
-    directory = newest_sound_checkpoint(run.checkpoints, lambda text: log.warning(text) if is_log_rank() else None)
-    if directory is None:
-        return
-    said = latest_disagrees(run.checkpoints, directory) if is_log_rank() else None
-    if said is not None:
-        log.warning("checkpoints/latest says %s; using %s, the newest that is complete and sound", said, directory.name)
-    state = load_training_state(directory, run.training.chunks, run.training.optimizer)
-    _refuse_changes(run, state["fingerprints"], directory)
-    run.iteration = run.last_saved = iteration_of(directory)
-    run.consumed_train_samples = state["consumed_train_samples"]
-    if is_log_rank():
-        log.info("resuming from %s after %d rows", directory, run.consumed_train_samples)
-
-
-def _refuse_changes(run: Run, saved: dict[str, str], directory: Path) -> None:
-    """A resumed run must find the data and settings that it began with (or a blend re-planned for this very place)."""
-    for name, now in _fingerprints(run).items():
-        if now == saved[name] or name in run.config.checkpoint.allow_changed:
-            continue
-        manifest = run.rows.manifest
-        if name == "blend" and manifest.get("parent_sha256") == saved[name]:
-            continue
-        raise ConfigError(
-            f"{name} changed since {directory.name}: got fingerprint {now}, need {saved[name]}. Go back to what the run "
-            f"began with, start a new run_dir, or accept it with --checkpoint.allow_changed+={name}."
         )
 
 
@@ -321,7 +311,7 @@ def _save(run: Run, *, final: bool) -> None:
     parallel = run.config.parallel
     training = {
         "consumed_train_samples": run.consumed_train_samples,
-        "fingerprints": _fingerprints(run),
+        "fingerprints": fingerprints(run.config, run.training.architecture, run.rows),
         "layout": {
             "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
             "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.storage.atomic import atomic_write
-from megatron_huatuo.storage.manifest import write_json
+from megatron_huatuo.storage.manifest import read_json, write_json
 
 LOG_NAME = "log.jsonl"
 
@@ -25,6 +25,15 @@ LOG_NAME = "log.jsonl"
 def write_status(run_dir: Path, state: str, reason: str, iteration: int) -> None:
     """status.json. state: running, finished, stopped or failed."""
     write_json(run_dir / "status.json", {"state": state, "reason": reason, "iteration": iteration})
+
+
+def write_failure(run_dir: Path, error: BaseException) -> None:
+    """status.json of a run that broke off, with the iteration that it had noted last (0: none)."""
+    try:
+        iteration = int(read_json(run_dir / "status.json")["iteration"])
+    except (IntegrityError, KeyError, TypeError, ValueError):
+        iteration = 0
+    write_status(run_dir, "failed", f"{type(error).__name__}: {error}", iteration)
 
 
 def cut_log_back(run_dir: Path, iteration: int) -> int:

@@ -41,11 +41,21 @@ class Training:
     schedule: OptimizerParamScheduler
 
 
-def build_training(config: TrainConfig, architecture: Architecture, device: torch.device, decay_iters: int) -> Training:
-    """Build everything with first weights in place; `decay_iters`: steps of the learning-rate schedule."""
+def build_training(
+    config: TrainConfig,
+    architecture: Architecture,
+    device: torch.device,
+    decay_iters: int,
+    *,
+    first_weights: bool = True,
+) -> Training:
+    """Build everything with first weights in place; `decay_iters`: steps of the learning-rate schedule.
+
+    first_weights: load model.init_from; a run that resumes does not need it.
+    """
     _seed(config)
     chunks = build_chunks(config, architecture, device)
-    if config.model.init_from is not None:
+    if first_weights and config.model.init_from is not None:
         load_first_weights(config.model.init_from, chunks, architecture)
     wrapped = _wrap(config, chunks, device)
     optimizer = get_megatron_optimizer(_optimizer_config(config), wrapped)

@@ -1,0 +1,84 @@
+"""Where a run begins: at its newest sound checkpoint, if data and settings are those that it was written with.
+
+Invariant: nothing of the run directory is changed, and no weight is loaded, before the checkpoint has been accepted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_huatuo.checkpoint.layout import latest_disagrees, published_but_torn
+from megatron_huatuo.checkpoint.store import newest_sound_checkpoint
+from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.log import get_logger
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.train.config import TrainConfig
+
+
+def fingerprints(config: TrainConfig, architecture: Architecture, rows: PackedRows) -> dict[str, str]:
+    """What a resumed run must find unchanged: sha256 of blend, tokenizer and decisive settings."""
+    return {
+        "blend": rows.fingerprint,
+        "tokenizer": rows.tokenizer["sha256"],
+        "config": config.fingerprint(architecture),
+    }
+
+
+def find_checkpoint(
+    config: TrainConfig, architecture: Architecture, rows: PackedRows
+) -> tuple[Path, dict[str, Any]] | None:
+    """(directory, training.json) of the checkpoint to resume from, agreed by all ranks; None for a new run.
+
+    Raises: IntegrityError when the run has had checkpoints and none is left that is sound; ConfigError with both
+    fingerprints when data or settings changed.
+    """
+    log, is_first = get_logger(__name__), dist.get_rank() == 0
+    checkpoints = Path(config.run_dir) / "checkpoints"
+    directory = newest_sound_checkpoint(checkpoints, lambda text: log.warning(text) if is_first else None)
+    if directory is None:
+        _refuse_to_begin_again(checkpoints)
+        return None
+    said = latest_disagrees(checkpoints, directory) if is_first else None
+    if said is not None:
+        log.warning("checkpoints/latest says %s; using %s, the newest that is complete and sound", said, directory.name)
+    state = read_json(directory / "training.json")
+    _refuse_changes(config, fingerprints(config, architecture, rows), state, rows.manifest, directory)
+    if is_first:
+        log.info("resuming from %s after %d rows", directory, state["consumed_train_samples"])
+    return directory, state
+
+
+def _refuse_to_begin_again(checkpoints: Path) -> None:
+    """A first save that was killed leaves a hidden directory and no `latest`; anything else was a checkpoint once."""
+    torn = published_but_torn(checkpoints)
+    if torn or (checkpoints / "latest").exists():
+        found = ", ".join(path.name for path in torn) or "none, but `latest` names one"
+        raise IntegrityError(
+            f"no complete checkpoint left in {checkpoints}: found {found}. Restore one, or delete the directory to begin again."
+        )
+
+
+def _refuse_changes(
+    config: TrainConfig, now: dict[str, str], state: dict[str, Any], blend: dict[str, Any], directory: Path
+) -> None:
+    for name, value in now.items():
+        saved = state["fingerprints"][name]
+        if value == saved or name in config.checkpoint.allow_changed:
+            continue
+        if name == "blend" and blend.get("parent_sha256") == saved:
+            # A re-planned blend equals its parent in the rows before consumed_rows.
+            if state["consumed_train_samples"] <= blend["consumed_rows"]:
+                continue
+            raise ConfigError(
+                f"blend was re-planned for another place: it keeps the first {blend['consumed_rows']} rows, but "
+                f"{directory.name} has consumed {state['consumed_train_samples']}. Re-plan it for this run."
+            )
+        raise ConfigError(
+            f"{name} changed since {directory.name}: got fingerprint {value}, need {saved}. Go back to what the run "
+            f"began with, start a new run_dir, or accept it with --checkpoint.allow_changed+={name}."
+        )
