@@ -25,7 +25,9 @@ def llama_architecture(architecture: Architecture) -> Architecture:
     return dataclasses.replace(architecture, family="llama", norm_head=False)
 
 
-def fold_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights with the output rows scaled to unit length, in float32 until they are written."""
-    for name, tensor in tensors:
-        yield name, torch.nn.functional.normalize(tensor.float()) if name == "lm_head.weight" else tensor
+def fold_head(tensors: Iterable[tuple[str, list[torch.Tensor]]]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """The weights, as row blocks, with the output rows scaled to unit length (in float32 until they are written)."""
+    for name, blocks in tensors:
+        if name == "lm_head.weight":
+            blocks = [torch.nn.functional.normalize(block.float()) for block in blocks]
+        yield name, blocks

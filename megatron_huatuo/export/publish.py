@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harmless
 from megatron_huatuo.checkpoint.layout import STATE, iteration_of, resolve_checkpoint
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.export.llamafy import fold_head, llama_architecture
@@ -48,7 +49,7 @@ def export_checkpoint(
     """
     directory = resolve_checkpoint(checkpoint)
     get_logger(__name__).info("exporting %s", directory)
-    verify_checkpoint(directory)
+    verify_harmless(directory)
     architecture = load_checkpoint_architecture(directory)
     if llamafy:
         architecture = llama_architecture(architecture)
@@ -57,12 +58,15 @@ def export_checkpoint(
     if dtype not in DTYPES:
         raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
     tokenizer = _tokenizer(directory, base_hf, architecture)
-    with atomic_directory(hf_directory) as root:
+    # Tensors are harmless to read before they are proved sound; nothing is published before the proof is there.
+    with ThreadPoolExecutor(1) as thread, atomic_directory(hf_directory) as root:
+        proof = thread.submit(verify_checkpoint, directory)
         shapes = hf_shapes(architecture)
         tensors = progress(
             fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
         )
         files = write_weights(root, shapes, tensors, DTYPES[dtype])
+        proof.result()
         _write_settings(root, architecture, tokenizer, dtype)
         parity = None
         if not skip_verification:

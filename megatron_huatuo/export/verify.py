@@ -108,15 +108,23 @@ def verify_converted(directory: Path, hf_directory: Path, *, allow_token_mismatc
     )
 
 
-def compare_weights(weights: Iterable[tuple[str, torch.Tensor]], files: WeightFiles) -> int:
-    """Compare every weight bit by bit, one at a time; returns their number. Raises: IntegrityError naming the tensor."""
+def compare_weights(weights: Iterable[tuple[str, list[torch.Tensor]]], files: WeightFiles) -> int:
+    """Compare every weight bit by bit, one at a time; returns their number. Raises: IntegrityError naming the tensor.
+
+    weights: (name, row blocks), as `StateReader` yields them.
+    """
     count = 0
-    for name, tensor in weights:
+    for name, blocks in weights:
         if name not in files.file_of:
             raise IntegrityError(f"tensor is missing: {name!r} in {files.directory}. Export again.")
-        exported = files.read(name, 0, 0, tensor.shape[0])
-        if exported.shape != tensor.shape or not torch.equal(tensor.to(exported.dtype), exported):
-            raise IntegrityError(f"tensor {name!r} differs from the checkpoint ({files.file_of[name]}). Export again.")
+        start = 0
+        for block in blocks:
+            exported = files.read(name, 0, start, start + len(block))
+            if exported.shape != block.shape or not torch.equal(block.to(exported.dtype), exported):
+                raise IntegrityError(
+                    f"tensor {name!r} differs from the checkpoint ({files.file_of[name]}). Export again."
+                )
+            start += len(block)
         count += 1
     return count
 

@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.hf.mapping import each_weight
@@ -34,8 +36,10 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
         directory = root / iteration_name(0)
         writer = StateWriter(directory / STATE, architecture.num_layers)
         weights = list(each_weight(architecture))
+        largest = max(torch.Size(rule.shape).numel() for rule, _ in weights if len(rule.pieces) > 1)
+        buffer = torch.empty(largest, dtype=files.dtype)
         for rule, layer in progress(weights, description="importing weights", unit="tensor"):
-            writer.write(rule, layer, rule.gather(files.read, layer))
+            writer.write(rule, layer, rule.gather(files.read, layer, buffer=buffer))
         writer.finish()
         write_json(directory / "architecture.json", architecture.to_dict())
         write_json(directory / "training.json", {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})

@@ -69,27 +69,38 @@ class WeightRule:
         return _narrow(list(self.pieces), rank, size)
 
     def gather(
-        self, read: Callable[[str, int, int, int], torch.Tensor], layer: int, rank: int = 0, size: int = 1
+        self,
+        read: Callable[[str, int, int, int], torch.Tensor],
+        layer: int,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        buffer: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The megatron tensor of one rank.
 
         read: (Hugging Face name, axis, start, stop) -> that range of the tensor.
+        buffer: flat memory to use again and again; fresh memory costs more than the copy into it.
         """
         names = self.part_names(layer)
         parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in self.rank_pieces(rank, size)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
+        if len(parts) == 1:
+            return parts[0]
+        if buffer is None or self.axis:
+            return torch.cat(parts, dim=self.axis)
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        return torch.cat(parts, out=buffer[: torch.Size(shape).numel()].view(shape))
 
-    def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, tensor) of every part of a whole megatron tensor, one at a time."""
-        starts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in self.parts]
+    def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """(Hugging Face name, its row blocks in order) of every part of a whole megatron tensor; nothing is copied."""
+        blocks: list[list[tuple[int, torch.Tensor]]] = [[] for _ in self.parts]
         position = 0
         for piece in self.pieces:
             length = piece.stop - piece.start
-            starts[piece.part].append((piece.start, whole.narrow(self.axis, position, length)))
+            blocks[piece.part].append((piece.start, whole.narrow(self.axis, position, length)))
             position += length
-        for name, ranges in zip(self.part_names(layer), starts, strict=True):
-            ordered = [tensor for _, tensor in sorted(ranges, key=lambda item: item[0])]
-            yield name, ordered[0] if len(ordered) == 1 else torch.cat(ordered, dim=self.axis)
+        for name, ranges in zip(self.part_names(layer), blocks, strict=True):
+            yield name, [tensor for _, tensor in sorted(ranges, key=lambda item: item[0])]
 
 
 def _narrow(pieces: list[Piece], rank: int, size: int) -> list[Piece]:

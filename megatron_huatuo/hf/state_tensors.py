@@ -29,32 +29,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.errors import HuatuoError, IntegrityError
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.hf.hashing_file import hashing_file
 from megatron_huatuo.hf.mapping import WeightRule, each_weight, weight_rules
 from megatron_huatuo.model.architecture import Architecture
-
-
-class _HashingFile:
-    """File for writing that hashes what passes through."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle, self._digest, self.bytes = handle, hashlib.sha256(), 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        self.bytes += memoryview(data).nbytes
-        try:
-            return self._handle.write(data)
-        except OSError as error:  # torch replaces it by an error about positions in a zip file
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._handle.flush()
-
-    def described(self) -> dict[str, Any]:
-        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -90,19 +68,10 @@ class StateWriter:
         )
         known.chunks.append(ChunkStorageMetadata(offsets, chunk.shape))
         name = f"{rule.key}.{layer}.distcp" if layers else f"{rule.key}.distcp"
-        with _without_crc32(), open(self.directory / name, "wb") as handle:
-            hashing = _HashingFile(handle)
-            try:
-                torch.save(chunk, hashing)
-                handle.flush()
-            except (RuntimeError, OSError) as error:
-                reason = hashing.error or error
-                raise HuatuoError(
-                    f"cannot write {self.directory / name}: {reason}. Free space and run it again."
-                ) from error
-        self.files[name] = hashing.described()
-        index = MetadataIndex(rule.key, offsets)
-        self._metadata.storage_data[index] = _StorageInfo(name, 0, hashing.bytes)
+        with _without_crc32(), hashing_file(self.directory / name) as file:
+            torch.save(chunk, file)
+        self.files[name] = file.described()
+        self._metadata.storage_data[MetadataIndex(rule.key, offsets)] = _StorageInfo(name, 0, file.bytes)
 
     def finish(self) -> None:
         """Write what megatron-core reads first: the metadata of all tensors and the format's name."""
@@ -118,6 +87,32 @@ class StateWriter:
         for name, content in contents.items():
             (self.directory / name).write_bytes(content)
             self.files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+class _Window(io.RawIOBase):
+    """A range of a file as a file of its own, so that tensors are read straight into their memory."""
+
+    def __init__(self, handle: IO[bytes], start: int, length: int) -> None:
+        self._handle, self._start, self._length = handle, start, length
+        handle.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._handle.tell() - self._start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
+        self._handle.seek(self._start + origin + offset)
+        return origin + offset
+
+    def readinto(self, buffer: Any) -> int:
+        room = memoryview(buffer)[: max(0, self._length - self.tell())]
+        return self._handle.readinto(room)  # type: ignore[attr-defined]
 
 
 class StateReader:
@@ -149,7 +144,7 @@ class StateReader:
         return self._tensors["embedding.word_embeddings.weight"].properties.dtype
 
     def read(self, rule: WeightRule, layer: int) -> torch.Tensor:
-        """The whole megatron tensor of one rule and layer. Peak memory: twice its size."""
+        """The whole megatron tensor of one rule and layer. Peak memory: its size, and that of one stored piece."""
         lead = 1 if rule.per_layer else 0
         whole: torch.Tensor | None = None
         for chunk in self._tensors[rule.key].chunks:
@@ -172,13 +167,15 @@ class StateReader:
 
     def _load(self, key: str, offsets: tuple[int, ...]) -> torch.Tensor:
         info = self._files[(key, offsets)]
-        with open(self.directory / info.relative_path, "rb") as handle:
-            handle.seek(info.offset)
-            content = io.BytesIO(handle.read(info.length))
-        return torch.load(content, map_location="cpu", weights_only=True)
+        path = self.directory / info.relative_path
+        try:
+            with open(path, "rb") as handle:
+                return torch.load(_Window(handle, info.offset, info.length), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            raise IntegrityError(f"checkpoint file is damaged or missing: {path} ({error}). Restore it.") from error
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, tensor) of every weight, in the order of `mapping.hf_shapes`."""
+    def __iter__(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """(Hugging Face name, row blocks) of every weight, in the order of `mapping.hf_shapes`."""
         for rule, layer in each_weight(self._architecture):
             yield from rule.scatter(self.read(rule, layer), layer)
 

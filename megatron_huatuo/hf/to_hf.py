@@ -6,16 +6,16 @@ bytes are hashed as they pass.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_huatuo.errors import DataError, HuatuoError
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.hf.hashing_file import hashing_file
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
@@ -26,14 +26,14 @@ _CODES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 def write_weights(
     directory: str | os.PathLike[str],
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, Sequence[torch.Tensor]]],
     dtype: torch.dtype,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, dict[str, Any]]:
     """Write `model.safetensors`, or numbered shards with their index.
 
-    shapes: every tensor's shape, in the order in which `tensors` yields them.
+    shapes: every tensor's shape, in the order in which `tensors` yields them, each as its row blocks.
     Returns {file name: {"bytes", "sha256"}}. Raises: DataError when a tensor comes out of order, mis-shaped or not finite.
     """
     shards = _plan_shards(shapes, dtype, shard_bytes)
@@ -76,9 +76,11 @@ def _file_names(count: int) -> list[str]:
 
 
 def _write_shard(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterator[tuple[str, Sequence[torch.Tensor]]],
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():
@@ -87,23 +89,15 @@ def _write_shard(
         position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    start = len(text).to_bytes(8, "little") + text
-    with open(path, "wb") as handle:
-
-        def write(data: bytes | memoryview) -> None:
-            digest.update(data)
-            try:
-                handle.write(data)
-                handle.flush()
-            except OSError as error:
-                raise HuatuoError(f"cannot write {path}: {error}. Free space and run it again.") from error
-
-        write(start)
+    with hashing_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
         for expected, shape in shapes.items():
-            name, tensor = next(tensors)
-            if name != expected or tuple(tensor.shape) != shape:
-                raise DataError(f"wrong tensor: got {name!r} {list(tensor.shape)}, need {expected!r} {list(shape)}.")
-            if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
-                raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
-            write(memoryview(tensor.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()))
-    return {"bytes": len(start) + position, "sha256": digest.hexdigest()}
+            name, blocks = next(tensors)
+            found = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
+            if name != expected or found != shape:
+                raise DataError(f"wrong tensor: got {name!r} {list(found)}, need {expected!r} {list(shape)}.")
+            for block in blocks:
+                if not all(bound.isfinite() for bound in torch.aminmax(block)):
+                    raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
+                file.write(memoryview(block.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()))
+    return file.described()

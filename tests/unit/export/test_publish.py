@@ -147,15 +147,19 @@ def test_other_token_ids_are_refused_unless_told_otherwise(checkpoints, copy: Pa
         verify_export(checkpoints["llama"], copy)
 
 
-def test_damaged_checkpoint_is_refused(checkpoints, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["bit flip", "truncated", "missing"])
+def test_damaged_checkpoint_is_refused(checkpoints, tmp_path: Path, damage: str) -> None:
     copied = Path(shutil.copytree(checkpoints["llama"], tmp_path / "checkpoint"))
     shard = resolve_checkpoint(copied) / "state" / "output_layer.weight.distcp"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(content if damage == "bit flip" else content[:-1000])
     with pytest.raises(IntegrityError, match=r"damaged or missing: .*output_layer\.weight\.distcp"):
         export_checkpoint(copied, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 class _Harm:

@@ -1,0 +1,182 @@
+"""How fast weights move between Hugging Face directories and checkpoints, and in how much memory.
+
+The peer reads and writes the same bytes with nothing in between, once without and once with sha256, and flushes them to
+the disk as a conversion does. The model is Llama-2-7B's shape with as many layers as the size asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_huatuo.benchmark.measure import Timing, interleave, surroundings
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.export.publish import export_checkpoint
+from megatron_huatuo.hf.config import config_json
+from megatron_huatuo.hf.import_checkpoint import import_hf
+from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.hf.to_hf import write_weights
+from megatron_huatuo.model.architecture import Architecture, get_preset
+from megatron_huatuo.storage.manifest import write_json
+
+_PACKAGES = ("torch", "safetensors", "megatron-core")
+_CHUNK_BYTES = 16 << 20
+_GB = 1e9
+
+
+def run(*, gigabytes: float = 4.0, repeats: int = 5, directory: str | None = None) -> list[dict[str, Any]]:
+    """Import and export against plain copies, and their peak memory at two sizes.
+
+    gigabytes: bf16 weights, 1 or more. directory: where to work (about four times that), default the system's temporary
+    folder. About 3 minutes with the defaults.
+    """
+    if gigabytes < 1:
+        raise ConfigError(f"wrong gigabytes: got {gigabytes}, need 1 or more, so that there are layers to convert.")
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        folder = Path(name)
+        model = _write_model(folder / "hf", gigabytes)
+        import_hf(model, folder / "checkpoint")
+        small = _write_model(folder / "small", 1.0)
+        import_hf(small, folder / "small_checkpoint")
+        records = [
+            *_rates("import", lambda target: import_hf(model, target), model, folder / "out", repeats),
+            *_rates(
+                "export",
+                lambda target: export_checkpoint(folder / "checkpoint", target, skip_verification=True),
+                model,
+                folder / "out",
+                repeats,
+            ),
+        ]
+        for direction, sources in (
+            ("import", {1.0: small, gigabytes: model}),
+            ("export", {1.0: folder / "small_checkpoint", gigabytes: folder / "checkpoint"}),
+        ):
+            records += [_memory(direction, size, source, folder / "out") for size, source in sources.items()]
+    return records
+
+
+def _architecture(gigabytes: float) -> Architecture:
+    whole = get_preset("llama-2-7b")
+    tables = dataclasses.replace(whole, num_layers=1)
+    one, two = (_bytes(architecture) for architecture in (tables, dataclasses.replace(whole, num_layers=2)))
+    return dataclasses.replace(whole, num_layers=max(1, round((gigabytes * _GB - one) / (two - one)) + 1))
+
+
+def _bytes(architecture: Architecture) -> int:
+    return sum(torch.Size(shape).numel() for shape in hf_shapes(architecture).values()) * 2
+
+
+def _write_model(directory: Path, gigabytes: float) -> Path:
+    architecture = _architecture(gigabytes)
+    directory.mkdir()
+    noise = torch.randn(1 << 20).bfloat16()
+
+    def tensors() -> Iterator[tuple[str, list[torch.Tensor]]]:
+        for name, shape in hf_shapes(architecture).items():
+            count = torch.Size(shape).numel()
+            yield name, [noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)]
+
+    write_weights(directory, hf_shapes(architecture), tensors(), torch.bfloat16)
+    write_json(directory / "config.json", config_json(architecture, "bfloat16"))
+    return directory
+
+
+def _copy(source: Path, target: Path, *, hashing: bool) -> None:
+    """Read and write every weight file of a directory, flushed to the disk."""
+    target.mkdir()
+    for path in sorted(source.glob("*.safetensors")):
+        digest = hashlib.sha256()
+        with open(path, "rb") as reader, open(target / path.name, "wb") as writer:
+            while chunk := reader.read(_CHUNK_BYTES):
+                if hashing:
+                    digest.update(chunk)
+                writer.write(chunk)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def _rates(
+    direction: str, convert: Callable[[Path], object], model: Path, target: Path, repeats: int
+) -> list[dict[str, Any]]:
+    """One record against each peer; the ratio is the median over the pairs of neighbouring runs."""
+
+    def into_nothing(action: Callable[[Path], object]) -> Callable[[], None]:
+        def act() -> None:
+            action(target)
+            shutil.rmtree(target)
+
+        return act
+
+    candidates = {
+        "ours": into_nothing(convert),
+        "read and write": into_nothing(lambda to: _copy(model, to, hashing=False)),
+        "read, hash and write": into_nothing(lambda to: _copy(model, to, hashing=True)),
+    }
+    timings = interleave(candidates, repeats)
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / _GB
+    return [
+        _rate_record(f"convert: {direction} {size:.1f} GB, against {peer}", timings, peer, size)
+        for peer in ("read and write", "read, hash and write")
+    ]
+
+
+def _rate_record(name: str, timings: Mapping[str, list[Timing]], peer: str, size: float) -> dict[str, Any]:
+    ours, theirs = timings["ours"], timings[peer]
+    pairs = [other.wall_s / mine.wall_s for mine, other in zip(ours, theirs, strict=True)]
+    return {
+        "name": name,
+        "ours": size / statistics.median(run.wall_s for run in ours),
+        "peer": size / statistics.median(run.wall_s for run in theirs),
+        "peer_name": f"{peer} of the same bytes",
+        # Conversions wait for the disk, so idle processors are no sign of a stolen core here.
+        "ratio": statistics.median(pairs),
+        "unit": "GB/s",
+        "runs": {"ours": [vars(run) for run in ours], "peer": [vars(run) for run in theirs], "threads": 1},
+        **surroundings(_PACKAGES),
+    }
+
+
+def _memory(direction: str, gigabytes: float, source: Path, target: Path) -> dict[str, Any]:
+    """Peak resident memory of a conversion in a process of its own, above what its imports take."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        peak = pool.apply(_peak_bytes, (direction, str(source), str(target)))
+    shutil.rmtree(target)
+    shapes = hf_shapes(_architecture(gigabytes)).values()
+    largest = max(torch.Size(shape).numel() for shape in shapes) * 2
+    return {
+        "name": f"convert: {direction} of {gigabytes:.0f} GB, peak memory (peer: 2 largest tensors + 1 GB)",
+        "ours": peak / _GB,
+        "peer": (2 * largest + _GB) / _GB,
+        "peer_name": "limit",
+        "ratio": peak / (2 * largest + _GB),
+        "unit": "GB",
+        "runs": {"ours": [peak]},
+        **surroundings(_PACKAGES),
+    }
+
+
+def _peak_bytes(direction: str, source: str, target: str) -> int:
+    before = _high_water_bytes()
+    if direction == "import":
+        import_hf(source, target)
+    else:
+        export_checkpoint(source, target, skip_verification=True)
+    return _high_water_bytes() - before
+
+
+def _high_water_bytes() -> int:
+    """Peak resident memory of this process. getrusage would count what the parent had when it started this one."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
