@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
-from pathlib import Path
 
 from megatron_huatuo.config import argument_parser
 from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.log import silence_known_warnings
+from megatron_huatuo.storage.manifest import write_json
 
 BENCHMARKS = {
     "blend": "priority order, packing and blend building",
@@ -43,8 +42,7 @@ def main() -> int:
         ours, peer, ratio = (_number(record.get(key)) for key in ("ours", "peer", "ratio"))
         print(f"{record['name']:<72} {ours:>12} {peer:>12} {ratio:>7}  {record['unit']}")
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(file, records)
     return 0
 
 

@@ -21,6 +21,15 @@ EXAMPLE = Path(__file__).resolve().parent
 ROOT = EXAMPLE.parent.parent
 DATA = EXAMPLE / "data"
 DEMO = Path("runs/demo")
+RESULTS = {
+    "corpus": "documents.jsonl, and report.json: what was dropped and why",
+    "unified": "conversations.jsonl: the question-answer pairs",
+    "index": "tokens of every source, and the tokenizer",
+    "blend": "schedule.png: the mixture over the run",
+    "train": "log.jsonl: loss by source at every step; tensorboard --logdir here",
+    "hf": "the model for transformers, README.md is its card",
+    "evaluation": "scores.json, replies.jsonl: the exam; answers.json: the two questions above",
+}
 SOURCES = ("web", "literature", "encyclopedia", "books")
 
 
@@ -73,10 +82,22 @@ def prepare_data() -> None:
     )
 
 
+def blend_has_changed() -> bool:
+    """Whether an earlier demo's training used another blend than the one that lies there now."""
+    noted, now = DEMO / "train" / "blend_manifest.json", DEMO / "blend" / "manifest.json"
+    changed = not noted.is_file() or json.loads(noted.read_text("utf-8")) != json.loads(now.read_text("utf-8"))
+    return (DEMO / "train").exists() and changed
+
+
 def train_and_export() -> None:
     """Two ranks (data parallel), then a Hugging Face directory that is compared with the trained model."""
     import torch
 
+    if blend_has_changed():
+        print("\n── The blend changed since the last demo: training begins again", flush=True)
+        shutil.rmtree(DEMO / "train")
+    (DEMO / "train").mkdir(exist_ok=True)
+    shutil.copyfile(DEMO / "blend" / "manifest.json", DEMO / "train" / "blend_manifest.json")
     ranks = min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
     run(
         f"Train on {ranks} ranks",
@@ -114,8 +135,11 @@ def ask_questions() -> list[dict[str, Any]]:
     asked = []
     for question, reference in ((turns[0]["value"], turns[1]["value"]) for turns in taught):
         command = [sys.executable, tool("chat.py"), "--model", DEMO / "hf", "--question", question]
-        answer = subprocess.run([*command, "--max-new-tokens", "96"], capture_output=True, text=True, check=True).stdout
-        answer = answer.strip().splitlines()[-1].strip() if answer.strip() else ""
+        command += ["--max-new-tokens", "96"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        if done.returncode:
+            sys.exit(f"demo: asking the model failed\n{done.stderr}")
+        answer = done.stdout.partition("\n")[2].strip()  # the first line is the medical disclaimer
         asked.append(
             {"question": question, "answer": answer, "taught": reference, "f1": character_f1(answer, reference)}
         )
@@ -156,13 +180,8 @@ def summarise(asked: list[dict[str, Any]], seconds: float) -> None:
             f"\n             Q  {item['question']}\n             A  {item['answer']}   (character F1 {item['f1']:.2f})"
         )
     print("\nThe toy model learns its sample by heart: a check of the machinery. Its output is no medical advice.\n")
-    for name, path in (
-        ("mixture plot", DEMO / "blend" / "schedule.png"),
-        ("training log", DEMO / "train" / "log.jsonl"),
-        ("Hugging Face", DEMO / "hf"),
-        ("all stages", DEMO),
-    ):
-        print(f"{name:>14}  {path}")
+    for folder, look_at in RESULTS.items():
+        print(f"{DEMO / folder!s:>22}/  {look_at}")
     question = asked[0]["question"]
     python = os.path.relpath(sys.executable)
     print(f"\nAsk it something:\n  {python} {tool('chat.py')} --model {DEMO / 'hf'} --question '{question}'")

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "toy_cpu"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # whichever test comes first pays for the demo
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=900,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return directory / "runs" / "demo", done.stdout
@@ -38,8 +39,6 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_demo_leaves_every_stage_with_its_manifest(demo: tuple[Path, str]) -> None:
     root, _ = demo
     assert {path.name for path in root.iterdir()} >= {
@@ -57,7 +56,6 @@ def test_demo_leaves_every_stage_with_its_manifest(demo: tuple[Path, str]) -> No
     assert (root / "blend" / "schedule.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_demo_draws_every_document_as_often_as_its_epochs_say(demo: tuple[Path, str]) -> None:
     blend = demo[0] / "blend"
     manifest = read_json(blend / "manifest.json")
@@ -67,7 +65,6 @@ def test_demo_draws_every_document_as_often_as_its_epochs_say(demo: tuple[Path, 
         assert (times == {"sft": 42}.get(entry["name"], 14)).all(), entry["name"]
 
 
-@pytest.mark.slow
 def test_demo_learns_its_sample(demo: tuple[Path, str]) -> None:
     root, _ = demo
     log = [json.loads(line) for line in (root / "train" / "log.jsonl").read_text().splitlines()]
@@ -78,7 +75,6 @@ def test_demo_learns_its_sample(demo: tuple[Path, str]) -> None:
         assert answer["f1"] >= 0.8, answer
 
 
-@pytest.mark.slow
 def test_demo_prints_its_table_and_the_next_commands(demo: tuple[Path, str]) -> None:
     root, printed = demo
     for text in ("documents in", "pairs kept", "padding", "training loss", "exam score", "chance", "no medical advice"):
@@ -86,10 +82,11 @@ def test_demo_prints_its_table_and_the_next_commands(demo: tuple[Path, str]) -> 
     scores = read_json(root / "evaluation" / "scores.json")
     assert scores["count"] == len((EXAMPLE / "data" / "exam.jsonl").read_text("utf-8").splitlines())
     assert f"{scores['accuracy']:.1%} of {scores['count']} questions" in printed
+    for stage in ("corpus", "unified", "index", "blend", "train", "hf", "evaluation"):
+        assert f"runs/demo/{stage}/" in printed
     assert "tools/chat.py" in printed and "tools/curate_corpus.py" in printed
 
 
-@pytest.mark.slow
 def test_exported_model_loads_without_any_code_of_ours(demo: tuple[Path, str], tmp_path: Path) -> None:
     """A process that cannot import the project loads the directory with plain transformers and answers as the demo did."""
     root, _ = demo
@@ -114,7 +111,6 @@ def test_exported_model_loads_without_any_code_of_ours(demo: tuple[Path, str], t
     assert done.stdout.strip().splitlines()[-1] == expected["answer"]
 
 
-@pytest.mark.slow
 def test_toy_config_starts_a_run_of_its_own_and_resumes_it(demo: tuple[Path, str], tmp_path: Path) -> None:
     """The documented torchrun line, twice: 6 steps, then on to 9; the log holds each step's line once."""
     root, _ = demo
