@@ -135,15 +135,15 @@ def _encode_tags_apart(
 
 
 def count_template_mismatches(
-    conversations: Sequence[Conversation], encoded: EncodedConversations, tokenizer: Tokenizer, every: int
+    conversations: Sequence[Conversation], encoded: EncodedConversations, tokenizer: Tokenizer, limit: int | None = None
 ) -> tuple[int, int]:
-    """(checked, mismatched): each `every`-th document, its stored ids against those of the whole text encoded at once.
+    """(checked, mismatched) of the first `limit` documents (None: all): stored ids against the whole text's, at once.
 
     A mismatch means that a served prompt gives other ids than training saw (dummy prefixes, merges across a tag).
     """
     ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
     starts = np.concatenate([[0], ends[:-1]])
-    chosen = range(0, len(encoded.kept), every)
+    chosen = range(len(encoded.kept))[:limit]
     texts = [render(conversations[int(encoded.kept[number])].turns) for number in chosen]
     whole = tokenizer.encode_batch(texts) if texts else []
     stored = (encoded.tokens[starts[number] : ends[number] - 1] for number in chosen)

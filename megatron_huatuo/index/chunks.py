@@ -32,15 +32,10 @@ from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.storage.jsonl import BadLine, BadLines, RawLine, parse_lines, read_records
 from megatron_huatuo.storage.records import Conversation, parse_conversations
 
-# Comparing stored ids with those of the whole text costs a second encoding: all of the first chunk, then a sample.
-_CHECK_EVERY = 128
-
-# Role tags, and invisible or lost characters, inside a value: kept, encoded as they are, and counted. Removing
-# characters is curation's decision.
-_REMARKABLE = {
-    "role_tag_in_text": re.compile(f"{QUESTION_TAG}|{ANSWER_TAG.strip()}"),
-    "unusual_character": re.compile("[\x00\ufffd\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"),
-}
+# Role tags, and invisible or lost characters (NUL, zero-width, bidi, byte-order mark, U+FFFD), inside a value: kept,
+# encoded as they are, and counted. Removing characters is curation's decision.
+_ROLE_TAG = re.compile(f"{QUESTION_TAG}|{ANSWER_TAG.strip()}")
+_UNUSUAL = ((0x0, 0x0), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2069), (0xFEFF, 0xFEFF), (0xFFFD, 0xFFFD))
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Chunk:
     first: int  # number of the first conversation, from 1
     bad: list[BadLine]
     num_bytes: int
-    check_every: int
+    check_all: bool  # compare every document with the served template, not only the first
 
 
 @dataclass(frozen=True)
@@ -75,16 +70,16 @@ class EncodedChunk:
 
 def split_inputs(paths: Iterable[str]) -> Iterator[Chunk]:
     """Cut files into chunks of about CHUNK_BYTES, in order. Raises DataError when a file cannot be read."""
-    check_every = 1
+    is_first = True
     for file, path in enumerate(paths):
         for chunk in _split_json(path, file) if Path(path).suffix == ".json" else _split_lines(path, file):
-            yield replace(chunk, check_every=check_every)
-            check_every = _CHECK_EVERY
+            yield replace(chunk, check_all=is_first)
+            is_first = False
 
 
 def _split_lines(path: str, file: int) -> Iterator[Chunk]:
     for block in split_blocks(path):
-        yield Chunk(path, file, block, [], 0, [], len(block.data or b""), 0)
+        yield Chunk(path, file, block, [], 0, [], len(block.data or b""), False)
 
 
 def _split_json(path: str, file: int) -> Iterator[Chunk]:
@@ -98,7 +93,7 @@ def _split_json(path: str, file: int) -> Iterator[Chunk]:
         while end < len(conversations) and num_bytes < blocks.CHUNK_BYTES:
             num_bytes += sizes[end]
             end += 1
-        yield Chunk(path, file, None, conversations[start:end], start + 1, [] if start else bad.lines, num_bytes, 0)
+        yield Chunk(path, file, None, conversations[start:end], start + 1, [] if start else bad.lines, num_bytes, False)
         start = max(end, 1)
 
 
@@ -110,7 +105,7 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
     selected = [(line, one) for line, one in read if source is None or one.source == source]
     lines, chosen = [line for line, _ in selected], [one for _, one in selected]
     encoded = encode_conversations(chosen, tokenizer)
-    checked, mismatched = count_template_mismatches(chosen, encoded, tokenizer, chunk.check_every)
+    checked, mismatched = count_template_mismatches(chosen, encoded, tokenizer, None if chunk.check_all else 1)
     counts = Counter(
         conversations=len(read),
         other_source=len(read) - len(chosen),
@@ -126,12 +121,18 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
 
 def _count_remarkable(conversations: list[Conversation]) -> dict[str, int]:
     """Conversations with a remarkable text in some turn, by what it is; one search over all tells the usual case."""
+    tests = {"role_tag_in_text": lambda text: bool(_ROLE_TAG.search(text)), "unusual_character": _has_unusual_character}
     texts = "\n".join([turn.value for one in conversations for turn in one.turns])
-    counts = {}
-    for name, pattern in _REMARKABLE.items():
-        matching = conversations if pattern.search(texts) else []
-        counts[name] = sum(any(pattern.search(turn.value) for turn in one.turns) for one in matching)
-    return counts
+    return {
+        name: sum(any(test(turn.value) for turn in one.turns) for one in conversations) if test(texts) else 0
+        for name, test in tests.items()
+    }
+
+
+def _has_unusual_character(text: str) -> bool:
+    """Whether a character of _UNUSUAL is in the text; 0.3 ns a character and range, less than half of a regex's time."""
+    codes = np.frombuffer(text.encode("utf-16-le"), dtype="<u2")  # surrogate pairs fall in none of the ranges
+    return any(bool((codes - np.uint16(first) <= last - first).any()) for first, last in _UNUSUAL)
 
 
 @functools.lru_cache(maxsize=1)

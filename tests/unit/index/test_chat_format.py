@@ -179,7 +179,7 @@ def test_any_text_gives_the_segments_of_the_recipe_and_one_eos(trained, batch):
 def test_the_trained_vocabulary_encodes_a_conversation_as_it_is_served(trained, batch):
     tokenizer = load_tokenizer(trained)
     encoded = encode_conversations(batch, tokenizer)
-    assert count_template_mismatches(batch, encoded, tokenizer, 1) == (len(batch), 0)
+    assert count_template_mismatches(batch, encoded, tokenizer) == (len(batch), 0)
     assert encoded.tags_apart == 0
 
 
@@ -236,8 +236,8 @@ def test_a_tag_that_merges_with_its_answer_is_encoded_apart_and_counted(tmp_path
     assert encoded.tags_apart == 1
     assert split_documents(encoded)[0][0].tolist() == [3, 4, 5, 6, 9, 7, 3, 8, 5, 6, 11, 12, 2]
     assert encoded.sequence_lengths.tolist() == [10, 3, 10, 2]
-    assert count_template_mismatches(batch, encoded, tokenizer, 1) == (2, 1)
-    assert count_template_mismatches(batch, encoded, tokenizer, 2) == (1, 1)
+    assert count_template_mismatches(batch, encoded, tokenizer) == (2, 1)
+    assert count_template_mismatches(batch, encoded, tokenizer, 1) == (1, 1)
 
 
 def test_a_dummy_prefix_is_counted_as_a_mismatch_with_the_served_template(tmp_path):
@@ -250,7 +250,7 @@ def test_a_dummy_prefix_is_counted_as_a_mismatch_with_the_served_template(tmp_pa
     )  # fmt: skip
     tokenizer = load_tokenizer(tmp_path / "m.model")
     batch = [talk("头痛", "休息"), talk("a", "b")]
-    assert count_template_mismatches(batch, encode_conversations(batch, tokenizer), tokenizer, 1) == (2, 2)
+    assert count_template_mismatches(batch, encode_conversations(batch, tokenizer), tokenizer) == (2, 2)
 
 
 def test_a_tokenizer_without_ids_for_the_tag_is_refused(tmp_path):

@@ -58,3 +58,10 @@ def test_the_quick_parser_gives_what_the_careful_one_gives_or_nothing(record, as
 )
 def test_the_quick_parser_leaves_every_remarkable_line_to_the_careful_one(raw):
     assert chunks._parse_faultless(raw, "f:1") is None
+
+
+def test_every_unusual_character_is_found_and_no_other():
+    unusual = {0, 0xFFFD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)}
+    others = "".join(chr(code) for code in range(0x30000) if code not in unusual and not 0xD800 <= code < 0xE000)
+    assert not chunks._has_unusual_character(others) and not chunks._has_unusual_character("")
+    assert all(chunks._has_unusual_character(f"血{chr(code)}压") for code in unusual)
