@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.backends import open_generator
 from megatron_huatuo.evaluate.collect import collect_replies, is_failed, output_directory
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, open_generator
+from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
 from megatron_huatuo.evaluate.parse import parse_answer
 from megatron_huatuo.evaluate.questions import chance_level, question_prompt, read_questions, smallest_answers
 from megatron_huatuo.evaluate.score import score_replies

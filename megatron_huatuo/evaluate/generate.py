@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from megatron_huatuo.errors import ConfigError
@@ -115,27 +114,3 @@ def refuse_ignored(settings: Sequence[Any], why: str) -> None:
         for entry in fields(section):
             if (value := getattr(section, entry.name)) != entry.default:
                 raise ConfigError(f"--{entry.name.replace('_', '-')} has no effect {why}: got {value!r}. Leave it out.")
-
-
-def open_generator(
-    model: str | os.PathLike[str] | ModelEndpoint,
-    log_directory: Path,
-    settings: GenerationSettings,
-    *,
-    trust_remote_code: bool = False,
-) -> Generator:
-    """Load a Hugging Face directory, or prepare for an endpoint.
-
-    trust_remote_code: run the Python code that lies in the directory; without it such a directory is refused.
-    log_directory: where the request log `requests-*.sqlite` of this model is kept.
-    Raises: ConfigError when there is no such directory, or it cannot be loaded.
-    """
-    if isinstance(model, ModelEndpoint):
-        if trust_remote_code:
-            raise ConfigError("--trust-remote-code has no effect with an endpoint. Leave it out.")
-        from megatron_huatuo.evaluate.endpoint import EndpointGenerator
-
-        return EndpointGenerator(model, log_directory, settings)
-    from megatron_huatuo.evaluate.huggingface import HuggingFaceGenerator
-
-    return HuggingFaceGenerator(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)
