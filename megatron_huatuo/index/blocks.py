@@ -12,7 +12,8 @@ from typing import NamedTuple
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, RawLine, open_binary
 
-# About a tenth of a second of tokenising: long enough to forget the message's cost, short enough that none waits.
+# About a tenth of a second of tokenising: long enough to forget the message's cost, short enough that none waits. Must stay
+# below MAX_LINE_BYTES.
 CHUNK_BYTES = 256 << 10
 
 

@@ -15,13 +15,13 @@ from megatron_huatuo.index.blocks import lines_of, split_blocks
 from megatron_huatuo.storage import jsonl
 from megatron_huatuo.storage.jsonl import BadLines, RawLine, split_lines
 
-pieces = st.sampled_from([b"", b"\n", b"\r\n", b"a", b"bc\n", b"0123456789", b"\xff\n\n"])
+pieces = st.sampled_from([b"", b"\n", b"\r\n", b"a", b"bc\n", b"0123456789", b"0123456789abcdef\n", b"\xff\n\n"])
 
 
 @settings(max_examples=300, deadline=None)
-@given(content=st.lists(pieces, max_size=30), chunk_bytes=st.integers(1, 12), max_line_bytes=st.integers(5, 25))
+@given(content=st.lists(pieces, max_size=30), chunk_bytes=st.integers(1, 12), max_line_bytes=st.integers(12, 25))
 def test_blocks_hold_the_lines_of_the_line_reader(content, chunk_bytes, max_line_bytes):
-    """Long lines, missing last line ends and empty files included."""
+    """Long lines, missing last line ends and empty files included; a chunk is never larger than the longest line."""
     with (
         TemporaryDirectory() as directory,
         mock.patch.object(jsonl, "MAX_LINE_BYTES", max_line_bytes),
