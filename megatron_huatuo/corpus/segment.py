@@ -22,23 +22,27 @@ def segment(text: str, language: str, max_size: int) -> list[str]:
     >>> segment("一二三。四五六。七八九。", "zh", 6)
     ['一二三。四五六。', '七八九。']
     """
-    total = _size(text, language)
-    if total <= max_size:
+    if _size(text, language) <= max_size:
         return [text.strip()] if text.strip() else []
-    # Equal shares instead of full passages and a crumb: the share is what a passage should hold.
-    share = total / -(-total // max_size)
-    passages: list[str] = []
-    current: list[str] = []
-    size = 0
-    for unit in _units(text, language, max_size):
-        unit_size = _size(unit, language)
-        if current and (size + unit_size > max_size or size + unit_size / 2 > share):
-            passages.append("".join(current).strip())
-            current, size = [], 0
-        current.append(unit)
-        size += unit_size
-    passages.append("".join(current).strip())
+    units = [(unit, _size(unit, language)) for unit in _units(text, language, max_size)]
+    # Filling every passage leaves a crumb at the end; as many passages with equal shares do not.
+    number = len(_pack_units(units, max_size, max_size))
+    share = sum(size for _, size in units) / number
+    passages = ["".join(passage).strip() for passage in _pack_units(units, max_size, share)]
     return [passage for passage in passages if passage]
+
+
+def _pack_units(units: list[tuple[str, int]], max_size: int, share: float) -> list[list[str]]:
+    """Neighbouring units in passages of about `share`, none over `max_size`."""
+    passages: list[list[str]] = [[]]
+    filled = 0
+    for unit, size in units:
+        if passages[-1] and (filled + size > max_size or filled + size / 2 > share):
+            passages.append([])
+            filled = 0
+        passages[-1].append(unit)
+        filled += size
+    return passages
 
 
 def _size(text: str, language: str) -> int:

@@ -5,15 +5,15 @@ Invariant: the outcome depends on the texts and their order alone; of a group of
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 
 NUM_PERMUTATIONS = 120
 _ROWS_A_BAND = 6  # 20 bands: a pair with similarity 0.8 becomes a candidate with probability 0.998
-_HAN_RUN = re.compile("[\u3400-\u9fff]")
-_WORD = re.compile(r"\w+")
+_WORD, _HAN = 1, 2
+# Kind of each character of the basic plane: separator, part of a word, or a word by itself.
+_KINDS = np.array([_HAN if 0x3400 <= code <= 0x9FFF else chr(code).isalnum() for code in range(0x10000)], np.uint8)
+_SHINGLES_AT_ONCE = 128  # 120 KB of products: stays in the cache of a core
 _CHUNK = 1 << 16
 
 _U64 = npt.NDArray[np.uint64]
@@ -27,7 +27,7 @@ def signature(text: str) -> npt.NDArray[np.uint32]:
     """MinHash of a text: uint32 [NUM_PERMUTATIONS].
 
     Shingles: three neighbouring tokens; a token is one Han character or one other word, in lower case. Punctuation and
-    white space do not count. Cost: linear, about 0.2 ms for 1,000 characters.
+    white space do not count. Cost: linear, about 0.3 ms for 1,000 characters.
     """
     tokens = _tokens(text)
     if tokens.size >= 3:
@@ -35,18 +35,27 @@ def signature(text: str) -> npt.NDArray[np.uint32]:
     else:
         shingles = _mix(np.array([tokens.sum(dtype=np.uint64)], np.uint64))
     shingles = np.unique(shingles)
-    lowest = np.full(NUM_PERMUTATIONS, np.iinfo(np.uint32).max, np.uint32)
-    for start in range(0, len(shingles), 4096):
-        hashed = (shingles[start : start + 4096, None] * _MULTIPLIERS + _OFFSETS) >> np.uint64(32)
-        np.minimum(lowest, hashed.min(axis=0).astype(np.uint32), out=lowest)
-    return lowest
+    lowest = np.full(NUM_PERMUTATIONS, np.iinfo(np.uint64).max, np.uint64)
+    for start in range(0, len(shingles), _SHINGLES_AT_ONCE):
+        hashed = shingles[start : start + _SHINGLES_AT_ONCE, None] * _MULTIPLIERS
+        hashed += _OFFSETS
+        np.minimum(lowest, hashed.min(axis=0), out=lowest)
+    return (lowest >> np.uint64(32)).astype(np.uint32)
 
 
 def _tokens(text: str) -> _U64:
-    """One number a token, equal for equal tokens on every machine."""
-    spaced = _HAN_RUN.sub(lambda match: f" {match.group()} ", text.lower())
-    numbers = [int.from_bytes(word.encode()[:16], "little") % 0xFFFF_FFFF_FFFF_FFC5 for word in _WORD.findall(spaced)]
-    return np.array(numbers, np.uint64)
+    """One number a token, equal for equal tokens on every machine: sums over its characters and their places in it."""
+    codes = np.frombuffer(text.lower().encode("utf-32-le"), "<u4")
+    kinds = _KINDS[np.minimum(codes, len(_KINDS) - 1)]
+    before = np.concatenate([np.zeros(1, np.uint8), kinds[:-1]])[: len(kinds)]
+    starts = (kinds == _HAN) | ((kinds == _WORD) & (before != _WORD))
+    within = kinds > 0
+    if not within.any():
+        return np.empty(0, np.uint64)
+    places = np.arange(len(codes))
+    first = np.maximum.accumulate(np.where(starts, places, 0))
+    values = _mix(codes.astype(np.uint64) + ((places - first).astype(np.uint64) << np.uint64(32)))[within]
+    return np.add.reduceat(values, np.flatnonzero(starts[within]))
 
 
 def _mix(values: _U64) -> _U64:

@@ -12,7 +12,7 @@ import re
 _SENTENCE_END = re.compile(
     r"""
     [。！？!?；;]+["'”’」』）)\]]*\s*
-    | (?<!\b[A-Z])(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\bFig)(?<!\bal)(?<!\bapprox)
+    | (?<!\s[A-Z])(?<!^[A-Z])(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\bFig)(?<!\bal)(?<!\bapprox)
       \.+["'”’)\]]*(?:\s+|$)
     | \n+
     """,
