@@ -204,14 +204,16 @@ Hazard OrderPlan::hazard(int source) const {
 }
 
 void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, int64_t* early) const {
-  // Most shares of a cell with many sources are small: their random numbers are made for many sources at
-  // once.
-  constexpr int kGroup = 32;
-  constexpr int64_t kShort = 96;
+  // Most shares of a cell with many sources are small: they are split in groups.
   const uint32_t level = uint32_t(cell.level);
-  uint64_t words[kGroup * 2 * kShortBlocks];
-  uint32_t sources[kGroup];
+  uint32_t sources[kGroup], counts[kGroup];
+  uint64_t probabilities[kGroup];
   size_t numbers[kGroup];
+  int64_t successes[kGroup];
+  const auto split_one = [&](size_t number, uint64_t probability) {
+    Reader random(Sequence(inputs_.seed, level, shares[number].source, cell.cell));
+    return random.binomial(shares[number].count, probability);
+  };
   for (size_t next = 0; next < num_shares;) {
     int group = 0;
     for (; next < num_shares && group < kGroup; ++next) {
@@ -220,24 +222,20 @@ void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, 
       const int exponent = h.exponent(cell.level);
       if (share.count == 0 || exponent > kHighestExponent) {
         early[next] = share.count;
-      } else if (share.count > kShort) {
-        Reader random(Sequence(inputs_.seed, level, share.source, cell.cell));
-        early[next] = random.binomial(share.count, h.split_at(exponent));
+      } else if (share.count > kShortCount) {
+        early[next] = split_one(next, h.split_at(exponent));
       } else {
         sources[group] = share.source;
+        counts[group] = uint32_t(share.count);
+        probabilities[group] = h.split_at(exponent);
         numbers[group++] = next;
       }
     }
-    const int made = (group + 3) / 4 * 4;
-    for (int i = group; i < made; ++i) sources[i] = 0;
-    vector_kernels()->short_sequences(Sequence(inputs_.seed, level, 0, cell.cell), sources, made, words);
-    for (int i = 0; i < group; ++i) {
-      const Share share = shares[numbers[i]];
-      const Hazard h = hazard(int(share.source));
-      Reader random(Sequence(inputs_.seed, level, share.source, cell.cell), words + 2 * kShortBlocks * i,
-                    2 * kShortBlocks);
-      early[numbers[i]] = random.binomial(share.count, h.split_at(h.exponent(cell.level)));
-    }
+    if (group == 0) continue;
+    vector_kernels()->short_binomials(Sequence(inputs_.seed, level, 0, cell.cell), sources, counts,
+                                      probabilities, group, successes);
+    for (int i = 0; i < group; ++i)
+      early[numbers[i]] = successes[i] >= 0 ? successes[i] : split_one(numbers[i], probabilities[i]);
   }
 }
 

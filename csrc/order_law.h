@@ -46,9 +46,6 @@ uint64_t count_ones(const Sequence& sequence, uint64_t first_word, uint64_t num_
 class Reader {
  public:
   HUATUO_HD explicit Reader(const Sequence& sequence) : sequence_(sequence) {}
-  // With the first `ready_words` 64-bit words of the sequence at hand.
-  HUATUO_HD Reader(const Sequence& sequence, const uint64_t* ready, int ready_words)
-      : sequence_(sequence), ready_(ready), ready_words_(uint64_t(ready_words)) {}
 
   // The next whole word; bits that `heads` left over in the current one are skipped.
   HUATUO_HD uint64_t next64() {
@@ -104,7 +101,6 @@ class Reader {
 
  private:
   HUATUO_HD uint64_t word(uint64_t number) {
-    if (number < ready_words_) return ready_[number];
     if (number >> 1 != loaded_) {
       loaded_ = number >> 1;
       philox(sequence_, uint32_t(loaded_), block_);
@@ -114,8 +110,6 @@ class Reader {
   }
 
   Sequence sequence_;
-  const uint64_t* ready_ = nullptr;
-  uint64_t ready_words_ = 0;
   uint64_t position_ = 0;  // in bits
   uint64_t loaded_ = ~0ull;
   uint32_t block_[4];

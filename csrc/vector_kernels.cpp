@@ -15,7 +15,7 @@ namespace {
 #define HUATUO_WIDE_KERNELS 1
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,popcnt,bmi2,prefer-vector-width=512")
 namespace avx512 {
 constexpr int kBytes = 64;
 constexpr const char* kName = "avx512";
@@ -28,7 +28,7 @@ inline __attribute__((always_inline)) Product multiply_low(Product a, Product b)
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,popcnt,bmi2")
 namespace avx2 {
 constexpr int kBytes = 32;
 constexpr const char* kName = "avx2";
@@ -57,6 +57,7 @@ inline __attribute__((always_inline)) Product multiply_low(Product a, Product b)
 
 const VectorKernels* find(const char* name) {
 #ifdef HUATUO_WIDE_KERNELS
+  if (!__builtin_cpu_supports("popcnt") || !__builtin_cpu_supports("bmi2")) name = "base";
   if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))

@@ -8,9 +8,10 @@
 
 namespace huatuo {
 
-constexpr int kLanes = 16;       // 32-bit lanes of the widest path; counts are padded to a multiple of it
-constexpr int kBatch = 512;      // most numbers or documents of one call
-constexpr int kShortBlocks = 2;  // blocks of each of many sequences that `short_sequences` makes
+constexpr int kLanes = 16;        // 32-bit lanes of the widest path; counts are padded to a multiple of it
+constexpr int kBatch = 512;       // most numbers or documents of one call
+constexpr int kGroup = 32;        // most shares of one call of `short_binomials`
+constexpr int kShortCount = 470;  // most draws of a share there
 
 struct VectorKernels {
   const char* name;
@@ -18,9 +19,11 @@ struct VectorKernels {
   uint64_t (*count_ones)(const Sequence& sequence, uint32_t block, int64_t blocks);
   // Numbers of `blocks` blocks from `block` on, in order, into out [4 * blocks]; `blocks` a multiple of 8.
   void (*fill)(const Sequence& sequence, uint32_t block, int blocks, uint32_t* out);
-  // The first kShortBlocks blocks of the sequences of many sources in one cell, into out
-  // [count][2 * kShortBlocks]; count a multiple of 4.
-  void (*short_sequences)(const Sequence& cell, const uint32_t* sources, int count, uint64_t* out);
+  // Binomials of up to kGroup small shares of one cell (counts 1 to kShortCount): successes[i] of counts[i]
+  // trials with probabilities[i] from the sequence of sources[i]; -1 where it needs more numbers than were
+  // made.
+  void (*short_binomials)(const Sequence& cell, const uint32_t* sources, const uint32_t* counts,
+                          const uint64_t* probabilities, int size, int64_t* successes);
   // Shuffle partners for the places last, last - 1, …; true when one of them may need Lemire's rejection.
   // Reads and writes whole vectors.
   bool (*partners)(const uint32_t* numbers, uint32_t last, int count, uint32_t* out);
