@@ -43,7 +43,7 @@ def start(folder, output, *flags):
 
 
 def test_killed_at_any_moment_it_finishes_later_with_the_same_bytes(tmp_path):
-    inputs, output = write_inputs(tmp_path / "in", 5, 60), tmp_path / "out"
+    inputs, output = write_inputs(tmp_path / "in", 3, 30), tmp_path / "out"
     kill.run(curate, [f"{inputs}/*.jsonl"], tmp_path / "undisturbed")  # the first one also starts the fork server
     duration_s = kill.run(curate, [f"{inputs}/*.jsonl"], tmp_path / "undisturbed")
     expected = {name: (tmp_path / "undisturbed" / name).read_bytes() for name in FILES}

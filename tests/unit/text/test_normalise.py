@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from collections import Counter
 
@@ -60,8 +59,7 @@ def test_it_changes_nothing_visible(text):
 
 
 @pytest.mark.parametrize("unit", ["血", " ", "\n", "\u3000", "\u200b", " \n", "Ａ"])
-def test_it_takes_linear_time(unit):
-    """10 MB of one run; a quadratic step would take hours."""
-    started_s = time.thread_time()
-    normalise(unit * (5_000_000 // len(unit)))
-    assert time.thread_time() - started_s < 60
+@pytest.mark.timeout(120)
+def test_long_runs_take_linear_time(unit):
+    """A quadratic step would take hours."""
+    assert len(normalise(unit * (2_000_000 // len(unit)))) in (0, 2_000_000)
