@@ -70,7 +70,7 @@ class WeightRule:
 
     def gather(
         self,
-        read: Callable[[str, int, int, int], torch.Tensor],
+        read: Callable[..., torch.Tensor],
         layer: int,
         rank: int = 0,
         size: int = 1,
@@ -79,17 +79,19 @@ class WeightRule:
     ) -> torch.Tensor:
         """The megatron tensor of one rank.
 
-        read: (Hugging Face name, axis, start, stop) -> that range of the tensor.
+        read: (Hugging Face name, axis, start, stop) -> that range of the tensor; with a buffer also takes `out`.
         buffer: flat memory to use again and again; fresh memory costs more than the copy into it.
         """
-        names = self.part_names(layer)
-        parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in self.rank_pieces(rank, size)]
-        if len(parts) == 1:
-            return parts[0]
-        if buffer is None or self.axis:
-            return torch.cat(parts, dim=self.axis)
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        return torch.cat(parts, out=buffer[: torch.Size(shape).numel()].view(shape))
+        names, pieces = self.part_names(layer), self.rank_pieces(rank, size)
+        if buffer is None or self.axis or len(pieces) == 1:
+            parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in pieces]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
+        shape = (sum(piece.stop - piece.start for piece in pieces), *self.shape[1:])
+        whole = buffer[: torch.Size(shape).numel()].view(shape)
+        places = whole.split([piece.stop - piece.start for piece in pieces])
+        for piece, place in zip(pieces, places, strict=True):
+            read(names[piece.part], self.axis, piece.start, piece.stop, out=place)
+        return whole
 
     def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """(Hugging Face name, its row blocks in order) of every part of a whole megatron tensor; nothing is copied."""

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.hf.hashing_file import hashing_file
 from megatron_huatuo.hf.mapping import WeightRule, each_weight, weight_rules
 from megatron_huatuo.model.architecture import Architecture
@@ -66,6 +66,11 @@ class StateWriter:
             rule.key,
             TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(layers + tensor.shape), chunks=[]),
         )
+        if known.properties.dtype != tensor.dtype:
+            raise DataError(
+                f"{rule.key!r} of layer {layer} has another type than the layers before: got {tensor.dtype}, need "
+                f"{known.properties.dtype}. Save the model in one type."
+            )
         known.chunks.append(ChunkStorageMetadata(offsets, chunk.shape))
         name = f"{rule.key}.{layer}.distcp" if layers else f"{rule.key}.distcp"
         with _without_crc32(), hashing_file(self.directory / name) as file:

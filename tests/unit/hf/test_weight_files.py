@@ -64,6 +64,14 @@ def test_bad_tensor_is_named_and_nothing_is_written(tmp_path: Path, value: torch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.layers.1.input_layernorm.weight"])
+def test_mixed_types_are_refused(tmp_path: Path, name: str) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    _rewrite(directory, **{name: load_file(directory / "model.safetensors")[name].bfloat16()})
+    with pytest.raises(DataError, match=r"has another type than .*: got torch\.bfloat16, need torch\.float32"):
+        import_hf(directory, tmp_path / "checkpoint")
+
+
 def test_extra_tensor_is_named(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "hf", SMALL["llama"])
     _rewrite(directory, **{"model.layers.2.input_layernorm.weight": torch.ones(96)})
