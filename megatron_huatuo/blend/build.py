@@ -168,9 +168,9 @@ def _short(value: Any) -> str:
 
 
 def blend_sha256(manifest: dict[str, Any]) -> str:
-    """What a run knows a blend by: sha256 over the hashes of order, rows and tokenizer."""
+    """What a run knows a blend by: sha256 over the hashes of order, rows and indexes."""
     files = {name: manifest["files"][name]["sha256"] for name in (ORDER_SOURCE, ORDER_DOCUMENT, ROW_START)}
-    return fingerprint({"files": files, "tokenizer": manifest["sources"][0]["index"]["tokenizer"]})
+    return fingerprint({"files": files, "indexes": [source["index"] for source in manifest["sources"]]})
 
 
 def write_blend(

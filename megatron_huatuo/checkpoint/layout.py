@@ -7,7 +7,7 @@
                                 /architecture.json  /config.yaml  /tokenizer/
 
 Invariant: a directory is a checkpoint if its name is iter_NNNNNNN and it holds a manifest; `latest` alone is never
-trusted. Unfinished ones are hidden (`.iter_….tmp`) and never loaded.
+trusted. Unfinished ones are hidden (`.iter_….tmp`), damaged ones are renamed (`damaged_iter_…`); neither is ever loaded.
 """
 
 from __future__ import annotations
@@ -82,6 +82,17 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     raise IntegrityError(
         f"no complete checkpoint in {path}: need a run directory, its checkpoints/ or one iter_NNNNNNN. Check the path."
     )
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a damaged checkpoint so that nothing counts or loads it any more; a person may look at it or delete it."""
+    target = directory.with_name(f"damaged_{directory.name}")
+    for number in range(2, 1000):
+        if not target.exists():
+            break
+        target = directory.with_name(f"damaged_{directory.name}_{number}")
+    os.rename(directory, target)
+    return target
 
 
 def write_latest(checkpoints: Path, iteration: int) -> None:

@@ -110,7 +110,7 @@ class PackedRows:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the hashes of order and rows and the tokenizer: what a resumed run must find unchanged."""
+        """sha256 over the hashes of order, rows and indexes: what a resumed run must find unchanged."""
         return blend_sha256(self.manifest)
 
     def _open_index(self, source: dict[str, Any]) -> IndexedReader:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.dataset.sampler import BatchLayout
@@ -120,6 +121,10 @@ class CheckpointConfig:
     """Newest checkpoints that stay."""
     keep_every: int | None = None
     """Checkpoints of iterations that this divides stay too."""
+    asynchronous: bool | None = None
+    """Write in the background, except the last one; null: on GPUs."""
+    save_timeout_minutes: float = 30.0
+    """A background save that takes longer is given up; the run goes on."""
     portable: bool | None = None
     """Save the optimizer so that any layout can resume; null: when its state is below 4 GiB, and always at the end."""
     allow_changed: list[str] = field(default_factory=list)
@@ -170,11 +175,15 @@ class TrainConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def fingerprint(self, architecture: Architecture) -> str:
-        """sha256 of what decides the loss curve besides the data: architecture, optimizer, schedule, global batch size.
+        """sha256 of `decisive`."""
+        return fingerprint(self.decisive(architecture))
+
+    def decisive(self, architecture: Architecture) -> dict[str, Any]:
+        """What decides the loss curve besides the data: architecture, optimizer, schedule, global batch size.
 
         Layout, micro-batch size, intervals and train_iters may change on resume.
         """
-        decisive = {
+        return {
             "architecture": architecture.to_dict(),
             "optimizer": to_plain(self.optimizer),
             "schedule": to_plain(self.schedule),
@@ -182,7 +191,6 @@ class TrainConfig:
             "precision": self.training.precision,
             "isolate_documents": self.data.isolate_documents,
         }
-        return fingerprint(decisive)
 
 
 def _choose(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -216,6 +224,7 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
         _choose("checkpoint.allow_changed", name, ("blend", "tokenizer", "config"))
     _at_least("training.recompute_num_layers", training.recompute_num_layers, 1)
     _at_least("checkpoint.save_interval", checkpoint.save_interval, 1)
+    _at_least("checkpoint.save_timeout_minutes", checkpoint.save_timeout_minutes, 0.01)
     _at_least("checkpoint.keep", checkpoint.keep, 1)
     _at_least("checkpoint.keep_every", checkpoint.keep_every, 1)
     _at_least("logging.log_interval", config.logging.log_interval, 1)
@@ -246,6 +255,15 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
         seq_length=seq_length,
         num_microbatches=layout.num_microbatches,
     )
+    if training.recompute_granularity == "full":
+        chunks = config.parallel.pipeline_model_parallel_size * (
+            config.parallel.virtual_pipeline_model_parallel_size or 1
+        )
+        if training.recompute_num_layers > architecture.num_layers // chunks:
+            raise ConfigError(
+                f"wrong training.recompute_num_layers: got {training.recompute_num_layers}, need at most "
+                f"{architecture.num_layers // chunks}, the layers of a model chunk."
+            )
     return _train_iters(training, num_rows)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from typing import NoReturn
 
 import torch
 
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.errors import ConfigError, HuatuoError
 from megatron_huatuo.host import enable_device
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.train.config import TrainConfig, validate
@@ -18,7 +21,8 @@ from megatron_huatuo.train.loop import train
 def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
     """Check everything, then train; returns the exit code.
 
-    Without a launcher one process is its own world. Raises: HuatuoError before any process group starts.
+    Without a launcher one process is its own world. Raises: HuatuoError before any process group starts; a failure after
+    that ends the process here.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not config.data.blend:
@@ -40,6 +44,18 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
     try:
         train(config, rows, device, train_iters)
-    finally:
-        destroy_process_groups()
+    except BaseException as error:
+        leave_at_once(error)
+    destroy_process_groups()
     return 0
+
+
+def leave_at_once(error: BaseException) -> NoReturn:
+    """End a failed rank without destructors: they would wait for ranks that wait for this one."""
+    if isinstance(error, HuatuoError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import read_json, write_json
 
@@ -27,13 +30,21 @@ def write_status(run_dir: Path, state: str, reason: str, iteration: int) -> None
     write_json(run_dir / "status.json", {"state": state, "reason": reason, "iteration": iteration})
 
 
-def write_failure(run_dir: Path, error: BaseException) -> None:
-    """status.json of a run that broke off, with the iteration that it had noted last (0: none)."""
+def write_failure(run_dir: Path, error: BaseException, since_s: float, iteration: int | None) -> None:
+    """status.json of a run that broke off, from any rank. The first failure counts: what the other ranks see after it is
+    only that a rank is gone.
+
+    since_s: time.time() of the run's begin; an older failure is another run's. iteration: null for the one noted last.
+    """
+    path = run_dir / "status.json"
     try:
-        iteration = int(read_json(run_dir / "status.json")["iteration"])
-    except (IntegrityError, KeyError, TypeError, ValueError):
-        iteration = 0
-    write_status(run_dir, "failed", f"{type(error).__name__}: {error}", iteration)
+        noted = read_json(path) if path.is_file() else {"state": None, "iteration": 0}
+        if noted["state"] == "failed" and path.stat().st_mtime >= since_s:
+            return
+        reason = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+        write_status(run_dir, "failed", reason, noted["iteration"] if iteration is None else iteration)
+    except (OSError, IntegrityError, KeyError, TypeError) as unwritable:
+        get_logger(__name__).error("status.json not written: %s", unwritable)
 
 
 def cut_log_back(run_dir: Path, iteration: int) -> int:
@@ -66,13 +77,11 @@ def memory_gib(device: torch.device) -> float:
 class MetricsWriter:
     """Writes one entry a logged iteration; only the logging rank has one.
 
-    Not-finite numbers become null in log.jsonl, which is JSON.
+    Not-finite numbers become null in log.jsonl, which is JSON. A full disk costs entries, never the run.
     """
 
-    def __init__(
-        self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any]
-    ) -> None:
-        self._file = open(run_dir / LOG_NAME, "ab")  # noqa: SIM115 (closed by close)
+    def __init__(self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Any) -> None:
+        self._file = open(run_dir / LOG_NAME, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -84,34 +93,43 @@ class MetricsWriter:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one line and send its numbers to the other writers."""
-        self._file.write(json.dumps(_finite(entry), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(_finite(entry), ensure_ascii=False).encode() + b"\n"
         numbers = dict(_flat(entry))
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, entry["iteration"])
+        end = self._file.tell()
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes written")
+            if self._tensorboard is not None:
+                for name, value in numbers.items():
+                    self._tensorboard.add_scalar(name, value, entry["iteration"])
+        except OSError as error:
+            get_logger(__name__).error("log entry of iteration %d lost: %s", entry["iteration"], error)
+            self._file.truncate(end)
         if self._wandb is not None:
             self._wandb.log(numbers, step=entry["iteration"])
 
     def close(self) -> None:
         """Flush everything to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        except OSError as error:
+            get_logger(__name__).error("logs not flushed: %s", error)
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _start_wandb(run_dir: Path, project: str, config: Mapping[str, Any]) -> Any:
+def _start_wandb(run_dir: Path, project: str, config: Any) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise ConfigError(
             f"wrong logging.wandb_project: got {project!r}, but wandb is not installed. pip install wandb, or leave it out."
         ) from error
-    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, config=dict(config), resume="allow")
+    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, config=to_plain(config), resume="allow")
 
 
 def _finite(value: Any) -> Any:

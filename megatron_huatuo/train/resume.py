@@ -47,7 +47,9 @@ def find_checkpoint(
     if said is not None:
         log.warning("checkpoints/latest says %s; using %s, the newest that is complete and sound", said, directory.name)
     state = read_json(directory / "training.json")
-    _refuse_changes(config, fingerprints(config, architecture, rows), state, rows.manifest, directory)
+    _refuse_changes(
+        config, fingerprints(config, architecture, rows), state, rows.manifest, directory, config.decisive(architecture)
+    )
     if is_first:
         log.info("resuming from %s after %d rows", directory, state["consumed_train_samples"])
     return directory, state
@@ -64,21 +66,44 @@ def _refuse_to_begin_again(checkpoints: Path) -> None:
 
 
 def _refuse_changes(
-    config: TrainConfig, now: dict[str, str], state: dict[str, Any], blend: dict[str, Any], directory: Path
+    config: TrainConfig,
+    now: dict[str, str],
+    state: dict[str, Any],
+    blend: dict[str, Any],
+    directory: Path,
+    decisive: dict[str, Any],
 ) -> None:
-    for name, value in now.items():
-        saved = state["fingerprints"][name]
-        if value == saved or name in config.checkpoint.allow_changed:
-            continue
-        if name == "blend" and blend.get("parent_sha256") == saved:
-            # A re-planned blend equals its parent in the rows before consumed_rows.
-            if state["consumed_train_samples"] <= blend["consumed_rows"]:
-                continue
+    saved = state["fingerprints"]
+    refused = [name for name in now if now[name] != saved[name] and name not in config.checkpoint.allow_changed]
+    if "blend" in refused and blend.get("parent_sha256") == saved["blend"]:
+        # A re-planned blend equals its parent in the rows before consumed_rows.
+        if state["consumed_train_samples"] > blend["consumed_rows"]:
             raise ConfigError(
                 f"blend was re-planned for another place: it keeps the first {blend['consumed_rows']} rows, but "
                 f"{directory.name} has consumed {state['consumed_train_samples']}. Re-plan it for this run."
             )
+        refused.remove("blend")
+    if refused:
+        values = "; ".join(f"{name} got fingerprint {now[name]}, need {saved[name]}" for name in refused)
         raise ConfigError(
-            f"{name} changed since {directory.name}: got fingerprint {value}, need {saved}. Go back to what the run "
-            f"began with, start a new run_dir, or accept it with --checkpoint.allow_changed+={name}."
+            f"{' and '.join(refused)} changed since {directory.name}: {values}{_named(state, decisive)}. Go back to what "
+            "the run began with, start a new run_dir, or accept it with --checkpoint.allow_changed "
+            f"'[{', '.join(refused)}]'."
         )
+
+
+def _named(state: dict[str, Any], decisive: dict[str, Any]) -> str:
+    """ " (key: before -> now; …)" of the decisive settings that differ."""
+    changes = _differences(state.get("decisive", {}), decisive)
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for key in sorted(before.keys() & now.keys()):
+        old, new = before[key], now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes.append(f"{prefix}{key}: {old} -> {new}")
+    return changes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
@@ -27,6 +27,7 @@ from megatron_huatuo.hf.from_hf import load_hf_weights
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.train.arrival import Arrival
 from megatron_huatuo.train.config import TrainConfig
 
 
@@ -39,6 +40,7 @@ class Training:
     wrapped: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
+    arrival: Arrival
 
 
 def build_training(
@@ -59,9 +61,10 @@ def build_training(
         load_first_weights(config.model.init_from, chunks, architecture)
     wrapped = _wrap(config, chunks, device)
     optimizer = get_megatron_optimizer(_optimizer_config(config), wrapped)
-    for index, chunk in enumerate(wrapped):
-        _connect(chunk.config, index, wrapped, optimizer, config.parallel)
-    return Training(architecture, chunks, wrapped, optimizer, _schedule(config, optimizer, decay_iters))
+    arrival = Arrival(device)
+    for chunk in wrapped:
+        _connect(chunk.config, wrapped, optimizer, config.parallel, arrival)
+    return Training(architecture, chunks, wrapped, optimizer, build_schedule(config, optimizer, decay_iters), arrival)
 
 
 def _seed(config: TrainConfig) -> None:
@@ -175,20 +178,21 @@ def _optimizer_config(config: TrainConfig) -> OptimizerConfig:
 
 def _connect(
     model_config: Any,
-    index: int,
     wrapped: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     parallel: ParallelConfig,
+    arrival: Arrival,
 ) -> None:
     """Give megatron-core's schedules the functions that they call."""
     model_config.grad_scale_func = optimizer.scale_loss
-    model_config.finalize_model_grads_func = finalize_model_grads
+    model_config.finalize_model_grads_func = arrival.reduce_gradients
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
 
-def _schedule(config: TrainConfig, optimizer: MegatronOptimizer, decay_iters: int) -> OptimizerParamScheduler:
+def build_schedule(config: TrainConfig, optimizer: MegatronOptimizer, decay_iters: int) -> OptimizerParamScheduler:
+    """Linear warm-up and cosine over `decay_iters` steps; it stands at step 0."""
     warmup = min(round(config.schedule.warmup_fraction * decay_iters), max(decay_iters - 1, 0))
     return OptimizerParamScheduler(
         optimizer,

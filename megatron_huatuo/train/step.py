@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,8 +27,9 @@ from megatron_huatuo.train.setup import Training
 class StepResult:
     """What all ranks agree on after a step.
 
-    loss_by_source: sums, tokens_by_source: trained tokens, both [num_sources]. nonfinite_ranks: ranks that saw a number
-    that is not finite; nonfinite_microbatches: this rank's own. seconds: time by part of the step.
+    loss_by_source: sums, tokens_by_source: trained tokens, both [num_sources]. someone_writes: a rank's share of a
+    checkpoint is still being written. nonfinite_microbatches: this rank's own. seconds_to_reduction, data_wait_s:
+    [ranks]. seconds: this rank's time by part of the step.
     """
 
     lm_loss: float
@@ -37,8 +38,10 @@ class StepResult:
     grad_norm: float
     updated: bool
     stop_requested: bool
-    nonfinite_ranks: int
+    someone_writes: bool
     nonfinite_microbatches: list[int]
+    seconds_to_reduction: list[float]
+    data_wait_s: list[float]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,8 +95,17 @@ def run_microbatches(
     return torch.zeros(len(batches), 2, num_sources, dtype=torch.float64, device=batches[0].tokens.device)
 
 
-def train_step(training: Training, batches: list[Batch], num_sources: int, stop_requested: bool) -> StepResult:
+def train_step(
+    training: Training,
+    batches: list[Batch],
+    num_sources: int,
+    stop_requested: bool,
+    *,
+    is_writing: bool = False,
+    data_wait_s: float = 0.0,
+) -> StepResult:
     """One step over all ranks. The update is left out, on every rank, when loss or gradient is not finite anywhere."""
+    training.arrival.begin()
     started = time.perf_counter()
     for chunk in training.wrapped:
         chunk.zero_grad_buffer()
@@ -106,25 +118,47 @@ def train_step(training: Training, batches: list[Batch], num_sources: int, stop_
     grad_norm = float(optimizer.get_grad_norm() or 0.0)
     by_source = by_microbatch.sum(dim=0)
     broken = bool(found_inf) or not math.isfinite(grad_norm) or not bool(torch.isfinite(by_source).all())
-    flags = torch.tensor([[float(broken)], [float(stop_requested)]], dtype=torch.float64, device=by_source.device)
-    agreed = torch.cat([by_source, flags], dim=1)
-    dist.all_reduce(agreed)
-    sums, tokens = agreed[0, :-1].tolist(), agreed[1, :-1].tolist()
-    nonfinite_ranks = int(agreed[0, -1].item())
-    if nonfinite_ranks == 0:
+    agreed = _agree(by_source, [broken, stop_requested, is_writing], [training.arrival.seconds(), data_wait_s])
+    if not agreed.flags[0]:
         _clip(optimizer, grad_norm)
         optimizer.step_with_ready_grads()
     finished = time.perf_counter()
     return StepResult(
-        lm_loss=sum(sums) / max(1.0, sum(tokens)),
-        loss_by_source=sums,
-        tokens_by_source=[int(count) for count in tokens],
+        lm_loss=sum(agreed.loss_by_source) / max(1.0, sum(agreed.tokens_by_source)),
+        loss_by_source=agreed.loss_by_source,
+        tokens_by_source=[int(count) for count in agreed.tokens_by_source],
         grad_norm=grad_norm,
-        updated=nonfinite_ranks == 0,
-        stop_requested=agreed[1, -1].item() > 0,
-        nonfinite_ranks=nonfinite_ranks,
-        nonfinite_microbatches=_nonfinite(by_microbatch) if nonfinite_ranks else [],
+        updated=not agreed.flags[0],
+        stop_requested=agreed.flags[1],
+        someone_writes=agreed.flags[2],
+        nonfinite_microbatches=_nonfinite(by_microbatch) if agreed.flags[0] else [],
+        seconds_to_reduction=agreed.by_rank[0],
+        data_wait_s=agreed.by_rank[1],
         seconds={"forward_backward": computed - started, "optimizer": finished - computed},
+    )
+
+
+class _Agreed(NamedTuple):
+    loss_by_source: list[float]
+    tokens_by_source: list[float]
+    flags: list[bool]
+    by_rank: list[list[float]]
+
+
+def _agree(by_source: torch.Tensor, flags: list[bool], of_rank: list[float]) -> _Agreed:
+    """The step's one reduction: sums over ranks of by_source [2, num_sources], whether any rank has a flag set, and the
+    numbers `of_rank` of every rank."""
+    num_sources, rank, ranks = by_source.shape[1], dist.get_rank(), dist.get_world_size()
+    others = torch.zeros(len(flags) + len(of_rank) * ranks, dtype=torch.float64)
+    others[: len(flags)] = torch.tensor(flags, dtype=torch.float64)
+    others[len(flags) :].view(len(of_rank), ranks)[:, rank] = torch.tensor(of_rank, dtype=torch.float64)
+    agreed = torch.cat([by_source.flatten(), others.to(by_source.device)])
+    dist.all_reduce(agreed)
+    losses, tokens, set_flags, numbers = agreed.cpu().split(
+        [num_sources, num_sources, len(flags), len(of_rank) * ranks]
+    )
+    return _Agreed(
+        losses.tolist(), tokens.tolist(), [count > 0 for count in set_flags.tolist()], numbers.view(-1, ranks).tolist()
     )
 
 

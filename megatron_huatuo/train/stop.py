@@ -9,18 +9,21 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+import torch.distributed as dist
+
 
 class StopRequest:
     """Remembers signals and looks for the files STOP and SAVE_PORTABLE."""
 
     def __init__(self, run_dir: Path, *, polls_files: bool) -> None:
         self._run_dir, self._polls_files = run_dir, polls_files
+        self._rank = dist.get_rank()
         self.reason: str | None = None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = f"signal {signal.Signals(number).name}"
+        self.reason = f"signal {signal.Signals(number).name} on rank {self._rank}"
 
     def requested(self) -> bool:
         """True when this rank knows of a request."""

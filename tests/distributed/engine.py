@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.host import enable_device
 from megatron_huatuo.model.process_groups import initialize_process_groups
 from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.loop import train
+from tests.distributed.runner import Ranks, run_ranks
 
 
 def make_config(run_dir: Path | str, blend: Path | str, **sections: dict[str, Any]) -> TrainConfig:
@@ -44,6 +49,46 @@ def train_rank(config: TrainConfig) -> str:
     )
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
     return train(config, rows, device, train_iters)
+
+
+def launch_rank(config: TrainConfig) -> int:
+    """One rank of a run as tools/train.py starts it, process groups and exit code included."""
+    return launch(config)
+
+
+def wait_for_step(ranks: Ranks, run_dir: Path | str, iteration: int, timeout_s: float = 120) -> None:
+    """Until the log has a line of `iteration`, or a later one."""
+    path, end = Path(run_dir) / "log.jsonl", time.monotonic() + timeout_s
+    while not (path.is_file() and f'"iteration": {iteration},' in path.read_text()):
+        assert ranks.running(), f"the ranks ended before step {iteration}\n{ranks.output()[-4000:]}"
+        assert time.monotonic() < end, f"no step {iteration} in {timeout_s} s\n{ranks.output()[-4000:]}"
+        time.sleep(0.005)
+
+
+def read_status(run_dir: Path | str) -> dict[str, Any]:
+    """Content of status.json."""
+    return json.loads((Path(run_dir) / "status.json").read_text())
+
+
+def state_hashes(checkpoint: str) -> dict[str, str]:
+    """sha256 of every value of a checkpoint: weights, their fp32 masters, both moments, settings of the optimizer."""
+    from megatron.core import dist_checkpointing
+
+    def flat(name: str, value: Any) -> dict[str, str]:
+        if isinstance(value, dict):
+            return {key: digest for part, held in value.items() for key, digest in flat(f"{name}.{part}", held).items()}
+        content = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        return {name: hashlib.sha256(content).hexdigest()}
+
+    return flat("", dist_checkpointing.load_plain_tensors(f"{checkpoint}/state"))
+
+
+def outcome(run_dir: Path | str) -> tuple[list[tuple[float, ...]], dict[str, str]]:
+    """What must be equal bit for bit: the curve of every step, and the state of the newest checkpoint."""
+    keys = ("iteration", "lm_loss", "grad_norm", "learning_rate", "consumed_train_samples")
+    log = [tuple(line[key] for key in keys) for line in read_log(run_dir)]
+    [hashes] = run_ranks(1, state_hashes, str(resolve_checkpoint(run_dir)))
+    return log, hashes
 
 
 def read_log(run_dir: Path | str) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def _model(tp: int, pp: int):
 
 
 def _save(hf: str, checkpoints: str, tp: int, pp: int) -> None:
-    from megatron_huatuo.checkpoint.store import save_checkpoint
+    from megatron_huatuo.checkpoint.save import save_checkpoint
     from megatron_huatuo.hf.from_hf import load_hf_weights
 
     model = _model(tp, pp)

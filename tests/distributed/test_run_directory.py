@@ -54,7 +54,10 @@ def test_a_refused_resume_names_both_fingerprints_and_changes_nothing(
 ) -> None:
     before = (short_run / "config.yaml").read_bytes()
     changed = short_config(short_run, sample_blend, small_model, training={"global_batch_size": 8})
-    with pytest.raises(AssertionError, match=r"config changed since iter_0000002: got fingerprint \w{64}, need \w{64}"):
+    with pytest.raises(
+        AssertionError,
+        match=r"config changed since iter_0000002: config got fingerprint \w{64}, need \w{64} .global_batch_size: 4 -> 8",
+    ):
         run_ranks(1, train_rank, changed)
     assert (short_run / "config.yaml").read_bytes() == before
     assert status(short_run)["state"] == "failed" and status(short_run)["iteration"] == 2
@@ -89,7 +92,7 @@ def test_two_jobs_cannot_share_a_run_directory(tmp_path: Path, sample_blend: Pat
 def test_a_replanned_blend_is_accepted_up_to_the_row_it_keeps(consumed: int, accepted: bool) -> None:
     state = {"fingerprints": {"blend": "old"}, "consumed_train_samples": consumed}
     blend = {"parent_sha256": "old", "consumed_rows": 20}
-    arguments = (TrainConfig(), {"blend": "new"}, state, blend, Path("iter_0000005"))
+    arguments = (TrainConfig(), {"blend": "new"}, state, blend, Path("iter_0000005"), {})
     if accepted:
         _refuse_changes(*arguments)
     else:

@@ -1,0 +1,154 @@
+"""Save a checkpoint: plan with all ranks, let each write its share, publish what all have written.
+
+Invariant: a checkpoint takes its name only after every rank has written and hashed its share and the manifest lies
+beside the data; a failure on one rank is a failure on all, with nothing under a final name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import MegatronModule
+
+from megatron_huatuo.checkpoint.layout import (
+    KIND,
+    STATE,
+    iteration_name,
+    torn_checkpoints,
+    unfinished_directory,
+    write_latest,
+)
+from megatron_huatuo.checkpoint.share import Share, Written, plan_share
+from megatron_huatuo.checkpoint.store import PORTABLE, optimizer_state, weights_state
+from megatron_huatuo.checkpoint.writer_process import WriterProcess
+from megatron_huatuo.errors import HuatuoError
+from megatron_huatuo.storage.atomic import fsync_directory
+from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
+
+
+class SaveError(HuatuoError):
+    """A checkpoint that could not be written; the run's earlier checkpoints are untouched."""
+
+
+class PendingSave:
+    """A checkpoint that has been planned. All ranks have one, and finish it together.
+
+    With `time_limit_s` a process of its own writes this rank's share, from now on; without, `finish` does.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        iteration: int,
+        share: Share,
+        training: Mapping[str, Any],
+        write_companions: Callable[[Path], None],
+        time_limit_s: float | None,
+    ) -> None:
+        self.iteration = iteration
+        self._root, self._share, self._training, self._write_companions = root, share, training, write_companions
+        self._writer: WriterProcess | None = None
+        self._collect: Callable[[], Written] = share.write
+        if time_limit_s is not None:
+            try:
+                self._writer = WriterProcess(share.write, time_limit_s)
+                self._collect = self._writer.result
+            except OSError as error:  # no memory for a process: the other ranks hear of it in finish()
+                self._collect = partial(_fail, error)
+
+    def is_written(self) -> bool:
+        """Whether this rank's writer has ended, well or not."""
+        return self._writer is None or self._writer.is_done()
+
+    def finish(self) -> Path:
+        """Wait for the writers, agree on what they did, and publish. Raises: SaveError on every rank when one failed."""
+        try:
+            written = on_all_ranks("write its share", self._collect)
+            on_all_ranks("publish it", lambda: self._publish(written) if dist.get_rank() == 0 else None)
+        except SaveError:
+            if dist.get_rank() == 0:
+                shutil.rmtree(self._share.directory, ignore_errors=True)  # its space may be what the next save needs
+            raise
+        return self._root / iteration_name(self.iteration)
+
+    def _publish(self, written: list[Written]) -> None:
+        directory, target = self._share.directory, self._root / iteration_name(self.iteration)
+        files = {name: entry for share in written for name, entry in share.files.items()}
+        files |= self._share.write_metadata(written)
+        write_json(directory / "training.json", dict(self._training))
+        self._write_companions(directory)
+        names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+        files |= describe_files(directory, [name for name in names if name not in files])
+        write_manifest(directory, KIND, {"iteration": self.iteration}, dict(sorted(files.items())))
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(directory, target)
+        fsync_directory(self._root)
+        write_latest(self._root, self.iteration)
+
+
+def begin_save(
+    checkpoints: str | os.PathLike[str],
+    iteration: int,
+    model_chunks: list[MegatronModule],
+    optimizer: MegatronOptimizer | None,
+    training: Mapping[str, Any],
+    write_companions: Callable[[Path], None],
+    *,
+    optimizer_format: str = PORTABLE,
+    time_limit_s: float | None = None,
+) -> PendingSave:
+    """Plan one checkpoint with all ranks.
+
+    training: content of training.json (consumed_train_samples, fingerprints…); iteration and format are added.
+    write_companions: writes config.yaml, architecture.json and tokenizer/ into a directory (called on rank 0).
+    time_limit_s: write in the background, for at most so long; without it `finish` writes, and until then neither
+    weights nor optimizer may change.
+    Raises: SaveError on every rank when one of them fails.
+    """
+    root = Path(checkpoints)
+    directory = unfinished_directory(root, iteration)
+    on_all_ranks("prepare the directory", lambda: _prepare(directory) if dist.get_rank() == 0 else None)
+    sharded = weights_state(model_chunks)
+    if optimizer is not None:
+        sharded["optimizer"] = optimizer_state(optimizer, sharded, optimizer_format)
+    share = plan_share(sharded, directory)
+    content = {**training, "iteration": iteration, "optimizer_format": optimizer_format if optimizer else None}
+    return PendingSave(root, iteration, share, content, write_companions, time_limit_s)
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
+
+
+def save_checkpoint(*arguments: Any, **options: Any) -> Path:
+    """`begin_save` and `finish` in one; returns the checkpoint's directory."""
+    return begin_save(*arguments, **options).finish()
+
+
+def _prepare(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for torn in torn_checkpoints(directory.parent):
+        shutil.rmtree(torn)
+    (directory / STATE).mkdir(parents=True)
+
+
+def on_all_ranks(step: str, action: Callable[[], Any]) -> list[Any]:
+    """Run one step of a save on every rank; returns all ranks' results. Raises SaveError on all when one failed."""
+    failure, result = None, None
+    try:
+        result = action()
+    except Exception as error:  # whatever broke, the other ranks must hear of it
+        failure = f"rank {dist.get_rank()} could not {step}: {type(error).__name__}: {error}"
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (failure, result))
+    if found := next((text for text, _ in outcomes if text), None):
+        raise SaveError(f"checkpoint not saved: {found}. Earlier checkpoints are untouched; free space and go on.")
+    return [result for _, result in outcomes]

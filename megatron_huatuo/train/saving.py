@@ -1,0 +1,143 @@
+"""When a run saves, in which form, and what lies beside the tensors.
+
+Invariant: at most one checkpoint is being written; a failed routine save is reported and the run goes on, a failed last
+one is an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_huatuo.checkpoint.layout import prune
+from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
+from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.log import get_logger
+from megatron_huatuo.model.flops import count_parameters
+from megatron_huatuo.storage.manifest import write_json
+from megatron_huatuo.train.resume import fingerprints
+from megatron_huatuo.train.run import Run
+from megatron_huatuo.train.setup import is_log_rank
+
+_PORTABLE_LIMIT_BYTES = 4 << 30
+_OPTIMIZER_BYTES = 12  # fp32 weight and two moments of each parameter
+
+
+class Saver:
+    """Saves one run. All ranks call its methods at the same steps."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._pending: PendingSave | None = None
+        wanted = run.config.checkpoint.asynchronous
+        self._asynchronous = run.device.type == "cuda" if wanted is None else wanted
+        self._began_s = 0.0
+
+    def is_writing(self) -> bool:
+        """Whether this rank's share of a save is still being written in the background."""
+        return self._pending is not None and not self._pending.is_written()
+
+    def is_pending(self) -> bool:
+        """Whether a save waits to be published: the same on all ranks."""
+        return self._pending is not None
+
+    def save(self) -> None:
+        """Begin a routine save; without `checkpoint.asynchronous` also end it."""
+        self.finish()
+        limit_s = 60 * self._run.config.checkpoint.save_timeout_minutes
+        try:
+            self._pending = self._begin(final=False, time_limit_s=limit_s if self._asynchronous else None)
+        except SaveError as error:
+            self._report(error)
+        if not self._asynchronous:
+            self.finish()
+
+    def save_last(self) -> None:
+        """The save that ends a run: portable, and here at once. Raises: SaveError."""
+        self.finish()
+        if self._run.last_saved != self._run.iteration:
+            self._publish(self._begin(final=True, time_limit_s=None))
+
+    def finish(self) -> None:
+        """Publish the pending save, waiting for its writers where they are not done."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            self._publish(pending)
+        except SaveError as error:
+            self._report(error)
+
+    def _begin(self, *, final: bool, time_limit_s: float | None) -> PendingSave:
+        run, parallel = self._run, self._run.config.parallel
+        self._began_s = time.perf_counter()
+        training = {
+            "consumed_train_samples": run.consumed_train_samples,
+            "fingerprints": fingerprints(run.config, run.training.architecture, run.rows),
+            "decisive": run.config.decisive(run.training.architecture),
+            "layout": {
+                "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+                "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+                "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+            },
+            "source_names": run.rows.source_names,
+        }
+        optimizer_format = PORTABLE if final or self._wants_portable() else ROUTINE
+        _set_forward_hooks(run, enabled=False)
+        try:
+            return begin_save(
+                run.checkpoints,
+                run.iteration,
+                run.training.chunks,
+                run.training.optimizer,
+                training,
+                self._write_companions,
+                optimizer_format=optimizer_format,
+                time_limit_s=time_limit_s,
+            )
+        finally:
+            _set_forward_hooks(run, enabled=True)
+
+    def _wants_portable(self) -> bool:
+        requested = torch.tensor([int(self._run.stop.portable_requested())], device=self._run.device)
+        dist.broadcast(requested, src=0)
+        wanted = self._run.config.checkpoint.portable
+        if wanted is None:
+            wanted = _OPTIMIZER_BYTES * count_parameters(self._run.training.architecture) < _PORTABLE_LIMIT_BYTES
+        return bool(requested) or wanted
+
+    def _publish(self, pending: PendingSave) -> None:
+        directory = pending.finish()
+        run = self._run
+        run.last_saved = pending.iteration
+        if is_log_rank():
+            get_logger(__name__).info("saved %s in %.1f s", directory, time.perf_counter() - self._began_s)
+            prune(run.checkpoints, run.config.checkpoint.keep, run.config.checkpoint.keep_every)
+
+    def _report(self, error: SaveError) -> None:
+        if is_log_rank():
+            get_logger(__name__).error("%s", error)
+
+    def _write_companions(self, directory: Path) -> None:
+        """What makes a checkpoint complete beside its tensors."""
+        run = self._run
+        write_json(directory / "architecture.json", run.training.architecture.to_dict())
+        shutil.copyfile(run.run_dir / "config.yaml", directory / "config.yaml")
+        (directory / "tokenizer").mkdir()
+        for name, file in load_tokenizer(run.rows.tokenizer["path"]).files.items():
+            shutil.copyfile(file, directory / "tokenizer" / name)
+
+
+def _set_forward_hooks(run: Run, *, enabled: bool) -> None:
+    """Overlapped parameter gathering updates weights in forward hooks; a save needs them gathered now."""
+    if run.config.parallel.overlap_param_gather:
+        for chunk in run.training.wrapped:
+            if enabled:
+                chunk.enable_forward_pre_hook()
+            else:
+                chunk.disable_forward_pre_hook(param_sync=True)

@@ -1,0 +1,132 @@
+"""The beginning of a run: its lock, its parts, the checkpoint that it goes on from, and what it says about itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_huatuo.checkpoint.layout import iteration_of
+from megatron_huatuo.checkpoint.store import load_training_state
+from megatron_huatuo.config import dump_yaml
+from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.log import get_logger
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.flops import count_parameters
+from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.lock import exclusive
+from megatron_huatuo.train import metrics
+from megatron_huatuo.train.config import TrainConfig, one_pass
+from megatron_huatuo.train.fused_pieces import fused_pieces
+from megatron_huatuo.train.resume import find_checkpoint
+from megatron_huatuo.train.run import Run
+from megatron_huatuo.train.setup import build_schedule, build_training, is_log_rank
+from megatron_huatuo.train.stop import StopRequest
+from megatron_huatuo.train.validation import HeldOut
+
+_log = get_logger(__name__)
+
+
+def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_iters: int) -> Run:
+    """Build a run and load its newest sound checkpoint, if it has one; all ranks take part."""
+    architecture = config.model.architecture()
+    _check_vocabulary(architecture, rows)
+    found = find_checkpoint(config, architecture, rows)
+    layout = BatchLayout(
+        config.training.global_batch_size,
+        config.training.micro_batch_size,
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+    tokenizer = rows.tokenizer["sha256"]
+    held_out = [
+        HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
+        for source in config.data.validation
+    ]
+    training = build_training(config, architecture, device, train_iters, first_weights=found is None)
+    stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
+    run = Run(config, rows, training, layout, device, held_out, stop, train_iters)
+    if found is not None:
+        directory, state = found
+        load_training_state(directory, training.chunks, training.optimizer)
+        run.iteration = run.last_saved = iteration_of(directory)
+        run.consumed_train_samples = state["consumed_train_samples"]
+    _plan_steps(run)
+    if is_log_rank():
+        _announce(run)
+        _open_run_directory(run)
+    dist.barrier()
+    return run
+
+
+@contextlib.contextmanager
+def exclusive_run(run_dir: Path) -> Iterator[None]:
+    """One job a run directory: rank 0 holds its lock. Raises: HuatuoError on every rank when another job has it, or it
+    cannot be written."""
+    with contextlib.ExitStack() as stack:
+        problem: list[str | None] = [None]
+        if is_log_rank():
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(run_dir))
+            except DataError as error:
+                problem = [str(error)]
+            except OSError as error:
+                problem = [
+                    f"run directory cannot be written: {error} (run_dir {run_dir}). Mend its rights, or choose another."
+                ]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise DataError(problem[0])
+        yield
+
+
+def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
+    size = rows.tokenizer["vocab_size"]
+    if size > architecture.vocab_size:
+        raise DataError(
+            f"tokenizer does not fit the model: got {size} ids, but the embedding has {architecture.vocab_size} rows. "
+            "Index the data with the model's own tokenizer."
+        )
+
+
+def _open_run_directory(run: Run) -> None:
+    with atomic_write(run.run_dir / "config.yaml", "w") as handle:
+        handle.write(dump_yaml(run.config))
+    metrics.write_status(run.run_dir, "running", "", run.iteration)
+    metrics.cut_log_back(run.run_dir, run.iteration)
+
+
+def _plan_steps(run: Run) -> None:
+    """Last step and learning-rate schedule, from the rows that are left: batch size and blend may have changed."""
+    batch = run.config.training.global_batch_size
+    whole_pass = run.iteration + one_pass(batch, max(0, len(run.rows) - run.consumed_train_samples))
+    if run.config.training.train_iters is None:
+        run.train_iters = whole_pass
+    run.training.schedule = build_schedule(
+        run.config, run.training.optimizer, run.config.schedule.decay_iters or whole_pass
+    )
+    run.training.schedule.step(run.iteration)
+
+
+def _announce(run: Run) -> None:
+    parallel = run.config.parallel
+    _log.info(
+        "%s parameters on %d %s ranks (TP %d, PP %d, DP %d), %s",
+        f"{count_parameters(run.training.architecture):,}",
+        dist.get_world_size(),
+        run.device.type,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        run.layout.data_parallel_size,
+        run.config.training.precision,
+    )
+    for piece, obstacle in fused_pieces(run.training.chunks[0].config, run.device.type).items():
+        _log.info("%s: %s", piece, "on" if obstacle is None else f"off, {obstacle}")
+    _log.info("%d rows of %d tokens in %d steps", len(run.rows), run.rows.seq_length, run.train_iters)
