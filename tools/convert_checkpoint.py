@@ -1,13 +1,17 @@
+#!/usr/bin/env python3
 """Hugging Face directory <-> distributed checkpoint, and the proof that the two are equal."""
 
 import sys
 
 from megatron_huatuo.config import argument_parser
 from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.log import silence_known_warnings
 
 
 @exit_on_error
 def main() -> None:
+    """Parse arguments and convert."""
+    silence_known_warnings()
     parser = argument_parser("Convert between Hugging Face directories and checkpoints, and compare them.")
     commands = parser.add_subcommands(dest="command")
 
@@ -34,18 +38,23 @@ def main() -> None:
 
     arguments = parser.parse_args()
     options = vars(arguments[arguments.command])
+    checkpoint, hf = options.pop("checkpoint"), options.pop("hf")
     if arguments.command == "import":
         from megatron_huatuo.hf.import_checkpoint import import_hf
 
-        print(import_hf(options["hf"], options["checkpoint"]))
-    elif arguments.command == "export":
+        print(f"checkpoint: {import_hf(hf, checkpoint)}")
+        return
+    if arguments.command == "export":
         from megatron_huatuo.export.publish import export_checkpoint
 
-        print(export_checkpoint(options.pop("checkpoint"), options.pop("hf"), **options))
+        parity = export_checkpoint(checkpoint, hf, **options)
+        print(f"model: {hf}")
     else:
         from megatron_huatuo.export.verify import verify_export
 
-        print(verify_export(options.pop("checkpoint"), options.pop("hf"), **options))
+        parity = verify_export(checkpoint, hf, **options)
+    for name, value in parity.to_dict().items() if parity else ():
+        print(f"{name}: {value}")
 
 
 if __name__ == "__main__":
