@@ -51,6 +51,11 @@ class ProcessExecutor(LocalPipelineExecutor):
                 "a worker was killed (out of memory?). Run the same command again: finished files are kept; "
                 "try fewer --workers."
             ) from error
+        except BaseException:
+            # An error or Ctrl-C must not wait for the other workers: their files are done again by the next run.
+            for process in list(pool._processes.values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

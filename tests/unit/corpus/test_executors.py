@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -77,13 +78,36 @@ def test_a_killed_worker_ends_the_run_in_seconds_and_the_rerun_finishes(tmp_path
     assert curate([f"{inputs}/*.jsonl"], output, execution=ExecutorSettings(workers=2))["documents_in"] == 80
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_in_seconds_and_leaves_no_output(workers, tmp_path):
+    """The signal goes to the tool alone, as from a batch system: it must stop its workers itself."""
+    inputs, output = write_inputs(tmp_path / "in", 2, 20_000), tmp_path / "out"
+    process = start(inputs, output, "--workers", workers)
+    worker = find_worker(process.pid, tmp_path / "out.work")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130 and b"Traceback" not in error
+    assert not output.exists() and not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+    psutil.wait_procs([worker], timeout=10)
+    assert not worker.is_running()
+
+
+def test_an_error_does_not_wait_for_the_other_workers(tmp_path):
+    inputs = write_inputs(tmp_path / "in", 2, 20_000)
+    (inputs / "0.jsonl").write_text("torn\n")
+    process = start(inputs, tmp_path / "out", "--workers", "2")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert not list((tmp_path / "out.work").glob("*/shards/00001")), "the other file was read to its end"
+
+
 def find_worker(pid: int, work: Path) -> psutil.Process:
     """The process that writes an unfinished shard."""
     deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
-        for process in psutil.Process(pid).children(recursive=True):
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             try:
-                if any(str(work) in file.path for file in process.open_files()):
+                if any(str(work) in file.path and "shards" in file.path for file in process.open_files()):
                     return process
             except psutil.Error:
                 continue
