@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
-from megatron_huatuo.errors import DataError, HuatuoError, IntegrityError
+from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, IntegrityError
 from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.hf.import_checkpoint import import_hf
 from megatron_huatuo.hf.mapping import hf_shapes
@@ -98,6 +98,13 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
         IntegrityError, match=r"'embedding\.word_embeddings\.weight' is \[160, 96\], need \[3072, 192\]"
     ):
         StateReader(checkpoint / STATE, get_preset("toy"))
+
+
+def test_benchmark_needs_a_size_with_layers() -> None:
+    from megatron_huatuo.benchmark import convert
+
+    with pytest.raises(ConfigError, match=r"wrong gigabytes: got 0\.5, need 1 or more"):
+        convert.run(gigabytes=0.5)
 
 
 _FORK = multiprocessing.get_context("fork")  # a child with torch loaded already

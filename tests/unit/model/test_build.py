@@ -91,6 +91,11 @@ def test_bf16_error_is_at_most_twice_that_of_the_plain_implementation(alone: Non
 
 
 def test_wrong_settings_are_refused(alone: None) -> None:
+    bounds = torch.tensor([0, 8], dtype=torch.int32)
+    with pytest.raises(ConfigError, match="wrong qkv_format of packed rows: got 'thd', need 'sbhd'"):
+        build_model(SMALL["baichuan2-alibi"])(
+            torch.zeros(1, 8, dtype=torch.long), None, None, packed_seq_params=PackedSeqParams("thd", bounds, bounds)
+        )
     with pytest.raises(ConfigError, match="wrong precision: got 'fp16', need one of fp32, bf16"):
         build_model(get_preset("toy"), precision="fp16")
     odd = dataclasses.replace(get_preset("toy"), vocab_size=3073)
