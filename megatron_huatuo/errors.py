@@ -19,6 +19,10 @@ class DataError(HuatuoError, ValueError):
     """Input data that breaks its format."""
 
 
+class BlankTextError(DataError):
+    """A record whose text is empty or white space: it is skipped and counted, and is no bad line."""
+
+
 class IntegrityError(DataError):
     """A file that is torn, missing, or differs from its manifest."""
 

@@ -170,5 +170,5 @@ def _parse_with_care(raw: RawLine, where: str, path: str, bad: BadLines) -> list
         try:
             return parse_conversations(line.record, where)
         except DataError as error:
-            bad.add(path, line.number, str(error))
+            bad.add_error(path, line.number, error)
     return []

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import BlankTextError, DataError
 from megatron_huatuo.storage.atomic import atomic_write
 
 MAX_LINE_BYTES = 64 << 20
@@ -72,6 +72,13 @@ class BadLines:
                 f"bad line: {reason} ({file}:{line}); {len(self.lines)} bad so far, allowed {self.max_bad_lines}. "
                 "Mend the line, or allow more with --max-bad-lines."
             )
+
+    def add_error(self, file: str | os.PathLike[str], line: int, error: DataError) -> None:
+        """Count a record that does not parse: a blank text is tolerated, anything else is a bad line."""
+        if isinstance(error, BlankTextError):
+            self.tolerated["blank text"] += 1
+        else:
+            self.add(file, line, str(error))
 
     def count_by_reason(self) -> dict[str, int]:
         """{reason without its details: count}, largest first."""
@@ -218,7 +225,7 @@ def read_records(
         try:
             records = parse(raw, f"{path}:{number}")
         except DataError as error:
-            bad.add(path, number, str(error))
+            bad.add_error(path, number, error)
             continue
         yield from records
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import BlankTextError, DataError
 
 LANGUAGES = ("zh", "en")
 
@@ -150,7 +150,7 @@ def _check_turns(turns: list[Turn], where: str) -> tuple[Turn, ...]:
         if turn.speaker != expected:
             raise DataError(f"wrong speaker in turn {index}: got {turn.speaker!r}, need {expected!r} ({where})")
         if not turn.value.strip():
-            raise DataError(f"blank 'value' in turn {index}: need text ({where})")
+            raise BlankTextError(f"blank 'value' in turn {index}: need text ({where})")
     return tuple(turns)
 
 
@@ -193,7 +193,9 @@ def parse_conversations(raw: Any, where: str) -> list[Conversation]:
     elif "dialogue" in record:
         turns = _turns_from_texts(record["dialogue"], where)
     elif "instruction" in record:
-        question = _filled_text(record, "instruction", where)
+        question = _text(record, "instruction", where)
+        if not question.strip():
+            raise BlankTextError(f"blank 'instruction': need text ({where})")
         context = _optional_text(record, "input", where) or ""
         turns = [Turn("human", f"{question}\n{context}" if context.strip() else question)]
         turns.append(Turn("gpt", _text(record, "output", where)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import BlankTextError, DataError
 from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_jsonl
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify.task import Task
@@ -17,9 +17,9 @@ def read_documents(files: Iterable[str], bad_lines: BadLines) -> Iterator[Task]:
             try:
                 document = parse_document(line.record, f"{path}:{line.number}")
                 if not document.text.strip():
-                    raise DataError(f"blank 'text': need text ({path}:{line.number})")
+                    raise BlankTextError(f"blank 'text': need text ({path}:{line.number})")
             except DataError as error:
-                bad_lines.add(path, line.number, str(error))
+                bad_lines.add_error(path, line.number, error)
                 continue
             origin = (document.metadata or {}).get("origin")
             if not isinstance(origin, dict):

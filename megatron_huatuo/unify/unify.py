@@ -74,6 +74,17 @@ def unify(
     with exclusive(target):
         check_replaceable(target, KIND)
         if backend == "template":
+            ignored = {
+                "--base-url": base_url,
+                "--model": model,
+                "--api-key-env": api_key_env,
+                "--language": language,
+                "--budget-usd": budget_usd,
+                "--prices": prices,
+                "--prompts": prompts or None,
+            }
+            if found := [flag for flag, value in ignored.items() if value is not None]:
+                raise ConfigError(f"{', '.join(found)} has no effect with the template backend. Leave it out.")
             run = Run(TemplateBackend(), gates, max_concurrency, gate_pairs)
             return _run(run, files, target, pairs, preview, max_bad_lines)
         if backend != "openai":

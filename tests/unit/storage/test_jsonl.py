@@ -188,7 +188,8 @@ def test_one_bad_record_of_a_whole_file_costs_only_itself(tmp_path):
     assert [(conversation.id, conversation.turns[1].value) for conversation in found] == [
         ("a-0", "x"), ("a-3", "y"), ("b-1", "z"),
     ]  # fmt: skip
-    assert [line.line for line in bad.lines] == [2, 3, 5]
+    assert [line.line for line in bad.lines] == [2, 5]
+    assert bad.tolerated == {"blank text": 1}
 
 
 def test_exams_in_one_object_keep_their_names(tmp_path):

@@ -272,3 +272,17 @@ def test_the_report_counts_sources_that_only_lose(tmp_path):
         "web": {"pairs": 1, "rejected": {}},
     }
     assert read_json(tmp_path / "out" / "report.json") == report
+
+
+@pytest.mark.parametrize("option", [{"language": "zh"}, {"base_url": "http://127.0.0.1:1/v1"}, {"budget_usd": 1.0}])
+def test_template_backend_refuses_what_it_would_ignore(tmp_path, option):
+    with pytest.raises(ConfigError, match=f"--{next(iter(option)).replace('_', '-')} has no effect with the template"):
+        unify([tmp_path / "d.jsonl"], tmp_path / "out", backend="template", **option)
+
+
+def test_documents_without_text_are_skipped_and_counted(tmp_path):
+    record = {"id": "a", "source": "web", "language": "zh", "title": "发热", "text": "发热是体温升高。多饮水，注意休息。"}
+    write(tmp_path / "d.jsonl", [record, {**record, "id": "b", "text": " \n"}])
+    report = unify([tmp_path / "d.jsonl"], tmp_path / "out", backend="template")
+    assert report["tolerated"] == {"blank text": 1}
+    assert len((tmp_path / "out" / "conversations.jsonl").read_text("utf-8").splitlines()) == 1
