@@ -12,7 +12,8 @@ import torch
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, HuatuoError
-from megatron_huatuo.host import enable_device
+from megatron_huatuo.host import enable_device, resolve_device
+from megatron_huatuo.model.attention_backend import has_transformer_engine
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.train.config import TrainConfig, validate
 from megatron_huatuo.train.loop import train
@@ -38,6 +39,7 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
                 f"# {len(rows)} rows of {rows.seq_length} tokens, {train_iters} steps on {world_size} ranks: would start"
             )
         return 0
+    check_machine(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = enable_device(config.runtime.device)
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -48,6 +50,26 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
         leave_at_once(error)
     destroy_process_groups()
     return 0
+
+
+def check_machine(config: TrainConfig, local_world_size: int) -> None:
+    """Refuse what this machine cannot run; what `validate` cannot know. Must come before CUDA is used.
+
+    Raises: ConfigError.
+    """
+    on_gpu = resolve_device(config.runtime.device) == "cuda"
+    if on_gpu and local_world_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"wrong number of ranks on this node: got {local_world_size}, need at most {torch.cuda.device_count()}, its GPUs. "
+            "Change --nproc_per_node."
+        )
+    if config.parallel.tp_comm_overlap and not (on_gpu and has_transformer_engine()):
+        raise ConfigError(
+            "wrong parallel.tp_comm_overlap: needs GPUs and the package transformer_engine. Install it, or switch it off."
+        )
+    if on_gpu and config.parallel.tensor_model_parallel_size > 1:
+        # Kernels start in the order of their calls, so that communication overlaps with the matrix products after it.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def leave_at_once(error: BaseException) -> NoReturn:

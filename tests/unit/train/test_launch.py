@@ -1,0 +1,90 @@
+"""What cannot work is refused before any process group starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.model.process_groups import initialize_process_groups
+from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.launch import check_machine, launch
+
+
+@pytest.fixture
+def config(tmp_path: Path, sample_blend: Path, small_model: Path) -> TrainConfig:
+    config = TrainConfig(run_dir=str(tmp_path / "run"))
+    config.model.hf, config.data.blend = str(small_model), str(sample_blend)
+    config.training.global_batch_size = 4
+    config.runtime.device = "cpu"
+    return config
+
+
+def refused(config: TrainConfig, message: str, error: type[Exception] = ConfigError) -> None:
+    with pytest.raises(error, match=message):
+        launch(config)
+    assert not dist.is_initialized()
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_run_without_a_blend_is_refused(config: TrainConfig) -> None:
+    config.data.blend = ""
+    refused(config, r"wrong data.blend: got nothing, need a blend directory")
+
+
+def test_a_blend_that_is_not_there_is_refused(config: TrainConfig) -> None:
+    config.data.blend += "/elsewhere"
+    refused(config, "file is missing: .*elsewhere", IntegrityError)
+
+
+def test_a_layout_that_does_not_fit_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config.parallel.tensor_model_parallel_size = 2
+    refused(config, r"wrong number of ranks: got 3, need a multiple of .* = 2. Start 2 or a multiple")
+
+
+def test_a_gpu_that_is_not_there_is_refused(config: TrainConfig) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    config.runtime.device = "cuda"
+    refused(config, r"wrong runtime.device: got 'cuda', but torch sees no GPU")
+
+
+def test_overlap_that_needs_transformer_engine_is_refused_without_it(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config.parallel.tensor_model_parallel_size, config.parallel.tp_comm_overlap = 2, True
+    refused(config, r"wrong parallel.tp_comm_overlap: needs GPUs and the package transformer_engine")
+
+
+def test_more_ranks_than_gpus_are_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config.runtime.device = "auto"
+    check_machine(config, 2)
+    with pytest.raises(ConfigError, match="wrong number of ranks on this node: got 3, need at most 2, its GPUs"):
+        check_machine(config, 3)
+
+
+def test_restarts_over_several_nodes_need_a_fresh_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GROUP_WORLD_SIZE": "2",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"got 3 on 2 nodes.* Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        initialize_process_groups(ParallelConfig(), torch.device("cpu"))
+
+
+def test_a_dry_run_prints_the_settings_and_starts_nothing(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    assert launch(config, dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "global_batch_size: 4" in printed and "steps on 1 ranks: would start" in printed
+    assert not dist.is_initialized() and not Path(config.run_dir).exists()
