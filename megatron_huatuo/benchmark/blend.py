@@ -253,13 +253,15 @@ def _packing_records(documents: int, repeats: int) -> list[dict[str, Any]]:
 
 
 _BUILD_CHILD = """
-import resource, sys, time
+import sys, time
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import read_blend_config
 config = read_blend_config(sys.argv[1])
 began = time.perf_counter()
 build_blend(config, sys.argv[2])
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not ru_maxrss: across fork and exec that keeps the peak of the parent.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(time.perf_counter() - began, int(peak.split()[1]) / 1024)
 """
 
 

@@ -281,7 +281,13 @@ def test_template_backend_refuses_what_it_would_ignore(tmp_path, option):
 
 
 def test_documents_without_text_are_skipped_and_counted(tmp_path):
-    record = {"id": "a", "source": "web", "language": "zh", "title": "发热", "text": "发热是体温升高。多饮水，注意休息。"}
+    record = {
+        "id": "a",
+        "source": "web",
+        "language": "zh",
+        "title": "发热",
+        "text": "发热是体温升高。多饮水，注意休息。",
+    }
     write(tmp_path / "d.jsonl", [record, {**record, "id": "b", "text": " \n"}])
     report = unify([tmp_path / "d.jsonl"], tmp_path / "out", backend="template")
     assert report["tolerated"] == {"blank text": 1}
