@@ -142,8 +142,8 @@ def serve(descriptor: int) -> None:
     """Life of a worker: receive a function, then answer items until the parent closes the pipe or dies."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with Connection(descriptor) as connection:
-        function = connection.recv()
-        while (item := _receive(connection)) is not _END:
+        function = _receive(connection)
+        while function is not _END and (item := _receive(connection)) is not _END:
             try:
                 result = function(item)
             except HuatuoError as error:
