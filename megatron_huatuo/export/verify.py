@@ -20,12 +20,13 @@ from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.export.llamafy import fold_head, llama_architecture
+from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.hf.state_tensors import StateReader
 from megatron_huatuo.hf.weight_files import WeightFiles
 from megatron_huatuo.host import enable_host
 from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.tokenizer import load_tokenizer
-from megatron_huatuo.model.architecture import Architecture, load_architecture
+from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups

@@ -6,13 +6,14 @@ have the one value that is supported. Anything else is refused by name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from megatron_huatuo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.storage.manifest import read_json
 
 _MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "baichuan": "baichuan2"}
 
@@ -54,6 +55,15 @@ _OPTIONAL_FIELDS = {
     "eos_token_id": "eos_token_id",
     "pad_token_id": "pad_token_id",
 }
+
+
+def load_architecture(hf_directory: str | os.PathLike[str]) -> Architecture:
+    """Architecture of a Hugging Face directory, from its config.json alone.
+
+    Raises: IntegrityError when config.json is missing or torn; ConfigError naming the setting that is not supported.
+    """
+    path = Path(hf_directory) / "config.json"
+    return Architecture(**architecture_fields(read_json(path), str(path)))
 
 
 def architecture_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:

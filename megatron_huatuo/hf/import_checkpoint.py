@@ -13,12 +13,13 @@ import torch
 
 from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.hf.mapping import each_weight
 from megatron_huatuo.hf.state_tensors import StateWriter
 from megatron_huatuo.hf.weight_files import open_weights
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.model.architecture import Architecture, load_architecture
+from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
 

@@ -7,15 +7,11 @@ refused by name when the description is read, never dropped.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.hf.config import architecture_fields
-from megatron_huatuo.storage.manifest import read_json
 
 FAMILIES = ("llama", "qwen2", "baichuan2")
 
@@ -98,15 +94,6 @@ def _check(architecture: Architecture) -> None:
         )
     if architecture.norm_head and architecture.tied_embeddings:
         raise ConfigError("wrong head: got norm_head with tied_embeddings, need at most one of the two.")
-
-
-def load_architecture(hf_directory: str | os.PathLike[str]) -> Architecture:
-    """Architecture of a Hugging Face directory, from its config.json alone.
-
-    Raises: IntegrityError when config.json is missing or torn; ConfigError naming the setting that is not supported.
-    """
-    path = Path(hf_directory) / "config.json"
-    return Architecture(**architecture_fields(read_json(path), str(path)))
 
 
 def _llama(**sizes: Any) -> Architecture:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from megatron_huatuo.model.architecture import load_architecture
+from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.storage.indexed import IndexedReader
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks

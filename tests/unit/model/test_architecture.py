@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError, IntegrityError
-from megatron_huatuo.hf.config import architecture_fields, config_json
-from megatron_huatuo.model.architecture import PRESETS, Architecture, get_preset, load_architecture
+from megatron_huatuo.hf.config import architecture_fields, config_json, load_architecture
+from megatron_huatuo.model.architecture import PRESETS, Architecture, get_preset
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "baichuan2"
 
