@@ -15,8 +15,9 @@ from typing import Any
 from megatron_huatuo import __version__
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.corpus.readers import expand_inputs
-from megatron_huatuo.corpus.settings import CurationSettings, ExecutorSettings
+from megatron_huatuo.corpus.settings import CurationSettings
 from megatron_huatuo.errors import DataError
+from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.lock import exclusive
@@ -99,9 +100,9 @@ def _run_tasks(
     execution: ExecutorSettings,
 ) -> bool:
     """Run what is not done; whether all is done now."""
-    from megatron_huatuo.corpus.executors import run_tasks  # datatrove takes half a second to import
-    from megatron_huatuo.corpus.pipeline import build_pipeline
+    from megatron_huatuo.corpus.pipeline import build_pipeline  # datatrove takes half a second to import
     from megatron_huatuo.corpus.shard import shard_path
+    from megatron_huatuo.execution.executors import run_tasks
 
     for rank in range(len(files)):
         if not (shard_path(work, rank) / "shard.json").exists():
@@ -110,7 +111,7 @@ def _run_tasks(
     def make_pipeline(show_progress: bool) -> list[Any]:
         return build_pipeline(files, work, source, settings, lexicon, exams, max_bad_lines, show_progress)
 
-    return run_tasks(make_pipeline, len(files), work / "datatrove", execution)
+    return run_tasks("curate", make_pipeline, len(files), work / "datatrove", execution)
 
 
 def _merge(

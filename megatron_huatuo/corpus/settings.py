@@ -58,26 +58,3 @@ class CurationSettings:
     def min_density(self, language: str) -> float:
         """Least density of medical terms."""
         return self.min_density_zh if language == "zh" else self.min_density_en
-
-
-@dataclass(frozen=True)
-class ExecutorSettings:
-    """Where the tasks run: one task an input file."""
-
-    executor: str = "local"
-    workers: int = 1
-    """Tasks at the same time"""
-    slurm_partition: str = ""
-    """SLURM partition"""
-    slurm_time: str = "08:00:00"
-    """SLURM time limit of one task"""
-    memory_gib: int = 4
-    """Memory of one task under SLURM and Ray, in GiB"""
-
-    def __post_init__(self) -> None:
-        if self.executor not in ("local", "slurm", "ray"):
-            raise ConfigError(f"unknown executor: got {self.executor!r}, need local, slurm or ray.")
-        if self.workers < 1:
-            raise ConfigError(f"wrong workers: got {self.workers}, need at least 1.")
-        if self.executor == "slurm" and not self.slurm_partition:
-            raise ConfigError("the slurm executor needs --slurm-partition.")

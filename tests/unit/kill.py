@@ -11,7 +11,7 @@ from typing import Any
 _context = multiprocessing.get_context("forkserver")
 # What the tools import is loaded once; every process starts from there in some 20 ms.
 _context.set_forkserver_preload(
-    ["megatron_huatuo.corpus.executors", "megatron_huatuo.corpus.pipeline", "megatron_huatuo.corpus.merge",
+    ["megatron_huatuo.execution.executors", "megatron_huatuo.corpus.pipeline", "megatron_huatuo.corpus.merge",
      "megatron_huatuo.unify.model", "matplotlib.backends.backend_agg", "matplotlib.figure"]
 )  # fmt: skip
 

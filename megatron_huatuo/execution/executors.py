@@ -20,13 +20,18 @@ from typing import Any
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger as datatrove_logger
 
-from megatron_huatuo.corpus.settings import ExecutorSettings
 from megatron_huatuo.errors import ConfigError, HuatuoError
+from megatron_huatuo.execution.settings import ExecutorSettings
 from megatron_huatuo.log import progress
 
 
 class ProcessExecutor(LocalPipelineExecutor):
     """Local tasks in processes that are missed when they die. One worker runs in this very process."""
+
+    def __init__(self, name: str, pipeline: list[Any], **options: Any) -> None:
+        """name: of the stage, for the progress bar."""
+        super().__init__(pipeline, **options)
+        self.name = name
 
     def run(self) -> None:
         """Run all tasks that are not done. Raises HuatuoError when a worker is killed."""
@@ -44,15 +49,15 @@ class ProcessExecutor(LocalPipelineExecutor):
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_be_quiet)
         try:
             futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
-            for future in progress(as_completed(futures), total=len(futures), description="curate", unit="file"):
+            for future in progress(as_completed(futures), total=len(futures), description=self.name, unit="task"):
                 future.result()
         except BrokenProcessPool as error:
             raise HuatuoError(
-                "a worker was killed (out of memory?). Run the same command again: finished files are kept; "
+                "a worker was killed (out of memory?). Run the same command again: finished tasks are kept; "
                 "try fewer --workers."
             ) from error
         except BaseException:
-            # An error or Ctrl-C must not wait for the other workers: their files are done again by the next run.
+            # An error or Ctrl-C must not wait for the other workers: their tasks are done again by the next run.
             for process in list(pool._processes.values()):
                 process.kill()
             raise
@@ -66,15 +71,19 @@ def _be_quiet() -> None:
 
 
 def run_tasks(
-    make_pipeline: Callable[[bool], list[Any]], tasks: int, logging_dir: Path, settings: ExecutorSettings
+    name: str,
+    make_pipeline: Callable[[bool], list[Any]],
+    tasks: int,
+    logging_dir: Path,
+    settings: ExecutorSettings,
 ) -> bool:
     """Run all tasks that are not done; returns whether all are done now (SLURM runs them later).
 
-    make_pipeline: (show a progress bar of its own) -> steps.
+    name: of the stage, for progress bars and job names. make_pipeline: (show a progress bar of its own) -> steps.
     """
     common = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
     if settings.executor == "local":
-        executor: Any = ProcessExecutor(make_pipeline(settings.workers == 1 or tasks == 1), **common)
+        executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), **common)
     elif settings.executor == "slurm":
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
@@ -84,7 +93,7 @@ def run_tasks(
             time=settings.slurm_time,
             partition=settings.slurm_partition,
             mem_per_cpu_gb=settings.memory_gib,
-            job_name="curate",
+            job_name=name,
             env_command=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
         )
     else:

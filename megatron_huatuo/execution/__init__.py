@@ -1,0 +1,5 @@
+"""Independent tasks of a stage in local processes, as a SLURM array, or on Ray."""
+
+from megatron_huatuo.execution.settings import ExecutorSettings
+
+__all__ = ["ExecutorSettings"]
