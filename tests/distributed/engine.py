@@ -14,9 +14,10 @@ from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.host import enable_device
 from megatron_huatuo.model.process_groups import initialize_process_groups
-from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.loop import train
+from megatron_huatuo.train.rules import validate
 from tests.distributed.runner import Ranks, run_ranks
 
 
@@ -77,7 +78,10 @@ def state_hashes(checkpoint: str) -> dict[str, str]:
     def flat(name: str, value: Any) -> dict[str, str]:
         if isinstance(value, dict):
             return {key: digest for part, held in value.items() for key, digest in flat(f"{name}.{part}", held).items()}
-        content = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        if isinstance(value, torch.Tensor):  # as bytes: numpy has no bfloat16
+            content = value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            content = repr(value).encode()
         return {name: hashlib.sha256(content).hexdigest()}
 
     return flat("", dist_checkpointing.load_plain_tensors(f"{checkpoint}/state"))

@@ -17,6 +17,14 @@ def test_resume_is_bitwise(stopped_after: int, tmp_path: Path, configure, finish
     assert outcome(tmp_path) == undisturbed
 
 
+def test_resume_in_bf16_is_bitwise(tmp_path: Path, configure, finish) -> None:
+    """Weights in bf16, their masters and moments in fp32."""
+    for name, ends in (("whole", [STEPS]), ("resumed", [4, STEPS])):
+        for last in ends:
+            finish(configure(tmp_path / name, training={"train_iters": last, "precision": "bf16"}))
+    assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")
+
+
 def test_a_finished_run_finds_itself_done(tmp_path: Path, configure, finish) -> None:
     finish(configure(tmp_path, training={"train_iters": 1}))
     assert "finished at step 1 of 1" in finish(configure(tmp_path, training={"train_iters": 1}))
