@@ -49,7 +49,9 @@ bench: setup
 	for name in blend index loader convert train; do \
 	  $(BIN)/python tools/benchmark.py $$name --json runs/bench/$$name.json || exit 1; done
 
-# The GPU targets use $(PYTHON) as it is and install nothing.
+# The GPU targets use $(PYTHON) as it is and install nothing, not even this package.
+test-gpu bench-gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+
 test-gpu:
 	$(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m pytest -m gpu tests/gpu
