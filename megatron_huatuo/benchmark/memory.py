@@ -8,6 +8,7 @@ Units are bytes throughout, activations in bytes a token of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_huatuo.model.architecture import Architecture
@@ -76,14 +77,19 @@ class LayerActivations:
 
 
 def layer_activations(
-    architecture: Architecture, *, transformer_engine: bool, width: int, recompute: str | None = None
+    architecture: Architecture,
+    *,
+    transformer_engine: bool,
+    width: int,
+    recompute: str | None = None,
+    modules: Sequence[str] = ("core_attn",),
 ) -> LayerActivations:
     """What the backward pass of one layer needs of the forward pass; `width`: bytes of a value (2 in bf16).
 
     Norms: input and output each; without Transformer Engine also two float32 copies. Attention: queries, keys and
     values before and after rotation, the context twice (for the kernel and for the projection) and the softmax
-    statistics in float32. Gated unit: both halves and their product. Selective recomputation drops the context and the
-    statistics, full recomputation all but the layer's input. After Korthikanti et al. 2022, section 4, for RMSNorm, a
+    statistics in float32. Gated unit: both halves and their product. Selective recomputation of core_attn drops the
+    context and the statistics, of mlp the gated unit; full recomputation all but the layer's input. After Korthikanti et al. 2022, section 4, for RMSNorm, a
     gated unit, flash attention and no dropout.
     """
     hidden, heads = architecture.hidden_size, architecture.num_attention_heads
@@ -93,9 +99,11 @@ def layer_activations(
     norms = 2 * hidden * (2 * width if transformer_engine else width + 8)
     rotated = 0 if architecture.alibi else query + key_value
     attention = width * (query + 2 * key_value + rotated + query)
-    if recompute is None:
+    again = modules if recompute == "selective" else ()
+    if "core_attn" not in again:
         attention += width * query + 4 * heads
-    return LayerActivations(outside=norms, inside=attention + width * 3 * architecture.ffn_hidden_size)
+    gated_unit = 0 if "mlp" in again else width * 3 * architecture.ffn_hidden_size
+    return LayerActivations(outside=norms, inside=attention + gated_unit)
 
 
 def layers_in_flight(config: TrainConfig, num_layers: int, stage: int, num_microbatches: int) -> float:
@@ -133,7 +141,13 @@ def rank_memory(
     num_microbatches = training.global_batch_size // (training.micro_batch_size * data_parallel)
 
     recompute = training.recompute_granularity
-    kept = layer_activations(architecture, transformer_engine=transformer_engine, width=width, recompute=recompute)
+    kept = layer_activations(
+        architecture,
+        transformer_engine=transformer_engine,
+        width=width,
+        recompute=recompute,
+        modules=training.recompute_modules,
+    )
     in_flight = layers_in_flight(config, architecture.num_layers, stage, num_microbatches)
     per_token = kept.on_rank(parallel) * in_flight
     if recompute == "full":  # one input a block, and one block that is computed again
@@ -142,7 +156,7 @@ def rank_memory(
     # While a layer is differentiated: gradients inside its gated unit, and an input gathered from the other ranks.
     per_token += width * (3 * architecture.ffn_hidden_size / tensor_parallel + 2 * architecture.hidden_size)
     return RankMemory(
-        weights=width * parameters,
+        weights=(width + (2 if training.fp8 else 0)) * parameters,  # in fp8 also a copy and its transpose
         gradients=4.0 * parameters,  # reduced and kept in float32
         optimizer=(12.0 if is_bf16 else 8.0) * parameters / data_parallel,  # float32 weights and two moments
         activations=tokens * per_token,

@@ -18,7 +18,8 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.flops import count_parameters, flops_per_token
 from megatron_huatuo.storage.manifest import read_manifest
-from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.rules import validate
 
 GIB = 2**30
 _UNKNOWN_ROWS = 1 << 40
@@ -142,12 +143,14 @@ def _check_cluster(cluster: Cluster) -> None:
 def _planned_mfu(config: TrainConfig, architecture: Architecture, cluster: Cluster, seq_length: int) -> float:
     """Assumed MFU × what recomputation leaves × what pipeline bubbles leave.
 
-    Full recomputation repeats the forward pass, a third of the work again. Selective repeats attention alone, a third of
-    its share. Bubbles: (stages - 1) / (chunks · micro-batches) of a step (Narayanan et al. 2021, section 2.2).
+    Full recomputation repeats the forward pass, a third of the work again. Selective repeats the chosen modules, a third
+    of their share. Bubbles: (stages - 1) / (chunks · micro-batches) of a step (Narayanan et al. 2021, section 2.2).
     """
     parallel, training = config.parallel, config.training
     attention = 12.0 * architecture.num_layers * architecture.num_attention_heads * architecture.head_dim * seq_length
-    share = attention / flops_per_token(architecture, seq_length)
+    gated_unit = 18.0 * architecture.num_layers * architecture.hidden_size * architecture.ffn_hidden_size
+    chosen = sum({"core_attn": attention, "mlp": gated_unit}[module] for module in training.recompute_modules)
+    share = chosen / flops_per_token(architecture, seq_length)
     repeated = {None: 0.0, "selective": share / 3, "full": 1 / 3}[training.recompute_granularity]
     data_parallel = parallel.data_parallel_size(cluster.gpus)
     num_microbatches = training.global_batch_size // (training.micro_batch_size * data_parallel)
@@ -186,7 +189,11 @@ def _other_layouts(plan: Plan) -> Iterator[TrainConfig]:
                     tp_comm_overlap=plan.config.parallel.tp_comm_overlap and tensor_parallel > 1,
                 )
                 training = dataclasses.replace(
-                    plan.config.training, recompute_granularity=recompute, recompute_num_layers=1, micro_batch_size=1
+                    plan.config.training,
+                    recompute_granularity=recompute,
+                    recompute_modules=["core_attn"],
+                    recompute_num_layers=1,
+                    micro_batch_size=1,
                 )
                 yield dataclasses.replace(plan.config, parallel=parallel, training=training)
 

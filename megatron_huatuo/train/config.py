@@ -1,16 +1,11 @@
-"""Settings of a training run: one dataclass a section, and the rules that span sections.
-
-Invariant: what `validate` lets through can start; it costs no process group and no model.
-"""
+"""Settings of a training run: one dataclass a section. What may stand in them, `rules.py` says."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_huatuo.config import to_plain
-from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.model.architecture import Architecture, get_preset
@@ -102,14 +97,25 @@ class TrainingConfig:
     """Last step; null: one pass over the blend."""
     precision: str = "bf16"
     """bf16 (fp32 master weights and gradients) or fp32."""
+    fp8: str | None = None
+    """Matrix products of the layers in fp8, by Transformer Engine: null, hybrid (gradients in e5m2) or e4m3."""
+    fp8_recipe: str = "tensorwise"
+    """With fp8: what shares one scale: tensorwise, blockwise (blocks of 128) or mxfp8 (of 32, Blackwell)."""
     seed: int = 1234
     """Seed of random first weights."""
     recompute_granularity: str | None = None
     """Activation recomputation: null, selective or full."""
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])
+    """With selective: the parts of a layer that are computed again, core_attn and mlp."""
     recompute_num_layers: int = 1
     """With full: layers a recomputed block."""
     on_nonfinite: str = "stop"
     """What a NaN or infinite loss or gradient does: stop the run, or skip the step."""
+
+    @property
+    def number_formats(self) -> str:
+        """`precision`, and fp8 where it is on: what the loss curve depends on."""
+        return self.precision if self.fp8 is None else f"{self.precision} with fp8 {self.fp8}, {self.fp8_recipe}"
 
 
 @dataclass
@@ -130,6 +136,8 @@ class CheckpointConfig:
     """Save the optimizer so that any layout can resume; null: when its state is below 4 GiB, and always at the end."""
     allow_changed: list[str] = field(default_factory=list)
     """Fingerprints that may differ on resume: blend, tokenizer, config."""
+    export_hf: str | None = None
+    """Hugging Face directory that the finished run is exported to; null: none."""
 
 
 @dataclass
@@ -189,97 +197,6 @@ class TrainConfig:
             "optimizer": to_plain(self.optimizer),
             "schedule": to_plain(self.schedule),
             "global_batch_size": self.training.global_batch_size,
-            "precision": self.training.precision,
+            "precision": self.training.number_formats,
             "isolate_documents": self.data.isolate_documents,
         }
-
-
-def _choose(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"wrong {name}: got {value!r}, need one of {', '.join(map(str, allowed))}.")
-
-
-def _at_least(name: str, value: float | None, minimum: float) -> None:
-    if value is not None and not (math.isfinite(value) and value >= minimum):
-        raise ConfigError(f"wrong {name}: got {value}, need {minimum} or more.")
-
-
-def _check_profile_steps(steps: list[int]) -> None:
-    if len(steps) not in (0, 2):
-        raise ConfigError(f"wrong logging.profile_steps: got {steps}, need [first, last].")
-    if steps and not 1 <= steps[0] <= steps[1]:
-        raise ConfigError(f"wrong logging.profile_steps: got {steps}, need 1 <= first <= last.")
-
-
-def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size: int) -> int:
-    """Check all sections together and return the number of steps.
-
-    Raises: ConfigError naming the key and the values that would work.
-    """
-    training, schedule, checkpoint = config.training, config.schedule, config.checkpoint
-    _choose("training.precision", training.precision, ("bf16", "fp32"))
-    _choose("training.recompute_granularity", training.recompute_granularity, (None, "selective", "full"))
-    _choose("training.on_nonfinite", training.on_nonfinite, ("stop", "skip"))
-    _choose("runtime.device", config.runtime.device, ("auto", "cpu", "cuda"))
-    for name in checkpoint.allow_changed:
-        _choose("checkpoint.allow_changed", name, ("blend", "tokenizer", "config"))
-    _at_least("training.recompute_num_layers", training.recompute_num_layers, 1)
-    _at_least("checkpoint.save_interval", checkpoint.save_interval, 1)
-    _at_least("checkpoint.save_timeout_minutes", checkpoint.save_timeout_minutes, 0.01)
-    _at_least("checkpoint.keep", checkpoint.keep, 1)
-    _at_least("checkpoint.keep_every", checkpoint.keep_every, 1)
-    _at_least("logging.log_interval", config.logging.log_interval, 1)
-    _at_least("logging.validation_interval", config.logging.validation_interval, 1)
-    _at_least("optimizer.lr", config.optimizer.lr, 0)
-    _at_least("optimizer.clip_grad", config.optimizer.clip_grad, 0)
-    _at_least("schedule.min_lr", schedule.min_lr, 0)
-    _at_least("schedule.decay_iters", schedule.decay_iters, 1)
-    _at_least("runtime.distributed_timeout_minutes", config.runtime.distributed_timeout_minutes, 0.05)
-    if not 0 <= schedule.warmup_fraction < 1:
-        raise ConfigError(
-            f"wrong schedule.warmup_fraction: got {schedule.warmup_fraction}, need 0 or more and below 1."
-        )
-    if schedule.min_lr > config.optimizer.lr:
-        raise ConfigError(
-            f"wrong schedule.min_lr: got {schedule.min_lr}, need at most optimizer.lr = {config.optimizer.lr}."
-        )
-    _check_profile_steps(config.logging.profile_steps)
-    data_parallel_size = config.parallel.data_parallel_size(world_size)
-    layout = BatchLayout(training.global_batch_size, training.micro_batch_size, 0, data_parallel_size)
-    architecture = config.model.architecture()
-    config.parallel.validate(
-        num_layers=architecture.num_layers,
-        num_attention_heads=architecture.num_attention_heads,
-        num_query_groups=architecture.num_query_groups,
-        ffn_hidden_size=architecture.ffn_hidden_size,
-        vocab_size=architecture.vocab_size,
-        seq_length=seq_length,
-        num_microbatches=layout.num_microbatches,
-    )
-    if training.recompute_granularity == "full":
-        chunks = config.parallel.pipeline_model_parallel_size * (
-            config.parallel.virtual_pipeline_model_parallel_size or 1
-        )
-        if training.recompute_num_layers > architecture.num_layers // chunks:
-            raise ConfigError(
-                f"wrong training.recompute_num_layers: got {training.recompute_num_layers}, need at most "
-                f"{architecture.num_layers // chunks}, the layers of a model chunk."
-            )
-    return _train_iters(training, num_rows)
-
-
-def one_pass(global_batch_size: int, num_rows: int) -> int:
-    """Steps of one pass over the blend; the last one is filled with empty rows."""
-    return -(-num_rows // global_batch_size)
-
-
-def _train_iters(training: TrainingConfig, num_rows: int) -> int:
-    longest = one_pass(training.global_batch_size, num_rows)
-    if training.train_iters is None:
-        return longest
-    if not 1 <= training.train_iters <= longest:
-        raise ConfigError(
-            f"wrong training.train_iters: got {training.train_iters}, need 1 to {longest}: one pass over {num_rows} rows. "
-            "More passes are epochs of the sources: set them in the blend."
-        )
-    return training.train_iters

@@ -22,6 +22,7 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
     accumulates = mcore_layers._grad_accum_fusion_available
     return {
         "fused RMSNorm and linear layers (Transformer Engine)": needs_te,
+        "fp8 matrix products": _unless(config.fp8 is not None, needs_te or "training.fp8 is null"),
         "fused SwiGLU": _unless(config.bias_activation_fusion, _NO_GPU),
         "fused RoPE": _unless(config.apply_rope_fusion, needs_te or "this backbone has no RoPE"),
         "fused cross-entropy": _unless(config.cross_entropy_loss_fusion, _NO_GPU),

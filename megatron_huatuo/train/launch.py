@@ -15,8 +15,12 @@ from megatron_huatuo.errors import ConfigError, HuatuoError
 from megatron_huatuo.host import enable_device, resolve_device
 from megatron_huatuo.model.attention_backend import has_transformer_engine
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
-from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.loop import train
+from megatron_huatuo.train.rules import validate
+
+# Compute capability from which on GPUs multiply in fp8, by what shares one scale: L40 and H100; H100; Blackwell.
+_CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
 
 
 def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
@@ -70,6 +74,23 @@ def check_machine(config: TrainConfig, local_world_size: int) -> None:
     if on_gpu and config.parallel.tensor_model_parallel_size > 1:
         # Kernels start in the order of their calls, so that communication overlaps with the matrix products after it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if config.training.fp8 is not None:
+        _check_fp8(config, on_gpu)
+
+
+def _check_fp8(config: TrainConfig, on_gpu: bool) -> None:
+    obstacle, needed = None, _CAPABILITY[config.training.fp8_recipe]
+    if not on_gpu:
+        obstacle = "the run is on the CPU"
+    elif not has_transformer_engine():
+        obstacle = "the package transformer_engine is not installed"
+    elif (found := torch.cuda.get_device_capability()) < needed:
+        obstacle = f"recipe {config.training.fp8_recipe} needs compute capability {needed}, and the GPU has {found}"
+    if obstacle is not None:
+        raise ConfigError(
+            f"wrong training.fp8: got {config.training.fp8!r}, but {obstacle}. Use a GPU that can with Transformer Engine "
+            "(examples/slurm/Dockerfile builds it), or leave training.fp8 out."
+        )
 
 
 def leave_at_once(error: BaseException) -> NoReturn:

@@ -84,8 +84,17 @@ def _recompute(config: TrainConfig) -> dict[str, Any]:
             "recompute_num_layers": config.training.recompute_num_layers,
         }
     if granularity == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        return {
+            "recompute_granularity": "selective",
+            "recompute_modules": list(config.training.recompute_modules),
+        }
     return {}
+
+
+def _fp8(config: TrainConfig) -> dict[str, Any]:
+    """For the layers: the head is none of Transformer Engine's and stays in bf16, and so do the stored weights."""
+    training = config.training
+    return {"fp8": training.fp8, "fp8_recipe": training.fp8_recipe} if training.fp8 is not None else {}
 
 
 def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.device) -> list[MegatronModule]:
@@ -106,6 +115,7 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,
         **_recompute(config),
+        **_fp8(config),
     }
     chunks = []
     for stage in range(virtual or 1):

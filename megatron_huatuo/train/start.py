@@ -22,9 +22,10 @@ from megatron_huatuo.model.flops import count_parameters
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.train import metrics
-from megatron_huatuo.train.config import TrainConfig, one_pass
+from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.fused_pieces import fused_pieces
 from megatron_huatuo.train.resume import find_checkpoint
+from megatron_huatuo.train.rules import one_pass
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import build_schedule, build_training, is_log_rank
 from megatron_huatuo.train.stop import StopRequest
@@ -125,7 +126,7 @@ def _announce(run: Run) -> None:
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         run.layout.data_parallel_size,
-        run.config.training.precision,
+        run.config.training.number_formats,
     )
     for piece, obstacle in fused_pieces(run.training.chunks[0].config, run.device.type).items():
         _log.info("%s: %s", piece, "on" if obstacle is None else f"off, {obstacle}")

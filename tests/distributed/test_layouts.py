@@ -20,6 +20,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "micro-batch 2": (1, {}, {"micro_batch_size": 2}),
     "micro-batch 4": (1, {}, {"micro_batch_size": 4}),
     "recompute full": (1, {}, {"micro_batch_size": 2, "recompute_granularity": "full"}),
+    "recompute attention and mlp": (
+        *(1, {}),
+        {"micro_batch_size": 2, "recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
+    ),
     "DP2": (2, {}, {}),
     "DP2 overlapped": (2, OVERLAP, {"micro_batch_size": 2}),
     "TP2": (2, TP2, {"micro_batch_size": 2}),

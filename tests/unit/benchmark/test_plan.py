@@ -229,6 +229,15 @@ def test_recomputation_lowers_memory_and_speed() -> None:
     assert plans[2].mfu < plans[1].mfu < plans[0].mfu
 
 
+def test_recomputed_mlp_drops_the_gated_unit_and_repeats_its_products() -> None:
+    """6 · 11008 bytes a token and layer go; 3 products of 4096 × 11008 are done once more forward, of 3 in all."""
+    chosen = {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    plain, again = plan_7b(), plan_7b(**chosen)
+    assert plain.memory.activations - again.memory.activations == 4096 * 32 * 6 * 11008
+    gated_unit = 6 * 32 * 3 * 4096 * 11008 / flops_per_token(PRESETS["baichuan2-7b"], 4096)
+    assert again.mfu == pytest.approx(0.45 / (1 + gated_unit / 3))
+
+
 def test_time_by_hand() -> None:
     """1,000 steps of 128 × 4,096 tokens at 45 % of 8 × 312 TFLOP/s."""
     plan = plan_7b(rows=128_000)

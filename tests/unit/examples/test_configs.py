@@ -18,7 +18,8 @@ import yaml
 from megatron_huatuo.benchmark.gpus import get_gpu
 from megatron_huatuo.benchmark.plan import Cluster, check_plan, plan_run
 from megatron_huatuo.blend.config import read_blend_config
-from megatron_huatuo.train.config import TrainConfig, validate
+from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.rules import validate
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"

@@ -9,12 +9,41 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.train.config import TrainConfig, one_pass, validate
+from megatron_huatuo.model.architecture import get_preset
+from megatron_huatuo.model.build import transformer_config
+from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.rules import FP8_RECIPES, one_pass, validate
 
 # Keys that a sound toy run is changed in, and the message that follows.
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"training.precision": "fp16"}, r"wrong training.precision: got 'fp16', need one of bf16, fp32"),
     ({"training.recompute_granularity": "half"}, r"wrong training.recompute_granularity: got 'half'"),
+    (
+        {"training.recompute_modules": ["moe"]},
+        r"wrong training.recompute_modules: got 'moe', need one of core_attn, mlp",
+    ),
+    ({"training.recompute_modules": ["layernorm"]}, r"got 'layernorm', need core_attn or mlp. Transformer Engine has"),
+    (
+        {"training.recompute_modules": [], "training.recompute_granularity": "selective"},
+        r"wrong training.recompute_modules: got none, need core_attn, mlp or both with selective",
+    ),
+    (
+        {"training.recompute_modules": ["mlp"], "training.recompute_granularity": "full"},
+        r"got \['mlp'\] with recompute_granularity full, which does not use it",
+    ),
+    ({"training.fp8": "e5m2"}, r"wrong training.fp8: got 'e5m2', need one of null, hybrid, e4m3"),
+    (
+        {"training.fp8_recipe": "delayed"},
+        r"wrong training.fp8_recipe: got 'delayed', need one of tensorwise, blockwise",
+    ),
+    (
+        {"training.fp8": "hybrid", "training.precision": "fp32"},
+        r"wrong training.fp8: got 'hybrid' with training.precision fp32, need bf16",
+    ),
+    (
+        {"training.fp8": "hybrid", "training.fp8_recipe": "blockwise"},
+        r"recipe blockwise, but the hidden_size is 192 on a rank, need a multiple of 128",
+    ),
     ({"training.recompute_num_layers": 0}, r"wrong training.recompute_num_layers: got 0, need 1 or more"),
     ({"training.on_nonfinite": "ignore"}, r"wrong training.on_nonfinite: got 'ignore', need one of stop, skip"),
     ({"training.train_iters": 0}, r"wrong training.train_iters: got 0, need 1 to 25"),
@@ -104,6 +133,26 @@ def test_sequence_parallelism_needs_rows_that_divide() -> None:
         validate(config, seq_length=255, num_rows=100, world_size=4)
 
 
+def test_fp8_needs_sizes_that_divide_on_every_rank() -> None:
+    """Rows of 4,096 over 2 ranks are 2,048; of 4,080, 2,040, which is no multiple of 16. Without fp8 it is allowed."""
+    config = changed({"training.fp8": "hybrid", "parallel.tensor_model_parallel_size": 2})
+    config.model.preset = "baichuan2-7b"
+    assert validate(config, seq_length=4096, num_rows=100, world_size=4) == 25
+    with pytest.raises(ConfigError, match=r"but the row length is 2040 on a rank, need a multiple of 16\. Change"):
+        validate(config, seq_length=4080, num_rows=100, world_size=4)
+    config.training.fp8 = None
+    assert validate(config, seq_length=4080, num_rows=100, world_size=4) == 25
+
+
+@pytest.mark.parametrize("recipe", FP8_RECIPES)
+@pytest.mark.parametrize("modules", [["core_attn"], ["core_attn", "mlp"]], ids=str)
+def test_megatron_core_takes_what_the_rules_let_through(recipe: str, modules: list[str]) -> None:
+    settings = {"recompute_granularity": "selective", "recompute_modules": list(modules)}
+    taken = transformer_config(get_preset("toy"), precision="bf16", fp8="hybrid", fp8_recipe=recipe, **settings)
+    assert (taken.fp8, taken.fp8_recipe, taken.fp8_param) == ("hybrid", recipe, False)
+    assert taken.recompute_modules == modules
+
+
 @pytest.mark.parametrize(("rows", "batch", "steps"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (2**31, 128, 2**24)])
 def test_one_pass_fills_the_last_batch(rows: int, batch: int, steps: int) -> None:
     assert one_pass(batch, rows) == steps
@@ -122,6 +171,7 @@ def test_the_fingerprint_knows_what_decides_the_curve() -> None:
         "schedule.min_lr": 1e-6,
         "training.global_batch_size": 8,
         "training.precision": "fp32",
+        "training.fp8": "hybrid",
     }
     fingerprint = config.fingerprint(architecture)
     for key, value in same.items():

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.model.parallel import ParallelConfig
 from megatron_huatuo.model.process_groups import initialize_process_groups
+from megatron_huatuo.train import launch as launch_module
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import check_machine, launch
 
@@ -60,6 +61,19 @@ def test_overlap_that_needs_transformer_engine_is_refused_without_it(
     monkeypatch.setenv("WORLD_SIZE", "2")
     config.parallel.tensor_model_parallel_size, config.parallel.tp_comm_overlap = 2, True
     refused(config, r"wrong parallel.tp_comm_overlap: needs GPUs and the package transformer_engine")
+
+
+def test_fp8_is_refused_where_nothing_can_do_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.training.precision, config.training.fp8 = "bf16", "hybrid"
+    refused(config, r"wrong training.fp8: got 'hybrid', but the run is on the CPU. Use a GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    config.runtime.device = "auto"
+    monkeypatch.setattr(launch_module, "has_transformer_engine", lambda: False)
+    refused(config, r"wrong training.fp8: got 'hybrid', but the package transformer_engine is not installed")
+    monkeypatch.setattr(launch_module, "has_transformer_engine", lambda: True)
+    refused(config, r"but recipe tensorwise needs compute capability \(8, 9\), and the GPU has \(8, 0\)")
 
 
 def test_more_ranks_than_gpus_are_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
