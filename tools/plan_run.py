@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import get_type_hints
 
 from jsonargparse import Namespace
 
@@ -29,12 +28,9 @@ def parse_config(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, N
     parser.add_argument("--rows", type=int | None, default=None, metavar="N", help="rows (default: of data.blend)")
     parser.add_argument("--seq-length", type=int | None, default=None, metavar="N", help="default: of data.blend, 4096")
     parser.add_argument("--transformer-engine", type=bool, default=True, help="whether its fused norms are there")
-    defaults, types = TrainConfig(), get_type_hints(TrainConfig)
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    for name in names:
-        parser.add_argument(f"--{name}", type=types[name], default=getattr(defaults, name))
+    parser.add_class_arguments(TrainConfig)
     options = parser.instantiate(parser.parse_args(arguments))
-    return TrainConfig(**{name: options[name] for name in names}), options
+    return TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}), options
 
 
 @exit_on_error

@@ -3,40 +3,66 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shlex
 import sys
+from pathlib import Path
 
 from megatron_huatuo.config import argument_parser
 from megatron_huatuo.errors import exit_on_error
-from megatron_huatuo.log import silence_known_warnings
+from megatron_huatuo.log import get_logger, silence_known_warnings
+from megatron_huatuo.storage.manifest import check_replaceable, read_json, read_manifest
 
 
 @exit_on_error
 def main() -> int:
+    """Train; the first rank then exports what has finished, where that is wanted."""
     silence_known_warnings()
-    from megatron_huatuo.train import config as sections
+    from megatron_huatuo.train.config import TrainConfig
 
     parser = argument_parser(
         "Train one pass over a blend with megatron-core. Run it under torchrun; the same command resumes a run. "
         "A file STOP in the run directory, or SIGTERM to the workers, saves and ends it.",
         config_file=True,
     )
-    parser.add_argument("--run_dir", type=str, default="runs/train", help="directory of the run")
-    parser.add_argument("--model", type=sections.ModelConfig, default=sections.ModelConfig())
-    parser.add_argument("--data", type=sections.DataConfig, default=sections.DataConfig())
-    parser.add_argument("--parallel", type=sections.ParallelConfig, default=sections.ParallelConfig())
-    parser.add_argument("--optimizer", type=sections.OptimizerSettings, default=sections.OptimizerSettings())
-    parser.add_argument("--schedule", type=sections.ScheduleConfig, default=sections.ScheduleConfig())
-    parser.add_argument("--training", type=sections.TrainingConfig, default=sections.TrainingConfig())
-    parser.add_argument("--checkpoint", type=sections.CheckpointConfig, default=sections.CheckpointConfig())
-    parser.add_argument("--logging", type=sections.LoggingConfig, default=sections.LoggingConfig())
-    parser.add_argument("--runtime", type=sections.RuntimeConfig, default=sections.RuntimeConfig())
+    parser.add_class_arguments(TrainConfig)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved settings, stop")
-    arguments = parser.instantiate(parser.parse_args())
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("config", "dry_run")}
+    options = parser.instantiate(parser.parse_args())
+    config = TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)})
+    hf_directory = config.checkpoint.export_hf
+    if hf_directory is not None:
+        check_replaceable(hf_directory, "hf_model")
 
     from megatron_huatuo.train.launch import launch
 
-    return launch(sections.TrainConfig(**settings), dry_run=arguments.dry_run)
+    code = launch(config, dry_run=options.dry_run)
+    if hf_directory is not None and not options.dry_run and os.environ.get("RANK", "0") == "0":
+        export(Path(config.run_dir), Path(hf_directory))
+    return code
+
+
+def export(run_dir: Path, hf_directory: Path) -> None:
+    """Become the command that exports a finished run; returns when there is nothing to export.
+
+    In its place, not beside it: the memory of training is free then, and its failure cannot harm the run.
+    """
+    from megatron_huatuo.checkpoint.layout import resolve_checkpoint
+
+    if read_json(run_dir / "status.json")["state"] != "finished":
+        return
+    if (hf_directory / "manifest.json").is_file():
+        origin = read_manifest(hf_directory, "hf_model")["checkpoint"]
+        if origin.items() <= read_json(resolve_checkpoint(run_dir) / "training.json").items():
+            get_logger(__name__).info("exported already: %s", hf_directory)
+            return
+    tool = Path(__file__).with_name("convert_checkpoint.py")
+    command = [sys.executable, str(tool), "export", "--checkpoint", str(run_dir), "--hf", str(hf_directory)]
+    get_logger(__name__).info("the run is finished and saved. Exporting it; to repeat: %s", shlex.join(command))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without its rank the new process is a world of its own.
+    os.execve(command[0], command, {name: value for name, value in os.environ.items() if name != "RANK"})
 
 
 if __name__ == "__main__":

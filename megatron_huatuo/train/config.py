@@ -173,6 +173,7 @@ class TrainConfig:
     """Everything of one run."""
 
     run_dir: str = "runs/train"
+    """Directory of the run; a run that lies there is resumed."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
