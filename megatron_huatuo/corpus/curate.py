@@ -1,7 +1,8 @@
 """Curation: raw files to one directory of clean passages.
 
 Invariant: documents.jsonl keeps the order of the input; every document read is there or in rejected.jsonl. Work in
-progress lies in OUTPUT.work, under the fingerprint of inputs and settings, and is never mixed with that of others.
+progress lies in the hidden folder .OUTPUT.work beside it, under the fingerprint of inputs and settings, and is never mixed
+with that of others; a failed run leaves it, and the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def curate(
     settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
     files = expand_inputs(inputs)
     target = Path(output)
-    root = target.with_name(f"{target.name}.work")
+    root = target.with_name(f".{target.name}.work")
     decisive = {
         "settings": to_plain(settings),
         "source": source,

@@ -1,12 +1,11 @@
 """Where tasks run: in processes here, as a SLURM array, or on Ray; each task is done once, whatever is killed.
 
 datatrove's own local executor waits for ever when a worker is killed, so the processes here are ours; its record of
-finished tasks, and its SLURM and Ray executors, are used as they are.
+finished tasks, and its SLURM executor, are used as they are.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger as datatrove_logger
 
-from megatron_huatuo.errors import ConfigError, HuatuoError
+from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.execution.settings import ExecutorSettings
 from megatron_huatuo.log import progress
 
@@ -37,7 +36,7 @@ class ProcessExecutor(LocalPipelineExecutor):
         """Run all tasks that are not done. Raises HuatuoError when a worker is killed."""
         ranks = self.get_incomplete_ranks(range(self.tasks))
         if self.workers == 1 or len(ranks) == 1:
-            _be_quiet()
+            be_quiet()
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)  # steps keep counts: every task starts with fresh ones
             return
@@ -46,7 +45,7 @@ class ProcessExecutor(LocalPipelineExecutor):
     def _run_in_processes(self, ranks: list[int]) -> None:
         workers = min(self.workers, len(ranks))
         context = get_context("forkserver")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_be_quiet)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=be_quiet)
         try:
             futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
             for future in progress(as_completed(futures), total=len(futures), description=self.name, unit="task"):
@@ -65,7 +64,7 @@ class ProcessExecutor(LocalPipelineExecutor):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
     """datatrove prints every task's steps and tracebacks; here errors reach the user as one line."""
     datatrove_logger.disable("datatrove")
 
@@ -97,10 +96,8 @@ def run_tasks(
             env_command=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
         )
     else:
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError("the ray executor needs the package ray: pip install ray.")
-        from datatrove.executor.ray import RayPipelineExecutor
+        from megatron_huatuo.execution.ray import RayExecutor
 
-        executor = RayPipelineExecutor(make_pipeline(False), **common, mem_per_cpu_gb=settings.memory_gib)
+        executor = RayExecutor(name, make_pipeline(False), **common, memory_gib=settings.memory_gib)
     executor.run()
     return not executor.get_incomplete_ranks(range(tasks))

@@ -232,7 +232,7 @@ def test_unfinished_work_of_a_failed_run_is_used_again(tmp_path):
     bad.write_bytes(b"torn" + content[4:])
     with pytest.raises(DataError, match=r"b\.jsonl:1"):
         curate([good, bad], tmp_path / "out")
-    (work,) = (tmp_path / "out.work").iterdir()
+    (work,) = (tmp_path / ".out.work").iterdir()
     assert [p.name for p in (work / "shards").iterdir()] == ["00000"]
     before = (work / "shards" / "00000").stat().st_ino
     with pytest.raises(DataError, match=r"b\.jsonl:1"):

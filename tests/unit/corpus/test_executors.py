@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from megatron_huatuo.corpus import ExecutorSettings, curate
-from megatron_huatuo.errors import ConfigError
 from tests.unit import kill
 
 TOOL = Path(__file__).parents[3] / "tools" / "curate_corpus.py"
@@ -68,7 +67,7 @@ def assert_equal(output, expected):
 def test_a_killed_worker_ends_the_run_in_seconds_and_the_rerun_finishes(tmp_path):
     inputs, output = write_inputs(tmp_path / "in", 4, 3000), tmp_path / "out"
     process = start(inputs, output, "--workers", "2")
-    worker = find_worker(process.pid, tmp_path / "out.work")
+    worker = find_worker(process.pid, tmp_path / ".out.work")
     worker.kill()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and b"a worker was killed" in error and b"Traceback" not in error
@@ -83,7 +82,7 @@ def test_ctrl_c_ends_in_seconds_and_leaves_no_output(workers, tmp_path):
     """The signal goes to the tool alone, as from a batch system: it must stop its workers itself."""
     inputs, output = write_inputs(tmp_path / "in", 2, 20_000), tmp_path / "out"
     process = start(inputs, output, "--workers", workers)
-    worker = find_worker(process.pid, tmp_path / "out.work")
+    worker = find_worker(process.pid, tmp_path / ".out.work")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130 and b"Traceback" not in error
@@ -98,7 +97,7 @@ def test_an_error_does_not_wait_for_the_other_workers(tmp_path):
     process = start(inputs, tmp_path / "out", "--workers", "2")
     process.communicate(timeout=120)
     assert process.returncode == 1
-    assert not list((tmp_path / "out.work").glob("*/shards/00001")), "the other file was read to its end"
+    assert not list((tmp_path / ".out.work").glob("*/shards/00001")), "the other file was read to its end"
 
 
 def find_worker(pid: int, work: Path) -> psutil.Process:
@@ -163,12 +162,3 @@ def test_slurm_tasks_are_submitted_as_an_array_and_the_same_command_finishes(tmp
     assert report["documents_in"] == 30, (tmp_path / "sbatch.log.out").read_text()
     curate([f"{inputs}/*.jsonl"], tmp_path / "local")
     assert (output / "documents.jsonl").read_bytes() == (tmp_path / "local" / "documents.jsonl").read_bytes()
-
-
-def test_ray_without_ray_says_what_to_install(tmp_path, monkeypatch):
-    pytest.importorskip("datatrove")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(ConfigError, match="needs the package ray: pip install ray"):
-        curate(
-            [f"{write_inputs(tmp_path / 'in', 1, 1)}/*"], tmp_path / "out", execution=ExecutorSettings(executor="ray")
-        )
