@@ -42,8 +42,9 @@ def progress(
     description: str,
     unit: str = "it",
     unit_scale: bool = False,
+    disable: bool = False,
 ) -> Any:
-    """Progress bar on stderr: live on a terminal, a line every 10 s in a log file."""
+    """Progress bar on stderr: live on a terminal, a line every 10 s in a log file. disable: show nothing."""
     interval_s = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         iterable,
@@ -51,6 +52,7 @@ def progress(
         desc=description,
         unit=unit,
         unit_scale=unit_scale,
+        disable=disable,
         mininterval=interval_s,
         maxinterval=max(interval_s, 10.0),
         file=sys.stderr,

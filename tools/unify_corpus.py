@@ -10,7 +10,8 @@ STOPPED_BY_BUDGET = 3
 
 @exit_on_error
 def main() -> int:
-    from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
+    from megatron_huatuo.execution import ExecutorSettings
+    from megatron_huatuo.unify import CheckSettings, PatienceSettings, QualitySettings, SamplingSettings, unify
 
     parser = argument_parser(__doc__ or "")
     parser.add_argument("--input", nargs="+", type=str, required=True, metavar="FILE", help="files of documents")
@@ -20,7 +21,7 @@ def main() -> int:
     parser.add_argument("--model", type=str | None, default=None, metavar="NAME", help="name of the model")
     parser.add_argument("--api-key-env", type=str | None, default=None, metavar="VAR", help="variable with the API key")
     parser.add_argument("--language", choices=["zh", "en"], default=None, help="of the pairs (default: the passage's)")
-    parser.add_argument("--max-concurrency", type=int, default=64, metavar="N", help="requests in flight")
+    parser.add_argument("--max-concurrency", type=int, default=64, metavar="N", help="requests in flight in a task")
     parser.add_argument("--budget-usd", type=float | None, default=None, metavar="X", help="stop before spending more")
     parser.add_argument("--prices", type=str | None, default=None, metavar="FILE", help="YAML price table")
     parser.add_argument("--prompts", nargs="*", type=str, default=[], metavar="FILE", help="YAML prompts of your own")
@@ -28,15 +29,22 @@ def main() -> int:
     parser.add_argument("--pairs", action="store_true", help="input files hold pairs, dialogues and queries")
     parser.add_argument("--gate-pairs", action="store_true", help="pairs must pass the quality gates too")
     parser.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines to skip before stopping")
-    sections = {"quality": QualitySettings, "sampling": SamplingSettings, "patience": PatienceSettings}
+    parser.add_argument(
+        "--documents-per-task", type=int, default=20_000, metavar="N", help="lines of a file in one task"
+    )
+    parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local", help="where tasks run")
+    add_dashed_fields(parser, ExecutorSettings, skip=("executor",))
+    sections = {"quality": QualitySettings, "sampling": SamplingSettings, "patience": PatienceSettings,
+                "check": CheckSettings}  # fmt: skip
     for section in sections.values():
         add_dashed_fields(parser, section)
     args = parser.parse_args()
     mirrored = ("backend", "base_url", "model", "api_key_env", "language", "max_concurrency", "budget_usd", "prices",
-                "prompts", "preview", "pairs", "gate_pairs", "max_bad_lines")  # fmt: skip
+                "prompts", "preview", "pairs", "gate_pairs", "max_bad_lines", "documents_per_task")  # fmt: skip
     report = unify(
         args.input,
         args.output,
+        execution=from_dashed_fields(ExecutorSettings, args),
         **{name: args[name] for name in mirrored},
         **{name: from_dashed_fields(section, args) for name, section in sections.items()},
     )

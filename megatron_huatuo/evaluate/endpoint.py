@@ -12,8 +12,8 @@ from typing import Any
 
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
 from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.unify.budget import Budget
 from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
-from megatron_huatuo.unify.prices import Budget
 from megatron_huatuo.unify.request_log import RequestLog
 from megatron_huatuo.unify.settings import EndpointSettings
 
@@ -54,7 +54,7 @@ class EndpointGenerator:
     def open(self) -> tuple[Endpoint, RequestLog]:
         """The client and its log. Call it inside the event loop that uses them."""
         log = RequestLog(self._log_path)
-        return Endpoint(self._settings, self._api_key, log, Budget(None, None, 0.0)), log
+        return Endpoint(self._settings, self._api_key, log, Budget()), log
 
     def payload(self, prompt: str) -> dict[str, Any]:
         """The request for one prompt: one user turn, greedy."""

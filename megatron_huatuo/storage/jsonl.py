@@ -126,14 +126,16 @@ def parse_lines(lines: Iterable[RawLine], path: str | os.PathLike[str], bad: Bad
             yield JsonLine(number, offset, record)
 
 
-def split_lines(path: str | os.PathLike[str]) -> Iterator[RawLine]:
+def split_lines(path: str | os.PathLike[str], skipped_lines: int = 0, skipped_bytes: int = 0) -> Iterator[RawLine]:
     """Every line of a file, not yet parsed; None in place of the bytes of a line over the limit.
 
+    skipped_lines, skipped_bytes: where to start, when the first lines are another reader's.
     Raises: DataError when the file cannot be read or decompressed.
     """
-    number, offset = 0, 0
+    number, offset = skipped_lines, skipped_bytes
     with open_binary(path) as handle:
         try:
+            handle.seek(offset)
             while raw := handle.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 start, offset = offset, offset + len(raw)

@@ -46,11 +46,8 @@ class Backend(Protocol):
     def language(self, given: str) -> str:
         """The language that question and answer should have, for a passage or query in the language `given`."""
 
-    def describe(self) -> dict[str, Any]:
-        """What decides the output besides the documents: name, model, parameters, prompt hashes. No secrets."""
-
     def provenance(self, language: str) -> dict[str, Any]:
-        """What makes a pair in this language, in the words of `describe`."""
+        """What makes a pair in this language: backend, model, parameters, prompt hashes. No secrets."""
 
     async def draft_question(self, document: Document, attempt: int) -> Draft:
         """Draft number `attempt` of a question. Raises EndpointError or BudgetReached when going on is impossible."""
@@ -61,11 +58,8 @@ class Backend(Protocol):
     async def draft_reply(self, query: Query, attempt: int) -> Draft:
         """Draft number `attempt` of the answer to a query without a passage. Raises as `draft_question`."""
 
-    def ledger(self) -> dict[str, Any]:
-        """Requests, tokens and money so far; the content of `ledger.json`."""
+    async def check(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
+        """The reason why a second model refuses a pair, or None. document: its passage, if it has one."""
 
-    def spending(self) -> dict[str, str]:
-        """What a progress bar shows."""
-
-    async def close(self) -> None:
-        """Free what the backend holds."""
+    def usage(self) -> dict[str, float]:
+        """What was done so far: requests, retries, replies_from_log, cost_usd; empty where nothing is asked."""

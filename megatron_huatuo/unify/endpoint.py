@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx2
@@ -19,7 +20,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from megatron_huatuo.errors import EndpointError
 from megatron_huatuo.storage.manifest import fingerprint
-from megatron_huatuo.unify.prices import Budget
+from megatron_huatuo.unify.budget import Budget
 from megatron_huatuo.unify.request_log import Reply, RequestLog
 from megatron_huatuo.unify.settings import EndpointSettings
 
@@ -34,6 +35,10 @@ _QUOTA_CODES = ("insufficient_quota", "billing", "quota_exceeded", "exceeded you
 _MAX_REPLY_BYTES = 8 << 20
 _MAX_ERROR_CHARACTERS = 300
 _REDACTED = "[key]"
+# A server that never answered is most likely not there: so many tries, at most a second apart, and the run ends.
+_UNREACHABLE = "no connection"
+_FIRST_CONTACT_TRIES = 3
+_FIRST_CONTACT_WAIT_S = 1.0
 
 
 class RequestFailed(Exception):
@@ -61,7 +66,8 @@ class Endpoint:
     def __init__(self, settings: EndpointSettings, api_key: str | None, log: RequestLog, budget: Budget) -> None:
         self.settings, self.log, self.budget = settings, log, budget
         self._api_key = api_key
-        self._slots = asyncio.Semaphore(settings.max_concurrency)
+        self.slots = asyncio.Semaphore(settings.max_concurrency)
+        self._answered = False
         self._failures_in_a_row = 0
         self._refused: EndpointError | None = None
         self._not_before = 0.0
@@ -85,10 +91,10 @@ class Endpoint:
         if (known := self.log.find(key, attempt)) is not None:
             self.cached += 1
             return known
-        async with self._slots:
+        async with self.slots:
             if self._refused is not None:
                 raise self._refused
-            reserved = await self.budget.reserve(*_most_tokens(payload))
+            reserved = await self.budget.reserve(self.settings.model, *_most_tokens(payload))
             cost = 0.0
             self.log.note_sent(key, attempt, self.settings.model)
             try:
@@ -97,7 +103,7 @@ class Endpoint:
                 self._refused = error
                 raise
             else:
-                cost = self.budget.cost_usd(reply.prompt_tokens, reply.completion_tokens)
+                cost = self.budget.cost_usd(self.settings.model, reply.prompt_tokens, reply.completion_tokens)
             finally:
                 await self.budget.settle(reserved, cost)
         self._failures_in_a_row = 0
@@ -116,6 +122,10 @@ class Endpoint:
                 last = failure
             if not last.retried:
                 break
+            last_try = number + 1 >= min(_FIRST_CONTACT_TRIES, self.settings.patience.max_retries + 1)
+            if last_try and not self._answered and last.reason == _UNREACHABLE:
+                self.log.note_unpaid(key, attempt)
+                raise self._nobody_there(last)
             if number < self.settings.patience.max_retries:
                 self.retries += 1
                 await asyncio.sleep(self._wait_s(number, last))
@@ -139,18 +149,29 @@ class Endpoint:
                     model=self.settings.model, messages=[], extra_body=payload
                 )
                 async with request as response:
+                    self._answered = True
                     body = bytearray()
                     async for chunk in response.iter_bytes():
                         body += chunk
                         if len(body) > _MAX_REPLY_BYTES:
                             raise _Failure(f"reply over {_MAX_REPLY_BYTES >> 20} MiB", retried=False, paid=True)
         except openai.APIStatusError as error:
+            self._answered = True
             raise self._judge_status(error) from None
-        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError):
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError) as error:
+            if refused := _refused_connection(error):
+                raise _Failure(_UNREACHABLE, retried=True, detail=str(refused.os_error)) from None
             raise _Failure("connection broken", retried=True, paid=True) from None
         except TimeoutError:
             raise _Failure("time-out", retried=True, paid=True) from None
         return self._read_reply(bytes(body))
+
+    def _nobody_there(self, failure: _Failure) -> EndpointError:
+        url, model = self.settings.base_url, self.settings.model
+        return EndpointError(
+            f"no server at {url}: {failure.full_reason}. Start one there, for instance with `vllm serve {model} --port "
+            f"{urlsplit(url).port or 8000}` or `transformers serve {model}`, or correct --base-url."
+        )
 
     def _judge_status(self, error: openai.APIStatusError) -> _Failure | EndpointError:
         """What a status that is no success means."""
@@ -213,6 +234,8 @@ class Endpoint:
             self._not_before = max(self._not_before, loop_time + failure.wait_s)
             return 0.0
         longest = min(self.settings.patience.max_wait_s, self.settings.patience.backoff_s * 2**number)
+        if not self._answered and failure.reason == _UNREACHABLE:
+            longest = min(longest, _FIRST_CONTACT_WAIT_S)
         return longest * self._random.uniform(0.5, 1.0)
 
     async def _wait_for_permission(self) -> None:
@@ -227,6 +250,13 @@ class Endpoint:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _refused_connection(error: BaseException | None) -> aiohttp.ClientConnectorError | None:
+    """The failure to connect, if that is what is behind an error: nothing listens, or the name is unknown."""
+    while error is not None and not isinstance(error, aiohttp.ClientConnectorError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_huatuo.storage.records import LANGUAGES, Conversation, Document
+from megatron_huatuo.storage.records import LANGUAGES, Document
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
 from megatron_huatuo.text.repetition import is_repetitive
@@ -67,16 +67,6 @@ class Gates:
             answer, question, document, language
         )
 
-    def refuse_conversation(self, conversation: Conversation) -> str | None:
-        """The reason why a conversation that is taken over is no good, or None; every answer must pass."""
-        for index in range(0, len(conversation.turns), 2):
-            question, answer = conversation.turns[index].value, conversation.turns[index + 1].value
-            found = detect_language(question)
-            language = found if found in LANGUAGES else detect_language(answer)
-            if reason := self.refuse_reply(answer, question, language):
-                return reason
-        return None
-
     def refuse_reply(self, answer: str, question: str, language: str) -> str | None:
         """The reason why an answer is no good by itself, or None."""
         limits, length = self.settings, len(answer.strip())
@@ -106,6 +96,12 @@ class Gates:
             if coverage < self.settings.min_coverage:
                 return f"covers too little: coverage {coverage:.2f}"
         return None
+
+
+def pair_language(question: str, answer: str) -> str:
+    """The language of a pair that says nothing about it: the question's, or the answer's where that is unclear."""
+    found = detect_language(question)
+    return found if found in LANGUAGES else detect_language(answer)
 
 
 def measure_support(answer: str, question: str, document: Document, language: str) -> tuple[float, float] | None:

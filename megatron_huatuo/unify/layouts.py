@@ -6,7 +6,7 @@ Invariant: a record becomes conversations, a query to be answered, or a counted 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,16 +34,15 @@ class _Found(NamedTuple):
     turns: tuple[Turn, ...]
 
 
-def read_pairs(files: Iterable[str], bad_lines: BadLines) -> Iterator[Task]:
-    """Tasks of all files in order. A record without a source gets the name of its file, one without an id its place."""
-    for path in files:
-        for found in read_records(path, _parse, bad_lines):
-            name = found.name or f"{Path(path).name}:{found.line}"
-            source = found.source or Path(path).name.split(".")[0]
-            work: Query | Conversation = Conversation(name, found.turns, source)
-            if len(found.turns) == 1:
-                work = Query(found.turns[0].value, _language(found.turns[0].value))
-            yield Task(name, source, {"file": path, "line": found.line}, work)
+def read_pairs(path: str, bad_lines: BadLines) -> Iterator[Task]:
+    """Tasks of a file in order. A record without a source gets the name of its file, one without an id its place."""
+    for found in read_records(path, _parse, bad_lines):
+        name = found.name or f"{Path(path).name}:{found.line}"
+        source = found.source or Path(path).name.split(".")[0]
+        work: Query | Conversation = Conversation(name, found.turns, source)
+        if len(found.turns) == 1:
+            work = Query(found.turns[0].value, _language(found.turns[0].value))
+        yield Task(name, source, {"file": path, "line": found.line}, work)
 
 
 def _language(text: str) -> str:

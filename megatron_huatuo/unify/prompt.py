@@ -16,24 +16,37 @@ from megatron_huatuo.storage.manifest import fingerprint
 from megatron_huatuo.storage.records import LANGUAGES, Document
 
 _FOLDER = Path(__file__).parent / "prompts"
-_KEYS = {"version", "language", "question", "answer", "reply"}
-_NEEDED = {"question": ("{text}",), "answer": ("{text}", "{question}"), "reply": ("{question}",)}
+_NEEDED = {
+    "question": ("{text}",),
+    "answer": ("{text}", "{question}"),
+    "reply": ("{question}",),
+    "check": ("{text}", "{question}", "{answer}"),
+    "check_reply": ("{question}", "{answer}"),
+}
+_KEYS = {"version", "language", *_NEEDED}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompts of one language. `sha256` covers version, language and all texts."""
+    """The prompts of one language, in two parts with a hash each: what writes pairs, and what checks them."""
 
     language: str
     version: int
     question: str
     answer: str
     reply: str
+    check: str
+    check_reply: str
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of what is sent."""
+        """Fingerprint of what the model that writes is sent."""
         return fingerprint([self.language, self.version, self.question, self.answer, self.reply])
+
+    @property
+    def check_sha256(self) -> str:
+        """Fingerprint of what the model that checks is sent."""
+        return fingerprint([self.language, self.version, self.check, self.check_reply])
 
     def ask_question(self, document: Document) -> str:
         """The first message: make a question that the passage answers."""
@@ -47,6 +60,13 @@ class Prompt:
     def ask_reply(self, query: str) -> str:
         """The only message for a query without a passage."""
         return _fill(self.reply, {"{question}": query})
+
+    def ask_check(self, document: Document | None, question: str, answer: str) -> str:
+        """The message to the second model: is this pair right, by its passage where there is one."""
+        values = {"{question}": question, "{answer}": answer}
+        if document is None:
+            return _fill(self.check_reply, values)
+        return _fill(self.check, {"{title}": document.title or "", "{text}": document.text, **values})
 
 
 def load_prompts(files: list[str] | None = None) -> dict[str, Prompt]:

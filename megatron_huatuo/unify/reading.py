@@ -1,37 +1,62 @@
-"""Documents to unify, each with its origin."""
+"""Documents to unify, each with its origin; and the shards that their files are cut into.
+
+Invariant: the cut depends on the files alone, so shards of a run that was killed are the same when it goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
 
 from megatron_huatuo.errors import BlankTextError, DataError
-from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_jsonl
+from megatron_huatuo.storage.jsonl import BadLines, open_binary, parse_lines, split_lines
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify.task import Task
 
-
-def read_documents(files: Iterable[str], bad_lines: BadLines) -> Iterator[Task]:
-    """Documents of all files in order; one without `metadata.origin` has its place in these files as its origin."""
-    for path in files:
-        for line in read_jsonl(path, bad_lines):
-            try:
-                document = parse_document(line.record, f"{path}:{line.number}")
-                if not document.text.strip():
-                    raise BlankTextError(f"blank 'text': need text ({path}:{line.number})")
-            except DataError as error:
-                bad_lines.add_error(path, line.number, error)
-                continue
-            origin = (document.metadata or {}).get("origin")
-            if not isinstance(origin, dict):
-                origin = {"document": document.id, "file": path, "line": line.number, "offset": line.offset}
-            yield Task(document.id, document.source, origin, document)
+_CHUNK_BYTES = 1 << 20
 
 
-def count_lines(files: Iterable[str]) -> int:
-    """Lines of all files, for progress bars: cheap, and no promise about what they hold."""
-    count = 0
-    for path in files:
-        with open_binary(path) as handle:
-            while chunk := handle.read(1 << 20):
-                count += chunk.count(b"\n")
-    return count
+class Shard(NamedTuple):
+    """Neighbouring lines of one file: what one task of an executor works on."""
+
+    file: str
+    skipped_lines: int
+    skipped_bytes: int
+    lines: int
+
+
+def cut(file: str, lines_a_shard: int) -> list[Shard]:
+    """The shards of a file, in order; an empty file is one shard. One pass over the bytes, without parsing them."""
+    starts, lines, size, last = [(0, 0)], 0, 0, b"\n"
+    with open_binary(file) as handle:
+        while chunk := handle.read(_CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+            for index in range(lines_a_shard - 1 - lines % lines_a_shard, len(ends), lines_a_shard):
+                starts.append((lines + index + 1, size + int(ends[index]) + 1))
+            lines, size, last = lines + len(ends), size + len(chunk), chunk[-1:]
+    if last != b"\n":
+        lines += 1
+    if len(starts) > 1 and starts[-1][1] == size:
+        starts.pop()
+    stops = [line for line, _ in starts[1:]] + [lines]
+    return [Shard(file, line, offset, stop - line) for (line, offset), stop in zip(starts, stops, strict=True)]
+
+
+def read_documents(shard: Shard, bad_lines: BadLines) -> Iterator[Task]:
+    """Documents of a shard in order; one without `metadata.origin` has its place in the file as its origin."""
+    lines = islice(split_lines(shard.file, shard.skipped_lines, shard.skipped_bytes), shard.lines)
+    for line in parse_lines(lines, shard.file, bad_lines):
+        try:
+            document = parse_document(line.record, f"{shard.file}:{line.number}")
+            if not document.text.strip():
+                raise BlankTextError(f"blank 'text': need text ({shard.file}:{line.number})")
+        except DataError as error:
+            bad_lines.add_error(shard.file, line.number, error)
+            continue
+        origin = (document.metadata or {}).get("origin")
+        if not isinstance(origin, dict):
+            origin = {"document": document.id, "file": shard.file, "line": line.number, "offset": line.offset}
+        yield Task(document.id, document.source, origin, document)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_huatuo.config import to_plain
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.unify.backend import Refusal
@@ -17,7 +18,7 @@ _BINS = 20
 
 
 class UnificationReport:
-    """Counts of one run, filled as it goes."""
+    """Counts of one task, or of all tasks merged."""
 
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
@@ -58,6 +59,22 @@ class UnificationReport:
             "line": origin.get("line"),
             **texts,
         }
+
+    def to_state(self) -> dict[str, Any]:
+        """All counts as JSON values, for `merge`."""
+        return {name: to_plain(value) for name, value in vars(self).items()}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add what another task counted, whose documents come after those counted so far."""
+        self.kept.update(state["kept"])
+        for source, reasons in state["rejected"].items():
+            self.rejected[source].update(reasons)
+        for reason, examples in state["examples"].items():
+            self.examples[reason] = (self.examples[reason] + examples)[:_EXAMPLES_A_REASON]
+        for name in ("faithfulness", "coverage"):
+            setattr(self, name, [ours + more for ours, more in zip(getattr(self, name), state[name], strict=True)])
+        self.answer_characters += state["answer_characters"]
+        self.not_reached += state["not_reached"]
 
     def to_record(self, bad_lines: BadLines) -> dict[str, Any]:
         """The content of `report.json`."""

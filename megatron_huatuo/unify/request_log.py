@@ -1,6 +1,7 @@
-"""Every request and reply in one SQLite file: the cache that makes a run resumable, and the ledger of what was spent.
+"""Every request and reply in SQLite: the cache that makes a run resumable, and the ledger of what was spent.
 
-Invariant: a reply is committed before anyone sees it, so no paid call is ever repeated, whatever is killed. A request
+Each task writes a log of its own, since SQLite cannot be shared between machines; `fold_logs` moves them into the log of
+all runs, which tasks only read. Invariant: a reply is committed before anyone sees it, so no paid call is ever repeated, whatever is killed. A request
 is noted before it is sent: after a kill the ledger knows how many replies may have been paid for and lost. Commits go
 to the kernel, not through to the disk: they survive the death of the process at any moment, while a power cut may cost
 the last seconds (a flush for each reply would take 7 ms on a busy disk, and halt all other requests meanwhile).
@@ -17,15 +18,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.storage.lock import exclusive
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT NOT NULL, attempt INTEGER NOT NULL, model TEXT NOT NULL, sent_at REAL NOT NULL, done_at REAL,
   content TEXT, finish_reason TEXT, prompt_tokens INTEGER, completion_tokens INTEGER,
-  counted INTEGER, PRIMARY KEY (key, attempt)
+  counted INTEGER, log TEXT NOT NULL, PRIMARY KEY (key, attempt, log)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS failures (reason TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS failures (reason TEXT, count INTEGER NOT NULL, log TEXT NOT NULL, PRIMARY KEY (reason, log));
+CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
+INSERT INTO log SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT 1 FROM log);
 """
+_FIND = """SELECT content, finish_reason, prompt_tokens, completion_tokens, counted FROM requests
+WHERE key = ? AND attempt = ? AND done_at IS NOT NULL LIMIT 1"""
 
 
 class Reply(NamedTuple):
@@ -50,38 +56,46 @@ class Totals(NamedTuple):
 
 
 class RequestLog:
-    """The request log of one output. Used by one process at a time."""
+    """The request log of one task. Used by one process at a time."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open or create. Raises IntegrityError when the file is no request log."""
+    def __init__(self, path: str | os.PathLike[str], known: str | os.PathLike[str] | None = None) -> None:
+        """Open or create. known: the log of all earlier runs, only read, and by nobody written meanwhile.
+
+        Raises: IntegrityError when a file is no request log.
+        """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # autocommit: every statement is its own transaction, in the write-ahead log before execute() returns.
         self._connection = sqlite3.connect(self.path, isolation_level=None)
+        self._readers = [self._connection]
         try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise IntegrityError(f"no request log: {error} ({path}). Move the file away and start again.") from error
+            with self._named():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                self._connection.executescript(_SCHEMA)
+                (self._id,) = self._connection.execute("SELECT id FROM log").fetchone()
+            if known is not None and Path(known).exists():
+                # immutable: no locks and no shared memory, which network file systems may lack.
+                address = f"{Path(known).absolute().as_uri()}?mode=ro&immutable=1"
+                self._readers.append(sqlite3.connect(address, uri=True))
+        except IntegrityError:
+            self.close()
+            raise
 
     def find(self, key: str, attempt: int) -> Reply | None:
         """The committed reply, or None."""
         with self._named():
-            row = self._connection.execute(
-                "SELECT content, finish_reason, prompt_tokens, completion_tokens, counted FROM requests "
-                "WHERE key = ? AND attempt = ? AND done_at IS NOT NULL",
-                (key, attempt),
-            ).fetchone()
-        return Reply(row[0], row[1], row[2], row[3], bool(row[4])) if row else None
+            for connection in self._readers:
+                if row := connection.execute(_FIND, (key, attempt)).fetchone():
+                    return Reply(row[0], row[1], row[2], row[3], bool(row[4]))
+        return None
 
     def note_sent(self, key: str, attempt: int, model: str) -> None:
         """Note a request that is about to be sent."""
         with self._named():
             self._connection.execute(
-                "INSERT OR IGNORE INTO requests (key, attempt, model, sent_at) VALUES (?, ?, ?, ?)",
-                (key, attempt, model, time.time()),
+                "INSERT OR IGNORE INTO requests (key, attempt, model, sent_at, log) VALUES (?, ?, ?, ?, ?)",
+                (key, attempt, model, time.time(), self._id),
             )
 
     def note_reply(self, key: str, attempt: int, reply: Reply) -> None:
@@ -89,8 +103,8 @@ class RequestLog:
         with self._named():
             self._connection.execute(
                 "UPDATE requests SET done_at = ?, content = ?, finish_reason = ?, prompt_tokens = ?, "
-                "completion_tokens = ?, counted = ? WHERE key = ? AND attempt = ?",
-                (time.time(), *reply, key, attempt),
+                "completion_tokens = ?, counted = ? WHERE key = ? AND attempt = ? AND log = ?",
+                (time.time(), *reply, key, attempt, self._id),
             )
 
     def note_unpaid(self, key: str, attempt: int) -> None:
@@ -104,12 +118,13 @@ class RequestLog:
         """Count one failed try."""
         with self._named():
             self._connection.execute(
-                "INSERT INTO failures VALUES (?, 1) ON CONFLICT (reason) DO UPDATE SET count = count + 1", (reason,)
+                "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (reason, log) DO UPDATE SET count = count + 1",
+                (reason, self._id),
             )
 
     def failures(self) -> dict[str, int]:
         """{reason: failed tries} over all runs."""
-        return dict(self._connection.execute("SELECT reason, count FROM failures ORDER BY reason"))
+        return dict(self._connection.execute("SELECT reason, SUM(count) FROM failures GROUP BY reason ORDER BY reason"))
 
     def totals(self) -> list[Totals]:
         """Sums by model over all runs."""
@@ -120,9 +135,21 @@ class RequestLog:
         )
         return [Totals(*row) for row in rows]
 
+    def take_in(self, path: Path) -> None:
+        """Copy all requests and failures of another log; doing it twice changes nothing."""
+        RequestLog(path).close()  # one that was killed while it was created gets its tables
+        with self._named():
+            self._connection.execute("ATTACH DATABASE ? AS other", (str(path),))
+            self._connection.execute("BEGIN")
+            self._connection.execute("INSERT OR REPLACE INTO requests SELECT * FROM other.requests")
+            self._connection.execute("INSERT OR REPLACE INTO failures SELECT * FROM other.failures")
+            self._connection.execute("COMMIT")
+            self._connection.execute("DETACH DATABASE other")
+
     def close(self) -> None:
         """Fold the write-ahead log into the file and close it."""
-        self._connection.close()
+        for connection in self._readers:
+            connection.close()
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -131,5 +158,33 @@ class RequestLog:
             yield
         except sqlite3.DatabaseError as error:
             raise IntegrityError(
-                f"cannot use the request log: {error} ({self.path}). Check the disk; replies committed so far are safe."
+                f"cannot use the request log: {error} ({self.path}). Check the disk; replies committed so far are safe. "
+                "If it is no request log, move it away."
             ) from error
+
+
+def known_log(folder: Path) -> Path:
+    """The log of all runs below the folder of an output's requests."""
+    return folder / "known.sqlite"
+
+
+def task_log(folder: Path, rank: int) -> Path:
+    """The log that task `rank` writes."""
+    return folder / f"task-{rank:05d}.sqlite"
+
+
+def fold_logs(folder: Path) -> None:
+    """Move what tasks logged into the log of all runs. Killed at any moment, the next call finishes the work.
+
+    Raises: DataError when a task is still writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = RequestLog(known_log(folder))
+    try:
+        for path in sorted(folder.glob("task-*.sqlite")):
+            with exclusive(path):
+                known.take_in(path)
+                for leftover in folder.glob(f"*{path.name}*"):  # write-ahead log and lock file too
+                    leftover.unlink(missing_ok=True)
+    finally:
+        known.close()

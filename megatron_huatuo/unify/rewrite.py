@@ -36,6 +36,7 @@ async def rewrite(backend: Backend, document: Document, gates: Gates) -> Pair | 
         tidy_answer,
         lambda text: gates.refuse_answer(text, question, document, language),
     )
+    reason = reason or await backend.check(document, question, answer, language)
     if reason:
         return Refusal(reason, question, answer)
     return Pair(question, answer, backend.provenance(language))
@@ -50,6 +51,7 @@ async def reply_to(backend: Backend, query: Query, gates: Gates) -> Pair | Refus
         tidy_answer,
         lambda text: gates.refuse_reply(text, query.text, language),
     )
+    reason = reason or await backend.check(None, query.text, answer, language)
     if reason:
         return Refusal(reason, query.text, answer)
     return Pair(query.text, answer, backend.provenance(language))
@@ -86,4 +88,9 @@ def tidy_question(text: str) -> str:
 
 def tidy_answer(text: str) -> str:
     """An answer without the model's thinking and label, in the text policy of the project."""
-    return _LABEL.sub("", normalise(_THINKING.sub("", text)))
+    return _LABEL.sub("", normalise(without_thinking(text)))
+
+
+def without_thinking(text: str) -> str:
+    """What a reasoning model says after its thoughts."""
+    return _THINKING.sub("", text)

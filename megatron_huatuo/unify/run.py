@@ -1,4 +1,4 @@
-"""One pass over the tasks: conversations and refusals to disk, in order, with live figures.
+"""One pass over the work of one task: conversations and refusals to disk, in order, with live figures.
 
 Invariant: memory is flat; what is written does not depend on concurrency or on which replies came first.
 """
@@ -7,28 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-
-from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.jsonl import dump_line, read_jsonl
-from megatron_huatuo.storage.records import Conversation, Document, Turn, parse_conversations
-from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, first_of_group, signature
+from megatron_huatuo.log import get_logger
+from megatron_huatuo.storage.jsonl import dump_line
+from megatron_huatuo.storage.records import Conversation, Document, Turn
+from megatron_huatuo.text.minhash import signature
 from megatron_huatuo.unify.backend import Backend, Pair, Refusal
-from megatron_huatuo.unify.gates import Gates, measure_support
+from megatron_huatuo.unify.budget import BudgetReached
+from megatron_huatuo.unify.gates import Gates, measure_support, pair_language
 from megatron_huatuo.unify.ordered import ordered_map
-from megatron_huatuo.unify.prices import BudgetReached
 from megatron_huatuo.unify.report import UnificationReport
 from megatron_huatuo.unify.rewrite import reply_to, rewrite
 from megatron_huatuo.unify.task import Query, Task
 
-# Tasks between input and output for each request in flight: one slow task must not starve the others.
+# Documents between input and output for each request in flight: one slow document must not starve the others.
 _WINDOW_A_REQUEST = 4
 
 
 class Run:
-    """Turns tasks into conversations.jsonl and rejected.jsonl of one directory."""
+    """Turns tasks into conversations.jsonl, signatures.bin and rejected.jsonl of one directory."""
 
     def __init__(self, backend: Backend, gates: Gates, max_concurrency: int, gate_pairs: bool = False) -> None:
         """gate_pairs: conversations that are taken over must pass the gates too."""
@@ -39,11 +37,11 @@ class Run:
 
     async def outcome(self, task: Task) -> Conversation | Refusal | None:
         """The conversation or refusal of a task; None once the budget is reached."""
-        if isinstance(task.work, Conversation):
-            return self._take_over(task, task.work)
         if self.stopped:
             return None
         try:
+            if isinstance(task.work, Conversation):
+                return await self._take_over(task, task.work)
             if isinstance(task.work, Query):
                 result = await reply_to(self.backend, task.work, self.gates)
             else:
@@ -55,26 +53,33 @@ class Run:
             return None
         return result if isinstance(result, Refusal) else to_conversation(task, result)
 
-    def _take_over(self, task: Task, conversation: Conversation) -> Conversation | Refusal:
-        if self.gate_pairs and (reason := self.gates.refuse_conversation(conversation)):
-            return Refusal(reason, conversation.turns[0].value, conversation.turns[-1].value)
+    async def _take_over(self, task: Task, conversation: Conversation) -> Conversation | Refusal:
+        if self.gate_pairs:
+            values = [turn.value for turn in conversation.turns]
+            for question, answer in zip(values[::2], values[1::2], strict=True):
+                language = pair_language(question, answer)
+                reason = self.gates.refuse_reply(answer, question, language)
+                reason = reason or await self.backend.check(None, question, answer, language)
+                if reason:
+                    return Refusal(reason, values[0], values[-1])
         return Conversation(task.id, conversation.turns, task.source, dict(task.origin))
 
-    async def write(self, tasks: Iterable[Task], directory: Path, total: int | None) -> None:
-        """Write both files; near-duplicate pairs are still among the conversations."""
+    async def write(self, tasks: Iterable[Task], directory: Path, bar: Any) -> None:
+        """Write all files; near-duplicate pairs are still among the conversations. bar: a progress bar to move."""
         window = _WINDOW_A_REQUEST * self.max_concurrency
         with (
             open(directory / "conversations.jsonl", "wb") as kept,
+            open(directory / "signatures.bin", "wb") as signatures,
             open(directory / "rejected.jsonl", "wb") as rejected,
-            progress(total=total, description="unify", unit="doc") as bar,
         ):
             async for task, outcome in ordered_map(self.outcome, tasks, window):
                 bar.update()
-                bar.set_postfix(self.backend.spending(), refresh=False)
+                bar.set_postfix(shown_usage(self.backend.usage()), refresh=False)
                 if outcome is None:
                     self.report.not_reached += 1
                 elif isinstance(outcome, Conversation):
                     kept.write(dump_line(outcome.to_record()))
+                    signatures.write(signature("\n".join(turn.value for turn in outcome.turns)).tobytes())
                     self.report.add_pair(outcome, self._support(task, outcome))
                 else:
                     rejected.write(dump_line(self.report.add_refusal(task, outcome)))
@@ -86,46 +91,14 @@ class Run:
         question, answer = (turn.value for turn in conversation.turns)
         return measure_support(answer, question, task.work, self.backend.language(task.work.language))
 
-    def drop_near_duplicates(self, directory: Path, threshold: float) -> None:
-        """Move pairs that nearly repeat an earlier pair from the conversations to the rejected."""
-        path = directory / "conversations.jsonl"
-        signatures = _sign_pairs(path, directory / "signatures.tmp")
-        first = first_of_group(signatures, threshold)
-        if (first == np.arange(len(first))).all():
-            return
-        ids = {int(number): "" for number in np.unique(first)}
-        kept_path = directory / "conversations.tmp"
-        with open(kept_path, "wb") as kept, open(directory / "rejected.jsonl", "ab") as rejected:
-            for index, conversation in enumerate(_read_pairs(path)):
-                if index in ids:
-                    ids[index] = conversation.id
-                if first[index] == index:
-                    kept.write(dump_line(conversation.to_record()))
-                else:
-                    self._reject_duplicate(conversation, ids[int(first[index])], rejected)
-        kept_path.replace(path)
 
-    def _reject_duplicate(self, conversation: Conversation, first_id: str, rejected: IO[bytes]) -> None:
-        question, answer = conversation.turns[0].value, conversation.turns[-1].value
-        refusal = Refusal(f"near-duplicate pair: of {first_id}", question, answer)
-        rejected.write(dump_line(self.report.move_to_refused(conversation, refusal)))
-
-
-def _sign_pairs(path: Path, scratch: Path) -> Any:
-    """Signatures of all pairs, uint32 [N, NUM_PERMUTATIONS], in a file that is mapped and already deleted."""
-    with open(scratch, "wb") as handle:
-        for conversation in _read_pairs(path):
-            handle.write(signature("\n".join(turn.value for turn in conversation.turns)).tobytes())
-    number = scratch.stat().st_size // (4 * NUM_PERMUTATIONS)
-    shape = (number, NUM_PERMUTATIONS)
-    signatures = np.memmap(scratch, np.uint32, "r", shape=shape) if number else np.empty(shape, np.uint32)
-    scratch.unlink()
-    return signatures
-
-
-def _read_pairs(path: Path) -> Iterable[Conversation]:
-    for line in read_jsonl(path):
-        yield from parse_conversations(line.record, f"{path}:{line.number}")
+def shown_usage(usage: dict[str, float]) -> dict[str, str]:
+    """What a progress bar shows of a backend's usage."""
+    if not usage:
+        return {}
+    return {
+        "requests": f"{usage['requests']:.0f}", "retries": f"{usage['retries']:.0f}", "usd": f"{usage['cost_usd']:.2f}",
+    }  # fmt: skip
 
 
 def to_conversation(task: Task, pair: Pair) -> Conversation:

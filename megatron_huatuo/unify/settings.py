@@ -82,6 +82,27 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """The second model, which judges finished pairs."""
+
+    check_model: str | None = None
+    """A second model judges every pair; what it does not find right is refused"""
+    check_base_url: str | None = None
+    """Endpoint of the second model, up to /v1; by default that of the first"""
+    check_api_key_env: str | None = None
+    """Variable with the API key of --check-base-url; without that flag the first key serves both"""
+    max_check_tokens: int = 512
+    """Longest reply of the second model, in tokens"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "max_check_tokens", 1)
+        if self.check_model is None and (self.check_base_url or self.check_api_key_env):
+            raise ConfigError("--check-base-url and --check-api-key-env have no effect without --check-model. Name it.")
+        if self.check_api_key_env and not self.check_base_url:
+            raise ConfigError("--check-api-key-env has no effect without --check-base-url: the first key serves both.")
+
+
+@dataclass(frozen=True)
 class QualitySettings:
     """Limits of the quality gates."""
 

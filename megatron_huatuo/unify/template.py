@@ -32,6 +32,7 @@ _PART_QUESTIONS = {
     "zh": "关于“{title}”，请具体说明：{lead}……",
     "en": "On {title}, please explain in detail: {lead} ...",
 }
+TEMPLATES = {"backend": "template", "templates_version": 1}
 # Together with the words around them they stay below the limit of a question.
 _MAX_TITLE = {"zh": 60, "en": 180}
 _MAX_LEAD = {"zh": 24, "en": 80}
@@ -46,13 +47,9 @@ class TemplateBackend:
         """The passage's own."""
         return given
 
-    def describe(self) -> dict[str, Any]:
-        """Name and version of the templates."""
-        return {"backend": "template", "templates_version": 1}
-
     def provenance(self, language: str) -> dict[str, Any]:
-        """As `describe`."""
-        return self.describe()
+        """Name and version of the templates."""
+        return dict(TEMPLATES)
 
     async def draft_question(self, document: Document, attempt: int) -> Draft:
         """From the title, or from the opening words where there is none."""
@@ -66,16 +63,13 @@ class TemplateBackend:
         """Nothing: without a model there is no answer."""
         return Draft("", "query without an answer: the template backend knows none", final=True)
 
-    def ledger(self) -> dict[str, Any]:
+    async def check(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
+        """Nothing: there is no second model without a first."""
+        return None
+
+    def usage(self) -> dict[str, float]:
         """Nothing is asked, nothing is spent."""
-        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
-
-    def spending(self) -> dict[str, str]:
-        """Nothing to show."""
         return {}
-
-    async def close(self) -> None:
-        """Nothing to free."""
 
 
 def template_question(document: Document) -> str:

@@ -1,36 +1,55 @@
 """Unification: documents to one directory of conversations.
 
-Invariant: conversations.jsonl keeps the order of the documents whatever the concurrency; every document is there, in
-rejected.jsonl with a reason, or counted as not reached.
+Invariant: conversations.jsonl keeps the order of the documents whatever the concurrency and the executor; every document
+is there, in rejected.jsonl with a reason, or counted as not reached. Work in progress lies in OUTPUT.work, under the
+fingerprint of inputs and settings; requests and replies lie in OUTPUT.requests, whatever the settings.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
-from megatron_huatuo.storage.jsonl import BadLines, dump_line
+from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.lock import exclusive
-from megatron_huatuo.storage.manifest import check_replaceable, describe_files, write_json, write_manifest
+from megatron_huatuo.storage.manifest import (
+    check_replaceable,
+    describe_files,
+    read_json,
+    write_json,
+    write_manifest,
+)
 from megatron_huatuo.unify.gates import Gates
-from megatron_huatuo.unify.layouts import read_pairs
+from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.preview import side_by_side
-from megatron_huatuo.unify.reading import count_lines, read_documents
+from megatron_huatuo.unify.reading import cut
 from megatron_huatuo.unify.run import Run
-from megatron_huatuo.unify.settings import EndpointSettings, PatienceSettings, QualitySettings, SamplingSettings
-from megatron_huatuo.unify.task import Task
-from megatron_huatuo.unify.template import TemplateBackend
+from megatron_huatuo.unify.settings import (
+    CheckSettings,
+    EndpointSettings,
+    PatienceSettings,
+    QualitySettings,
+    SamplingSettings,
+)
+
+if TYPE_CHECKING:
+    from megatron_huatuo.unify.merge import Merge
+    from megatron_huatuo.unify.model import ModelOptions
 
 KIND = "unified"
 _FILES = ("conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json")
+_WHOLE_FILE = 1 << 62  # lines
+_OFF = 2.0  # no two texts are so similar
 
 
 def unify(
@@ -50,9 +69,12 @@ def unify(
     pairs: bool = False,
     gate_pairs: bool = False,
     max_bad_lines: int = 0,
+    documents_per_task: int = 20_000,
     quality: QualitySettings | None = None,
     sampling: SamplingSettings | None = None,
     patience: PatienceSettings | None = None,
+    check: CheckSettings | None = None,
+    execution: ExecutorSettings | None = None,
 ) -> dict[str, Any]:
     """Write `output`: conversations.jsonl, rejected.jsonl, ledger.json, report.json, manifest.json; returns the report.
 
@@ -60,90 +82,49 @@ def unify(
     backend: "template" (no model, offline) or "openai" (any OpenAI-compatible endpoint: base_url and model needed).
     api_key_env: name of the environment variable with the API key.
     language: of questions and answers, "zh" or "en"; by default each passage's own.
-    budget_usd: the run stops cleanly before it could spend more, over all runs on this output; needs `prices`.
+    max_concurrency: requests in flight in each task.
+    budget_usd: the run stops cleanly before it could spend more, over all runs and tasks of this output; needs `prices`.
     prices, prompts: YAML files, see docs/corpus_and_unification.md.
     preview: print so many pairs beside their passages and write no output; what is paid for stays paid for.
     gate_pairs: pairs that are taken over must pass the gates too. Queries are answered by the backend.
-    Requests and replies are kept in OUTPUT.requests.sqlite: a run that was killed goes on where it was.
+    documents_per_task: files are cut into tasks of so many lines; with `pairs` each file is one task.
+    execution: local processes by default. Under SLURM the tasks are submitted and the report is {"state": "submitted"}:
+    the same call, once they are done, finishes the work.
+    Requests and replies are kept in OUTPUT.requests: a run that was killed goes on where it was.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines` or when no pair is left; EndpointError when the
     endpoint refuses or fails for good.
     """
+    if documents_per_task < 1:
+        raise ConfigError(f"wrong --documents-per-task: got {documents_per_task}, need at least 1.")
+    model_options = _choose_model(
+        backend, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
+        language=language, api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
+        check=check if check and check.check_model else None,
+    )  # fmt: skip
     files = [os.fspath(path) for path in inputs]
-    gates = Gates(quality or QualitySettings())
     target = Path(output)
     with exclusive(target):
         check_replaceable(target, KIND)
-        if backend == "template":
-            ignored = {
-                "--base-url": base_url,
-                "--model": model,
-                "--api-key-env": api_key_env,
-                "--language": language,
-                "--budget-usd": budget_usd,
-                "--prices": prices,
-                "--prompts": prompts or None,
-            }
-            if found := [flag for flag, value in ignored.items() if value is not None]:
-                raise ConfigError(f"{', '.join(found)} has no effect with the template backend. Leave it out.")
-            run = Run(TemplateBackend(), gates, max_concurrency, gate_pairs)
-            return _run(run, files, target, pairs, preview, max_bad_lines)
-        if backend != "openai":
-            raise ConfigError(f"unknown backend: got {backend!r}, need 'template' or 'openai'.")
-        if not base_url or not model:
-            raise ConfigError("the openai backend needs --base-url and --model.")
-        # openai takes half a second to import, and only this backend needs it.
-        from megatron_huatuo.unify.model import ModelBackend, read_api_key
-        from megatron_huatuo.unify.prices import load_prices
-        from megatron_huatuo.unify.prompt import load_prompts
-        from megatron_huatuo.unify.request_log import RequestLog
-
-        endpoint = EndpointSettings(base_url, model, max_concurrency, patience or PatienceSettings())
-        log = RequestLog(target.with_name(f"{target.name}.requests.sqlite"))
-        try:
-            asker = ModelBackend(
-                endpoint,
-                sampling or SamplingSettings(),
-                load_prompts(list(prompts)),
-                log,
-                language=language,
-                api_key=read_api_key(api_key_env),
-                prices=load_prices(prices) if prices else None,
-                budget_usd=budget_usd,
-            )
-            run = Run(asker, gates, max_concurrency, gate_pairs)
-            return _run(run, files, target, pairs, preview, max_bad_lines)
-        finally:
-            log.close()
-
-
-def _run(run: Run, files: list[str], target: Path, pairs: bool, preview: int, max_bad_lines: int) -> dict[str, Any]:
-    bad_lines = BadLines(max_bad_lines)
-    tasks = read_pairs(files, bad_lines) if pairs else read_documents(files, bad_lines)
-    if preview:
-        return asyncio.run(_preview(run, tasks, preview))
-    with atomic_directory(target, replace=True) as directory:
-        asyncio.run(_write(run, tasks, directory, count_lines(files)))
-        if not pairs or run.gate_pairs:
-            run.drop_near_duplicates(directory, run.gates.settings.near_duplicate_similarity)
-        with open(directory / "rejected.jsonl", "ab") as rejected:
-            for bad in bad_lines.lines:
-                rejected.write(dump_line({"id": None, "reason": bad.reason, "file": bad.file, "line": bad.line}))
-        report = run.report.to_record(bad_lines)
-        report["state"] = "stopped: budget" if run.stopped else "complete"
-        if not report["pairs"]:
-            raise DataError(
-                f"nothing left: {report['documents']} documents in, no pair out; {run.stopped or ''} "
-                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
-            )
-        write_json(directory / "report.json", report)
-        write_json(directory / "ledger.json", run.backend.ledger())
-        content = {
-            "inputs": {path: describe_files(Path(), [path])[path] for path in files},
-            "backend": run.backend.describe(),
-            "quality": to_plain(run.gates.settings),
-            "complete": run.stopped is None,
-        }
-        write_manifest(directory, KIND, content, _FILES)
+        job = Job(
+            shards=tuple(shard for path in files for shard in cut(path, _WHOLE_FILE if pairs else documents_per_task)),
+            root=target.with_name(f"{target.name}.work"),
+            requests=target.with_name(f"{target.name}.requests"),
+            quality=quality or QualitySettings(),
+            model=model_options,
+            max_concurrency=max_concurrency,
+            pairs=pairs,
+            gate_pairs=gate_pairs,
+            max_bad_lines=max_bad_lines,
+        )
+        _prepare_requests(job)
+        if preview:
+            return asyncio.run(_preview(job, preview))
+        if not _run_tasks(job, execution or ExecutorSettings()):
+            get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", job.work)
+            return {"state": "submitted", "work": str(job.work)}
+        report = _publish(job, files, target)
+        if report["state"] == "complete":
+            shutil.rmtree(job.root, ignore_errors=True)
     get_logger(__name__).info(
         "unified %d documents into %d pairs (%d rejected, %d not reached): %s",
         report["documents"], report["pairs"], report["rejected"], report["not_reached"], target,
@@ -151,18 +132,100 @@ def _run(run: Run, files: list[str], target: Path, pairs: bool, preview: int, ma
     return report
 
 
-async def _write(run: Run, tasks: Iterable[Task], directory: Path, total: int) -> None:
-    try:
-        await run.write(tasks, directory, total or None)
-    finally:
-        await run.backend.close()
+def _choose_model(
+    backend: str,
+    base_url: str | None,
+    model: str | None,
+    max_concurrency: int,
+    patience: PatienceSettings,
+    sampling: SamplingSettings,
+    **options: Any,
+) -> ModelOptions | None:
+    """What is asked; None for the template backend, which refuses all that it would ignore."""
+    if backend == "template":
+        given = {"base_url": base_url, "model": model, **options}
+        if found := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(found)} has no effect with the template backend. Leave it out.")
+        return None
+    if backend != "openai":
+        raise ConfigError(f"unknown backend: got {backend!r}, need 'template' or 'openai'.")
+    if not base_url or not model:
+        raise ConfigError("the openai backend needs --base-url and --model.")
+    # openai takes half a second to import, and only this backend needs it.
+    from megatron_huatuo.unify.model import ModelOptions
+    from megatron_huatuo.unify.prices import load_prices
+    from megatron_huatuo.unify.prompt import load_prompts
+
+    endpoint = EndpointSettings(base_url, model, max_concurrency, patience)
+    options["prompts"] = load_prompts(options["prompts"])
+    options["prices"] = load_prices(options["prices"]) if options["prices"] else None
+    options["check"] = options["check"] or CheckSettings()
+    return ModelOptions(endpoint, sampling, **options)
 
 
-async def _preview(run: Run, tasks: Iterable[Task], number: int) -> dict[str, Any]:
+def _prepare_requests(job: Job) -> None:
+    """Gather what earlier runs asked and spent. Raises DataError while a task of this output is at work."""
+    if job.model is not None:
+        from megatron_huatuo.unify.ledger import read_totals, spent_usd
+
+        totals, _ = read_totals(job.requests)
+        if purse := job.model.purse(job.requests):
+            purse.refill(spent_usd(job.model, totals))
+
+
+async def _preview(job: Job, number: int) -> dict[str, Any]:
     """Print the first results; returns what they cost."""
-    try:
+    tasks = chain.from_iterable(job.read(rank, BadLines(job.max_bad_lines)) for rank in range(len(job.shards)))
+    async with job.open_backend(0) as backend:
+        run = Run(backend, Gates(job.quality), job.max_concurrency, job.gate_pairs)
         for task in islice(tasks, number):
             print(side_by_side(task, await run.outcome(task)), flush=True)
-    finally:
-        await run.backend.close()
-    return {"previewed": number, "ledger": run.backend.ledger()}
+        return {"previewed": number, "usage": backend.usage()}
+
+
+def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
+    """Run what is not done, or was stopped by the budget; whether all is done now."""
+    # datatrove takes half a second to import.
+    from megatron_huatuo.execution.executors import run_tasks
+    from megatron_huatuo.unify.shard import UnifyShard
+
+    logs = job.work / "datatrove"
+    for rank in range(len(job.shards)):
+        path = job.shard_path(rank) / "shard.json"
+        if not path.exists() or read_json(path)["stopped"]:
+            (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+    return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution)
+
+
+def _publish(job: Job, files: list[str], target: Path) -> dict[str, Any]:
+    """Merge the shards into the output; returns the report."""
+    from megatron_huatuo.unify.merge import Merge
+
+    with atomic_directory(target, replace=True) as directory:
+        merge = Merge(job, directory)
+        # Taken-over pairs stay as they are unless the gates are asked for.
+        merge.write(_OFF if job.pairs and not job.gate_pairs else job.quality.near_duplicate_similarity)
+        report = merge.to_report()
+        if not report["pairs"]:
+            raise DataError(
+                f"nothing left: {report['documents']} documents in, no pair out; {merge.stopped or ''} "
+                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
+            )
+        write_json(directory / "report.json", report)
+        write_json(directory / "ledger.json", _ledger(job, merge))
+        content = {
+            "inputs": {path: describe_files(Path(), [path])[path] for path in files},
+            "backend": job.describe_backend(),
+            "quality": to_plain(job.quality),
+            "complete": merge.stopped is None,
+        }
+        write_manifest(directory, KIND, content, _FILES)
+    return report
+
+
+def _ledger(job: Job, merge: Merge) -> dict[str, Any]:
+    if job.model is None:
+        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
+    from megatron_huatuo.unify.ledger import ledger
+
+    return ledger(job.model, job.requests, (content["usage"] for content in merge.contents))

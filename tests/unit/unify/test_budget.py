@@ -10,7 +10,8 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import SamplingSettings, unify
-from megatron_huatuo.unify.prices import Budget, BudgetReached, Price, load_prices
+from megatron_huatuo.unify.budget import Budget, BudgetReached, Purse
+from megatron_huatuo.unify.prices import Price, load_prices
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion
 
 PRICES = "m: {prompt_usd_per_million: 1000, completion_usd_per_million: 3000}\n"
@@ -89,15 +90,15 @@ def test_a_preview_shows_pairs_writes_nothing_and_is_not_paid_twice(write_docume
     assert len(list(read_jsonl(output / "conversations.jsonl"))) == 6
 
 
-def test_a_budget_is_never_overdrawn_by_requests_in_flight():
+def test_a_budget_is_never_overdrawn_by_requests_in_flight(tmp_path):
     async def spend() -> tuple[float, int]:
-        budget = Budget(Price(1.0, 1.0), limit_usd=10.0, spent_usd=0.0)
+        budget = Budget({"m": Price(1.0, 1.0)}, Purse(tmp_path / "purse", 10.0))
         refused = 0
 
         async def one() -> None:
             nonlocal refused
             try:
-                reserved = await budget.reserve(500_000, 500_000)
+                reserved = await budget.reserve("m", 500_000, 500_000)
             except BudgetReached:
                 refused += 1
                 return

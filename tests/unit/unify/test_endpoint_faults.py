@@ -99,7 +99,9 @@ def test_an_endpoint_that_only_fails_is_given_up(write_documents, tmp_path):
 
 def test_no_server_at_all_is_given_up(write_documents, tmp_path):
     patience = PatienceSettings(max_retries=1, backoff_s=0.01, max_failures_in_a_row=2)
-    with pytest.raises(EndpointError, match=r"fails for good.*connection"):
+    with pytest.raises(
+        EndpointError, match=r"no server at http://127.0.0.1:9/v1: no connection.*vllm serve m --port 9"
+    ):
         unify([write_documents(9)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m",
               patience=patience)  # fmt: skip
 
@@ -213,7 +215,7 @@ def test_the_api_key_is_in_no_output(write_documents, impatient, tmp_path, monke
             run(server, write_documents(4), tmp_path / "out", impatient, api_key_env="HUATUO_TEST_KEY")
         run(server, write_documents(3), tmp_path / "out", impatient, api_key_env="HUATUO_TEST_KEY")
     files = [Path(folder) / name for folder, _, names in os.walk(tmp_path) for name in names]
-    assert {path.name for path in files} >= {"out.requests.sqlite", "ledger.json", "manifest.json", "rejected.jsonl"}
+    assert {path.name for path in files} >= {"known.sqlite", "ledger.json", "manifest.json", "rejected.jsonl"}
     for path in files:
         assert key.encode() not in path.read_bytes(), path
     captured = capfd.readouterr()

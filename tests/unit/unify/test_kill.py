@@ -79,8 +79,7 @@ def assert_few_repeats(server: EndpointServer, kills: int) -> None:
 def forget(server: EndpointServer, output: Path) -> None:
     server.asked.clear()
     shutil.rmtree(output)
-    for path in output.parent.glob(f"{output.name}.requests.sqlite*"):
-        path.unlink()
+    shutil.rmtree(output.with_name(f"{output.name}.requests"))
 
 
 def test_an_answered_request_is_committed_before_the_run_goes_on(write_documents, tmp_path):
@@ -97,7 +96,7 @@ def test_an_answered_request_is_committed_before_the_run_goes_on(write_documents
         payloads = Counter(json.dumps(asked.payload) for asked in server.asked)
     assert sum(payloads.values()) - len(payloads) <= 1 and len(payloads) == 60
     ledger = json.loads((output / "ledger.json").read_text())
-    assert ledger["requests"] == 60 and ledger["requests_without_reply"] == 0
+    assert ledger["requests"] == 60 and ledger["requests_without_reply"] <= 1
 
 
 def test_ctrl_c_ends_in_seconds_and_leaves_no_output(write_documents, tmp_path):

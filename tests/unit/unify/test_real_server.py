@@ -110,7 +110,7 @@ def test_a_run_against_a_real_server_is_exact_to_the_token(served, tmp_path):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    sent = prompts_sent(tmp_path / "out.requests.sqlite")
+    sent = prompts_sent(tmp_path / "out.requests" / "known.sqlite")
     counted = [len(tokenizer.encode(f"<s>{question_prompt(row)}\n").ids) for row in make_documents(6)]
     assert set(counted) <= set(sent), "the endpoint counts other tokens than its tokenizer"
     assert ledger["prompt_tokens"] == sum(sent) and ledger["requests"] == len(sent)

@@ -165,6 +165,7 @@ def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         "version: 7\nlanguage: en\nquestion: 'Q {text}'\nanswer: 'A {question} | {text}'\nreply: 'R {question}'\n"
+        "check: '{text}{question}{answer}'\ncheck_reply: '{question}{answer}'\n"
     )
     replaced = load_prompts([str(mine)])
     assert replaced["zh"] == bundled["zh"] and replaced["en"].version == 7
@@ -172,29 +173,29 @@ def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
     assert replaced["en"].ask_answer(document, "why {text}?") == "A why {text}? | braces {question} {title} stay"
 
 
+GOOD_PROMPTS = {
+    "version": 1, "language": "en", "question": "{text}", "answer": "{text}{question}", "reply": "{question}",
+    "check": "{text}{question}{answer}", "check_reply": "{question}{answer}",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("change", "message"),
     [
-        ("version: 1\nlanguage: en\nquestion: 'Q {text}'", "wrong keys in prompts"),
-        (
-            "version: 1\nlanguage: fr\nquestion: 'Q {text}'\nanswer: '{text}{question}'\nreply: '{question}'",
-            "wrong language of prompts: got 'fr'",
-        ),
-        (
-            "version: 1\nlanguage: en\nquestion: 'Q'\nanswer: '{text}{question}'\nreply: '{question}'",
-            "prompt 'question' lacks {text}",
-        ),
-        (
-            "version: 1\nlanguage: en\nquestion: '{text}'\nanswer: '{text}'\nreply: '{question}'",
-            "prompt 'answer' lacks {question}",
-        ),
-        ("a: [", "cannot read prompts"),
+        ({"more": 1}, "wrong keys in prompts"),
+        ({"language": "fr"}, "wrong language of prompts: got 'fr'"),
+        ({"question": "Q"}, "prompt 'question' lacks {text}"),
+        ({"answer": "{text}"}, "prompt 'answer' lacks {question}"),
+        ({"check": "{text}{question}"}, "prompt 'check' lacks {answer}"),
     ],
 )
-def test_wrong_prompts_are_refused(content, message, tmp_path):
+def test_wrong_prompts_are_refused(change, message, tmp_path):
     path = tmp_path / "p.yaml"
-    path.write_text(content)
+    path.write_text(json.dumps({**GOOD_PROMPTS, **change}))
     with pytest.raises(ConfigError, match=message):
+        load_prompts([str(path)])
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match="cannot read prompts"):
         load_prompts([str(path)])
 
 
@@ -250,8 +251,9 @@ def test_request_log_knows_replies_unanswered_requests_and_failures(tmp_path):
 
 
 def test_a_file_that_is_no_request_log_is_refused(tmp_path):
-    (tmp_path / "out.requests.sqlite").write_bytes(b"no database at all" * 100)
-    with pytest.raises(DataError, match=r"no request log.*out\.requests\.sqlite"):
+    (tmp_path / "out.requests").mkdir()
+    (tmp_path / "out.requests" / "known.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DataError, match=r"cannot use the request log.*known\.sqlite"):
         unify([write(tmp_path / "d.jsonl", make_documents(1))], tmp_path / "out", backend="openai",
               base_url="http://127.0.0.1:9/v1", model="m")  # fmt: skip
 

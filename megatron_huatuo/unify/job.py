@@ -1,0 +1,77 @@
+"""A whole unification: its shards, its settings, and how one task opens its input and its backend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_huatuo import __version__
+from megatron_huatuo.config import to_plain
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.unify.backend import Backend
+from megatron_huatuo.unify.layouts import read_pairs
+from megatron_huatuo.unify.reading import Shard, read_documents
+from megatron_huatuo.unify.settings import QualitySettings
+from megatron_huatuo.unify.task import Task
+from megatron_huatuo.unify.template import TEMPLATES, TemplateBackend
+
+if TYPE_CHECKING:
+    from megatron_huatuo.unify.model import ModelOptions
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a task needs to know. Holds no secret: it travels to the machines where tasks run.
+
+    root: folder of unfinished work; requests: folder of the request logs; model: None for the template backend.
+    """
+
+    shards: tuple[Shard, ...]
+    root: Path
+    requests: Path
+    quality: QualitySettings
+    model: ModelOptions | None
+    max_concurrency: int
+    pairs: bool
+    gate_pairs: bool
+    max_bad_lines: int
+
+    @cached_property
+    def work(self) -> Path:
+        """Folder of this job's shards: changes with files (name, size, time of change), settings and code."""
+        states = [
+            [path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in {s.file: None for s in self.shards}
+        ]
+        decisive = [self.shards, self.describe_backend(), to_plain(self.quality), self.pairs, self.gate_pairs]
+        return self.root / fingerprint([__version__, states, decisive])[:16]
+
+    def shard_path(self, rank: int) -> Path:
+        """Directory of a finished shard."""
+        return self.work / "shards" / f"{rank:05d}"
+
+    def read(self, rank: int, bad_lines: BadLines) -> Iterator[Task]:
+        """The work of one shard, in order."""
+        shard = self.shards[rank]
+        return read_pairs(shard.file, bad_lines) if self.pairs else read_documents(shard, bad_lines)
+
+    def describe_backend(self) -> dict[str, Any]:
+        """What decides the output besides the input and the gates."""
+        return dict(TEMPLATES) if self.model is None else self.model.describe()
+
+    @contextlib.asynccontextmanager
+    async def open_backend(self, rank: int) -> AsyncIterator[Backend]:
+        """The backend of one task, inside the event loop that uses it."""
+        if self.model is None:
+            yield TemplateBackend()
+            return
+        # openai takes half a second to import, and only this backend needs it.
+        from megatron_huatuo.unify.model import open_model
+
+        async with open_model(self.model, self.requests, rank) as backend:
+            yield backend
