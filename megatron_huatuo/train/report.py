@@ -77,9 +77,7 @@ class Reporter:
             "padding_fraction": padding_fraction(run, steps),
             "step_time_s": step_time_s,
             "data_wait_s": max(_mean([result.data_wait_s for result in self._window])),
-            "seconds": {
-                part: sum(step.seconds[part] for step in self._window) / steps for part in self._window[0].seconds
-            },
+            "seconds": self._seconds(step_time_s),
             "memory_gib": metrics.memory_gib(run.device),
             "eta_s": step_time_s * (run.train_iters - run.iteration),
             "skipped_steps": sum(not result.updated for result in self._window),
@@ -89,6 +87,14 @@ class Reporter:
         if validation:
             entry["validation_loss"] = dict(validation)
         return entry
+
+    def _seconds(self, step_time_s: float) -> dict[str, float]:
+        """Mean time of each part of a step on this rank; together they are `step_time_s`."""
+        parts = {
+            part: sum(step.seconds[part] for step in self._window) / len(self._window)
+            for part in self._window[0].seconds
+        }
+        return {**parts, "other": step_time_s - sum(parts.values())}
 
     def _name_straggler(self) -> dict[str, Any] | None:
         """For the log; said aloud when it is another one than before."""

@@ -27,7 +27,7 @@ from megatron_huatuo.hf.from_hf import load_hf_weights
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
-from megatron_huatuo.train.arrival import Arrival
+from megatron_huatuo.train.clock import StepClock
 from megatron_huatuo.train.config import TrainConfig
 
 
@@ -40,7 +40,7 @@ class Training:
     wrapped: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
-    arrival: Arrival
+    clock: StepClock
 
 
 def build_training(
@@ -61,10 +61,10 @@ def build_training(
         load_first_weights(config.model.init_from, chunks, architecture)
     wrapped = _wrap(config, chunks, device)
     optimizer = get_megatron_optimizer(_optimizer_config(config), wrapped)
-    arrival = Arrival(device)
+    clock = StepClock(device)
     for chunk in wrapped:
-        _connect(chunk.config, wrapped, optimizer, config.parallel, arrival)
-    return Training(architecture, chunks, wrapped, optimizer, build_schedule(config, optimizer, decay_iters), arrival)
+        _connect(chunk.config, wrapped, optimizer, config.parallel, clock)
+    return Training(architecture, chunks, wrapped, optimizer, build_schedule(config, optimizer, decay_iters), clock)
 
 
 def _seed(config: TrainConfig) -> None:
@@ -191,11 +191,11 @@ def _connect(
     wrapped: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     parallel: ParallelConfig,
-    arrival: Arrival,
+    clock: StepClock,
 ) -> None:
     """Give megatron-core's schedules the functions that they call."""
     model_config.grad_scale_func = optimizer.scale_loss
-    model_config.finalize_model_grads_func = arrival.reduce_gradients
+    model_config.finalize_model_grads_func = clock.reduce_gradients
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]

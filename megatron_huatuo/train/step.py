@@ -105,24 +105,24 @@ def train_step(
     data_wait_s: float = 0.0,
 ) -> StepResult:
     """One step over all ranks. The update is left out, on every rank, when loss or gradient is not finite anywhere."""
-    training.arrival.begin()
-    started = time.perf_counter()
+    training.clock.begin()
     for chunk in training.wrapped:
         chunk.zero_grad_buffer()
     training.optimizer.zero_grad()
     by_microbatch = run_microbatches(training, batches, num_sources)
-    computed = time.perf_counter()
 
     optimizer = training.optimizer
     found_inf = optimizer.prepare_grads()
     grad_norm = float(optimizer.get_grad_norm() or 0.0)
     by_source = by_microbatch.sum(dim=0)
     broken = bool(found_inf) or not math.isfinite(grad_norm) or not bool(torch.isfinite(by_source).all())
-    agreed = _agree(by_source, [broken, stop_requested, is_writing], [training.arrival.seconds(), data_wait_s])
+    computed = time.perf_counter()
+    agreed = _agree(by_source, [broken, stop_requested, is_writing], [training.clock.to_reduction_s(), data_wait_s])
+    agreement_s = time.perf_counter() - computed
     if not agreed.flags[0]:
         _clip(optimizer, grad_norm)
         optimizer.step_with_ready_grads()
-    finished = time.perf_counter()
+    training.clock.end()
     return StepResult(
         lm_loss=sum(agreed.loss_by_source) / max(1.0, sum(agreed.tokens_by_source)),
         loss_by_source=agreed.loss_by_source,
@@ -134,7 +134,7 @@ def train_step(
         nonfinite_microbatches=_nonfinite(by_microbatch) if agreed.flags[0] else [],
         seconds_to_reduction=agreed.by_rank[0],
         data_wait_s=agreed.by_rank[1],
-        seconds={"forward_backward": computed - started, "optimizer": finished - computed},
+        seconds={"data_wait": data_wait_s, **training.clock.seconds(agreement_s)},
     )
 
 

@@ -59,7 +59,9 @@ def test_an_entry_of_several_steps_holds_their_means(tmp_path: Path, configure, 
         assert entry["lm_loss"] == pytest.approx(sum(losses) / sum(tokens), rel=1e-12)
         assert entry["padding_fraction"] == pytest.approx(sum(step["padding_fraction"] for step in steps) / len(steps))
         assert entry["grad_norm"] == steps[-1]["grad_norm"]
-    assert set(some[0]["seconds"]) == {"forward_backward", "optimizer"}
+    seconds = some[0]["seconds"]
+    assert set(seconds) == {"data_wait", "forward_backward", "gradient_reduction", "agreement", "optimizer", "other"}
+    assert sum(seconds.values()) == pytest.approx(some[0]["step_time_s"]) and min(seconds.values()) >= 0
     assert "fused SwiGLU: off, the run is on the CPU" in output
     assert "fused Adam: off, neither Transformer Engine nor NVIDIA apex is installed" in output
 
