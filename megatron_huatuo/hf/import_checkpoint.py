@@ -1,12 +1,13 @@
 """A Hugging Face directory becomes a checkpoint that any TP, PP and DP layout loads.
 
-Invariant: no model is built and no remote code runs; weights go from file to file, one tensor in memory.
+Invariant: no model is built and no remote code runs; weights go from file to file, two tensors in memory.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ import torch
 from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.hf.config import load_architecture
-from megatron_huatuo.hf.mapping import each_weight
+from megatron_huatuo.hf.mapping import WeightRule, each_weight
 from megatron_huatuo.hf.state_tensors import StateWriter
-from megatron_huatuo.hf.weight_files import open_weights
+from megatron_huatuo.hf.streaming import TwoBuffers, ahead
+from megatron_huatuo.hf.weight_files import WeightFiles, open_weights
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.model.architecture import Architecture
@@ -27,7 +29,7 @@ from megatron_huatuo.storage.manifest import describe_files, write_json, write_m
 def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Path:
     """Write `checkpoint`/iter_0000000 from a Hugging Face directory; returns it.
 
-    The weights keep their type. Peak memory: about two tensors.
+    The weights keep their type. Peak memory: the largest tensor twice.
     Raises: ConfigError for an unsupported config.json; DataError or IntegrityError naming tensor and file. Then, or
     when interrupted, `checkpoint` is absent.
     """
@@ -37,10 +39,10 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
         directory = root / iteration_name(0)
         writer = StateWriter(directory / STATE, architecture.num_layers)
         weights = list(each_weight(architecture))
-        largest = max(torch.Size(rule.shape).numel() for rule, _ in weights if len(rule.pieces) > 1)
-        buffer = torch.empty(largest, dtype=files.dtype)
-        for rule, layer in progress(weights, description="importing weights", unit="tensor"):
-            writer.write(rule, layer, rule.gather(files.read, layer, buffer=buffer))
+        for rule, layer, tensor in progress(
+            ahead(_read_weights(files, weights)), total=len(weights), description="importing weights", unit="tensor"
+        ):
+            writer.write(rule, layer, tensor)
         writer.finish()
         write_json(directory / "architecture.json", architecture.to_dict())
         write_json(directory / "training.json", {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})
@@ -51,6 +53,16 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
         write_manifest(directory, KIND, {"iteration": 0}, described)
         write_latest(root, 0)
     return Path(checkpoint) / iteration_name(0)
+
+
+def _read_weights(
+    files: WeightFiles, weights: Sequence[tuple[WeightRule, int]]
+) -> Iterator[tuple[WeightRule, int, torch.Tensor]]:
+    """(rule, layer, whole megatron tensor); the tensor is valid until the next but one is asked for."""
+    dtype = files.dtype
+    buffers = TwoBuffers(max(torch.Size(rule.shape).numel() for rule, _ in weights) * dtype.itemsize)
+    for rule, layer in weights:
+        yield rule, layer, rule.gather(files.read, layer, out=buffers.take(rule.shape, dtype))
 
 
 def _copy_tokenizer(hf_directory: Path, target: Path, architecture: Architecture) -> None:

@@ -75,23 +75,21 @@ class WeightRule:
         rank: int = 0,
         size: int = 1,
         *,
-        buffer: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The megatron tensor of one rank.
 
-        read: (Hugging Face name, axis, start, stop) -> that range of the tensor; with a buffer also takes `out`.
-        buffer: flat memory to use again and again; fresh memory costs more than the copy into it.
+        read: (Hugging Face name, axis, start, stop) -> that range of the tensor; with `out` it takes `out` as well.
+        out: memory for the result, of its shape; by default fresh memory.
         """
         names, pieces = self.part_names(layer), self.rank_pieces(rank, size)
-        if buffer is None or self.axis or len(pieces) == 1:
+        if out is None:
             parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in pieces]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
-        shape = (sum(piece.stop - piece.start for piece in pieces), *self.shape[1:])
-        whole = buffer[: torch.Size(shape).numel()].view(shape)
-        places = whole.split([piece.stop - piece.start for piece in pieces])
+        places = out.split([piece.stop - piece.start for piece in pieces], dim=self.axis)
         for piece, place in zip(pieces, places, strict=True):
             read(names[piece.part], self.axis, piece.start, piece.stop, out=place)
-        return whole
+        return out
 
     def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """(Hugging Face name, its row blocks in order) of every part of a whole megatron tensor; nothing is copied."""

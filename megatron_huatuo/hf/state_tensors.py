@@ -1,8 +1,8 @@
-"""The weights of a distributed checkpoint, read and written one tensor at a time, without a model and without ranks.
+"""The weights of a distributed checkpoint, read and written tensor by tensor, without a model and without ranks.
 
 Invariant: what is written here is what `GPTModel.sharded_state_dict()` asks for: one global tensor a key, the layers
 stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file a layer and
-key; memory is that of one tensor. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
+key; memory is that of two tensors. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
 the two small files that megatron-core adds.
 """
 
@@ -29,9 +29,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.hf.hashing_file import hashing_file
+from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.hf.mapping import WeightRule, each_weight, weight_rules
+from megatron_huatuo.hf.streaming import TwoBuffers, ahead, hashing_file, read_into
 from megatron_huatuo.model.architecture import Architecture
 
 
@@ -62,15 +62,12 @@ class StateWriter:
         layers = (self._num_layers,) if rule.per_layer else ()
         offsets = torch.Size([layer] * len(layers) + [0] * tensor.dim())
         chunk = tensor.detach().reshape((1,) * len(layers) + tensor.shape).contiguous()
+        if chunk.untyped_storage().nbytes() != chunk.nbytes:
+            chunk = chunk.clone()  # torch.save writes the whole storage behind a slice
         known = self._metadata.state_dict_metadata.setdefault(
             rule.key,
             TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(layers + tensor.shape), chunks=[]),
         )
-        if known.properties.dtype != tensor.dtype:
-            raise DataError(
-                f"{rule.key!r} of layer {layer} has another type than the layers before: got {tensor.dtype}, need "
-                f"{known.properties.dtype}. Save the model in one type."
-            )
         known.chunks.append(ChunkStorageMetadata(offsets, chunk.shape))
         name = f"{rule.key}.{layer}.distcp" if layers else f"{rule.key}.distcp"
         with _without_crc32(), hashing_file(self.directory / name) as file:
@@ -148,41 +145,73 @@ class StateReader:
         """Type in which the weights are stored."""
         return self._tensors["embedding.word_embeddings.weight"].properties.dtype
 
-    def read(self, rule: WeightRule, layer: int) -> torch.Tensor:
-        """The whole megatron tensor of one rule and layer. Peak memory: its size, and that of one stored piece."""
+    def read(self, rule: WeightRule, layer: int, buffers: TwoBuffers | None = None) -> torch.Tensor:
+        """The whole megatron tensor of one rule and layer, in one of the buffers or in fresh memory.
+
+        Raises: IntegrityError naming the file or the weight when a part of it is missing or damaged.
+        """
+        stored = self._tensors[rule.key]
+        dtype = stored.properties.dtype
+        whole = buffers.take(rule.shape, dtype) if buffers else torch.empty(rule.shape, dtype=dtype)
         lead = 1 if rule.per_layer else 0
-        whole: torch.Tensor | None = None
-        for chunk in self._tensors[rule.key].chunks:
+        filled = 0
+        for chunk in stored.chunks:
             if lead and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
                 continue
-            values = self._load(rule.key, tuple(chunk.offsets))
-            if lead:
-                values = values[layer - chunk.offsets[0]]
-            if values.shape == torch.Size(rule.shape):
-                return values
-            if whole is None:
-                whole = torch.empty(rule.shape, dtype=values.dtype)
-            place = tuple(
-                slice(start, start + length) for start, length in zip(chunk.offsets[lead:], values.shape, strict=True)
+            ranges = zip(chunk.offsets[lead:], chunk.sizes[lead:], strict=True)
+            place = whole[tuple(slice(start, start + length) for start, length in ranges)]
+            self._read_into(place, rule.key, tuple(chunk.offsets), layer - chunk.offsets[0] if lead else None)
+            filled += place.numel()
+        if filled != whole.numel():
+            raise IntegrityError(
+                f"checkpoint lacks a part of layer {layer} of {rule.key!r}: got {filled} values, need {whole.numel()} "
+                f"({self.directory})."
             )
-            whole[place] = values
-        if whole is None:
-            raise IntegrityError(f"checkpoint lacks layer {layer} of {rule.key!r} ({self.directory}).")
         return whole
 
-    def _load(self, key: str, offsets: tuple[int, ...]) -> torch.Tensor:
+    def _read_into(self, place: torch.Tensor, key: str, offsets: tuple[int, ...], index: int | None) -> None:
+        """Read one stored piece, or number `index` on its leading axis, into its place in the whole tensor."""
         info = self._files[(key, offsets)]
         path = self.directory / info.relative_path
         try:
-            with open(path, "rb") as handle:
-                return torch.load(_Window(handle, info.offset, info.length), map_location="cpu", weights_only=True)
+            with open(path, "rb", buffering=0) as handle:
+                window = _Window(handle, info.offset, info.length)
+                # On the meta device torch reads no values, and notes where in the file they begin.
+                described = torch.load(window, map_location="meta", weights_only=True)
+                if not isinstance(described, torch.Tensor):
+                    raise ValueError("it holds no tensor")
+                begin = getattr(described.untyped_storage(), "_checkpoint_offset", None)
+                described = described if index is None else described[index]
+                if described.shape != place.shape or described.dtype != place.dtype:
+                    raise ValueError(f"it holds {described.dtype} {list(described.shape)}")
+                if begin is not None and place.is_contiguous() and described.is_contiguous():
+                    window.seek(begin + described.storage_offset() * described.itemsize)
+                    read_into(window, place)
+                    return
+                window.seek(0)
+                values = torch.load(window, map_location="cpu", weights_only=True)
+                place.copy_(values if index is None else values[index])
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             raise IntegrityError(f"checkpoint file is damaged or missing: {path} ({error}). Restore it.") from error
 
     def __iter__(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """(Hugging Face name, row blocks) of every weight, in the order of `mapping.hf_shapes`."""
-        for rule, layer in each_weight(self._architecture):
-            yield from rule.scatter(self.read(rule, layer), layer)
+        """(Hugging Face name, row blocks) of every weight, in the order of `mapping.hf_shapes`.
+
+        A weight's blocks are valid until the next one is asked for. Peak memory: the largest tensor twice.
+        """
+        for rule, layer, whole in ahead(self._read_all()):
+            yield from rule.scatter(whole, layer)
+
+    def _read_all(self) -> Iterator[tuple[WeightRule, int, torch.Tensor]]:
+        weights = list(each_weight(self._architecture))
+        buffers = TwoBuffers(
+            max(
+                torch.Size(rule.shape).numel() * self._tensors[rule.key].properties.dtype.itemsize
+                for rule, _ in weights
+            )
+        )
+        for rule, layer in weights:
+            yield rule, layer, self.read(rule, layer, buffers)
 
 
 def _tensor_storage(metadata: Metadata) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:

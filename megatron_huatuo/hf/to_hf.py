@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.hf.hashing_file import hashing_file
+from megatron_huatuo.hf.streaming import bytes_of, hashing_file
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
@@ -99,5 +99,5 @@ def _write_shard(
             for block in blocks:
                 if not all(bound.isfinite() for bound in torch.aminmax(block)):
                     raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
-                file.write(memoryview(block.to(dtype).contiguous().view(-1).view(torch.uint8).numpy()))
+                file.write(bytes_of(block.to(dtype).contiguous()))
     return file.described()

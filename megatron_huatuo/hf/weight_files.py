@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.hf.streaming import read_into
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.storage.manifest import read_json
 
@@ -148,37 +149,44 @@ class WeightFiles:
         path, shape = self.file_of[name], self._shapes[name]
         if axis == 1 and (start, stop) == (0, shape[1]):
             axis, start, stop = 0, 0, shape[0]
-        if path.suffix != ".safetensors":
-            index = (slice(start, stop),) if axis == 0 else (slice(None), slice(start, stop))
-            values = self._bin_tensors(path)[name][index]
-            values = values if out is None else out.copy_(values)
-        elif axis == 0:
+        if path.suffix == ".safetensors" and axis == 0:
             values = self._read_rows(name, start, stop, out)
         else:
-            # Opened anew each time: an open file keeps every page that was read in memory.
-            with _open_safetensors(path) as file:
-                values = file.get_slice(name)[:, start:stop]
+            values = self._read_range(name, axis, start, stop)
+            if out is not None:
+                self._check_type(name, values.dtype, out)
+                values = out.copy_(values)
         if values.numel() and not all(bound.isfinite() for bound in torch.aminmax(values)):
             raise DataError(f"tensor {name!r} holds NaN or infinite values ({path}). Download it again.")
         return values
+
+    def _read_range(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        index = (slice(start, stop),) if axis == 0 else (slice(None), slice(start, stop))
+        path = self.file_of[name]
+        if path.suffix != ".safetensors":
+            return self._bin_tensors(path)[name][index]
+        # Opened anew each time: an open file keeps every page that was read in memory.
+        with _open_safetensors(path) as file:
+            return file.get_slice(name)[index]
+
+    def _check_type(self, name: str, dtype: torch.dtype, out: torch.Tensor) -> None:
+        if out.dtype != dtype:
+            raise DataError(
+                f"tensor {name!r} has another type than its neighbours: got {dtype}, need {out.dtype} "
+                f"({self.file_of[name]}). Save the model in one type."
+            )
 
     def _read_rows(self, name: str, start: int, stop: int, out: torch.Tensor | None) -> torch.Tensor:
         """Read rows into memory; half the cost of touching a mapped file page by page."""
         path, (dtype, begin) = self.file_of[name], self._places[name]
         values = torch.empty((stop - start, *self._shapes[name][1:]), dtype=dtype) if out is None else out
-        if values.dtype != dtype:
-            raise DataError(
-                f"tensor {name!r} has another type than its neighbours: got {dtype}, need {values.dtype} ({path}). "
-                "Save the model in one type."
-            )
-        room = memoryview(values.view(-1).view(torch.uint8).numpy()) if values.numel() else memoryview(b"")
+        self._check_type(name, dtype, values)
         with open(path, "rb", buffering=0) as file:
             file.seek(begin + start * torch.Size(self._shapes[name][1:]).numel() * dtype.itemsize)
-            while room:
-                count = file.readinto(room)
-                if not count:
-                    raise IntegrityError(f"file is torn or no safetensors: {path} ends early. Download it again.")
-                room = room[count:]
+            try:
+                read_into(file, values)
+            except EOFError as error:
+                raise IntegrityError(f"file is torn or no safetensors: {path} ({error}). Download it again.") from error
         return values
 
 

@@ -40,6 +40,9 @@ def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: st
     verify_checkpoint(checkpoint)
     state = StateReader(checkpoint / STATE, SMALL[name])
     assert state.dtype == dtype
+    files = sorted((checkpoint / STATE).glob("*.distcp"))
+    framing = 2048 * len(files)  # of torch.save
+    assert sum(path.stat().st_size for path in files) < (directory / "model.safetensors").stat().st_size + framing
     (tmp_path / "out").mkdir()
     write_weights(tmp_path / "out", hf_shapes(SMALL[name]), state, dtype)
     before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
