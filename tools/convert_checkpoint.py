@@ -23,7 +23,7 @@ def main() -> None:
     exporting = argument_parser("Checkpoint of any layout -> Hugging Face directory, verified before it is published.")
     exporting.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
     exporting.add_argument("--hf", required=True, help="directory to write")
-    exporting.add_argument("--base-hf", help="base model, for the tokenizer where the checkpoint has none")
+    exporting.add_argument("--base-hf", help="published base model, for its tokenizer and generation settings")
     exporting.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: that of the checkpoint")
     exporting.add_argument("--skip-verification", action="store_true", help="publish without comparing logits")
     exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
@@ -48,7 +48,7 @@ def main() -> None:
         from megatron_huatuo.export.publish import export_checkpoint
 
         parity = export_checkpoint(checkpoint, hf, **options)
-        print(f"model: {hf}")
+        print(f"model: {hf}" if parity else f"model: {hf} (not verified)")
     else:
         from megatron_huatuo.export.verify import verify_export
 

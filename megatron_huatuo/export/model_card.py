@@ -64,7 +64,7 @@ def _parity_text(parity: Parity | None) -> str:
     return (
         f"* {parity.tensors} weights equal bit by bit after conversion\n"
         f"* logits at {parity.positions} positions in float32: at most {parity.max_logit_difference:.2e} apart "
-        f"(largest logit {parity.max_logit:.1f})\n"
+        f"(largest logit {parity.max_logit:.1f}; accepted up to {parity.tolerance:.2g} × max(1, largest logit))\n"
         f"* greedy continuations of {parity.continuation_tokens} tokens identical\n"
         f"* token ids of {parity.tokenizer_texts} texts equal to those of the training index"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.storage.atomic import atomic_directory
-from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
+from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
 
 KIND = "hf_model"
 REMOTE_CODE = "modeling_baichuan.py"
@@ -42,7 +43,8 @@ def export_checkpoint(
     """Write a Hugging Face directory and return the parity figures of its verification (None when skipped).
 
     checkpoint: a run, its checkpoints/ or one iteration.
-    base_hf: where the tokenizer comes from when the checkpoint carries none.
+    base_hf: the published model that training began with; its tokenizer settings and generation_config.json are copied.
+        By default those that the checkpoint carries.
     dtype: "bfloat16" or "float32"; by default the type of the checkpoint's weights.
     llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
     Raises: IntegrityError when the checkpoint is damaged or the result differs from it; nothing is published then.
@@ -82,12 +84,23 @@ def export_checkpoint(
 
 
 def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architecture: Architecture) -> Tokenizer | None:
-    """The checkpoint's tokenizer, else the base model's. Raises: DataError when it has ids beyond the embedding."""
-    source = directory / "tokenizer" if (directory / "tokenizer").is_dir() else base_hf
-    if source is None:
+    """The checkpoint's tokenizer; from the base model where that is named, so that its newer settings come along.
+
+    Raises: DataError when it has ids beyond the embedding, or the base model has another one.
+    """
+    carried = directory / "tokenizer"
+    if not carried.is_dir() and base_hf is None:
         get_logger(__name__).warning("no tokenizer in %s and no --base-hf: exporting weights alone", directory)
         return None
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(carried if carried.is_dir() else str(base_hf))
+    if carried.is_dir() and base_hf is not None:
+        same = Path(base_hf) / tokenizer.path.name
+        if not same.is_file() or sha256_file(same) != tokenizer.sha256:
+            raise DataError(
+                f"wrong base model: {same} is not the tokenizer that the checkpoint was trained with. "
+                "Name the model that training began with, or leave --base-hf out."
+            )
+        tokenizer = load_tokenizer(same)
     if tokenizer.vocab_size > architecture.vocab_size:
         raise DataError(
             f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
@@ -109,10 +122,22 @@ def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer
             "AutoModelForCausalLM": f"{module}.BaichuanForCausalLM",
         }
     write_json(root / "config.json", config)
-    ends = {"eos_token_id": config["eos_token_id"], "bos_token_id": config["bos_token_id"]}
-    pad = config["pad_token_id"] if config["pad_token_id"] is not None else config["eos_token_id"]
-    generation: dict[str, Any] = {**ends, "pad_token_id": pad, "do_sample": False, "max_new_tokens": 1024}
-    write_json(root / "generation_config.json", generation)
+    write_json(root / "generation_config.json", _generation_config(config, tokenizer))
+
+
+def _generation_config(config: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The base model's, which the tokenizer's files carry, with training's end among its ends; greedy without one."""
+    ends = config["eos_token_id"]
+    base = tokenizer.files.get("generation_config.json") if tokenizer else None
+    if base is None:
+        pad = config["pad_token_id"] if config["pad_token_id"] is not None else ends
+        own = {"eos_token_id": ends, "bos_token_id": config["bos_token_id"], "pad_token_id": pad}
+        return {**own, "do_sample": False, "max_new_tokens": 1024}
+    content = dict(read_json(base))
+    named = content.get("eos_token_id")
+    if ends not in (named if isinstance(named, list) else [named]):
+        content["eos_token_id"] = ends
+    return content
 
 
 def _origin(directory: Path) -> dict[str, Any]:

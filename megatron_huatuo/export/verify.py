@@ -54,6 +54,8 @@ class Parity:
     """Largest absolute difference of two logits, both computed in float32 from the exported weights."""
     max_logit: float
     """Largest absolute logit, for scale."""
+    tolerance: float
+    """What that difference may be, times max(1, largest logit): 1e-4; 2^-7 for a folded head in bfloat16."""
     positions: int
     """Token positions whose logits were compared."""
     continuation_tokens: int
@@ -98,11 +100,13 @@ def verify_converted(directory: Path, hf_directory: Path, *, allow_token_mismatc
     continued = 0 if is_rounded_twice else CONTINUATION_TOKENS
     expected = _run_checkpoint(directory, architecture, tokens, files.dtype, continued)
     found = _run_transformers(hf_directory, tokens, continued)
-    difference, scale = _compare(expected, found, 2**-7 if is_rounded_twice else TOLERANCE, hf_directory)
+    tolerance = 2**-7 if is_rounded_twice else TOLERANCE
+    difference, scale = _compare(expected, found, tolerance, hf_directory)
     return Parity(
         tensors=tensors,
         max_logit_difference=difference,
         max_logit=scale,
+        tolerance=tolerance,
         positions=sum(row.numel() for row in tokens),
         continuation_tokens=continued,
         tokenizer_texts=texts,
@@ -233,12 +237,15 @@ def _load_with_transformers(hf_directory: Path) -> Any:
 
 @torch.no_grad()
 def _run_transformers(hf_directory: Path, tokens: list[torch.Tensor], continued: int) -> _Outputs:
+    from transformers import GenerationConfig
+
     model = _load_with_transformers(hf_directory)
     logits = [model(row).logits[0] for row in tokens]
-    # Without an end token generation runs on, as the continuation of the training model does.
-    options = {"max_new_tokens": continued, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    # Plainly greedy, whatever the base model's generation_config.json asks for (sampling, penalties); without an end
+    # token generation runs on, as the continuation of the training model does.
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     continuations = [
-        model.generate(row, attention_mask=torch.ones_like(row), **options)[0, row.shape[1] :].tolist()
+        model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=continued)[0, row.shape[1] :].tolist()
         for row in tokens
         if continued
     ]

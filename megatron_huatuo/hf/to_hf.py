@@ -31,7 +31,7 @@ def write_weights(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, dict[str, Any]]:
-    """Write `model.safetensors`, or numbered shards with their index.
+    """Write `model.safetensors` or numbered shards, and `model.safetensors.index.json`, which places every tensor.
 
     shapes: every tensor's shape, in the order in which `tensors` yields them, each as its row blocks.
     Returns {file name: {"bytes", "sha256"}}. Raises: DataError when a tensor comes out of order, mis-shaped or not finite.
@@ -44,11 +44,10 @@ def write_weights(
         written[name] = _write_shard(Path(directory) / name, {key: shapes[key] for key in shard}, stream, dtype)
     if (extra := next(stream, None)) is not None:
         raise DataError(f"wrong tensor: got {extra[0]!r} after the last one that the architecture has.")
-    if len(shards) > 1:
-        total = sum(_bytes(shape, dtype) for shape in shapes.values())
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(Path(directory) / "model.safetensors.index.json", index)
+    total = sum(_bytes(shape, dtype) for shape in shapes.values())
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(Path(directory) / "model.safetensors.index.json", index)
     return written
 
 

@@ -30,17 +30,23 @@ CHAT_TEMPLATE = (
 )
 
 
+# Settings of the base model that change no id. Its other ones may name remote code, or tokens that SentencePiece's own
+# ids do not have.
+_KEPT_WITH_SENTENCEPIECE = ("model_max_length", "padding_side", "truncation_side")
+
+
 def write_tokenizer_files(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:
-    """Write the tokenizer's files and the chat template into a Hugging Face directory."""
+    """Copy the tokenizer's files into a Hugging Face directory, with the settings that give the index's ids."""
     root = Path(directory)
+    settings = tokenizer.files.get("tokenizer_config.json")
+    config = read_json(settings) if settings else {}
     if isinstance(tokenizer, SentencePieceTokenizer):
         shutil.copyfile(tokenizer.path, root / "tokenizer.model")
-        config = _sentencepiece_config(tokenizer)
+        kept = {key: config[key] for key in _KEPT_WITH_SENTENCEPIECE if key in config}
+        config = kept | _sentencepiece_config(tokenizer)
     else:
         for name, path in tokenizer.files.items():
             shutil.copyfile(path, root / name)
-        path = root / "tokenizer_config.json"
-        config = read_json(path) if path.is_file() else {}
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         config.pop("auto_map", None)
         config["split_special_tokens"] = True

@@ -22,8 +22,15 @@ from numpy.typing import NDArray
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.manifest import sha256_file
 
-# What a published model directory may hold beside its main tokenizer file.
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+# What a published model directory may hold beside its main tokenizer file, and an export copies along.
+_COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
 
 
 class Tokenizer(abc.ABC):

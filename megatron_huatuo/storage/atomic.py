@@ -2,12 +2,15 @@
 
 Invariant: nothing is written under a final name. Work goes to a private sibling (`.NAME.PID-RANDOM.tmp`), is flushed to
 disk and renamed. Two writers of one name never mix; the last complete one wins for files, the first for directories.
+A private directory is locked while its writer lives; what a killed writer left is cleared by the next one of that name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -63,20 +66,62 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_sibling(target)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                with open(child, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_directory(temporary)
-        _publish(temporary, target, replace)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _remove_abandoned(target)
+    with _private_directory(target) as temporary:
+        try:
+            yield temporary
+            for child in temporary.rglob("*"):
+                if child.is_file():
+                    with open(child, "rb") as handle:
+                        os.fsync(handle.fileno())
+            fsync_directory(temporary)
+            _publish(temporary, target, replace)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     fsync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _private_directory(target: Path) -> Iterator[Path]:
+    """A new temporary sibling, locked by this process (and its forks) for the block; the kernel drops the lock of the
+    dead. Where the file system has no locks it is not locked, and nobody else can take it for abandoned either."""
+    while True:
+        temporary = _temporary_sibling(target)
+        temporary.mkdir()
+        with _locked(temporary):
+            if temporary.exists():  # not cleared between its making and its lock
+                yield temporary
+                return
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Whether this process got the lock of a directory; held for the block."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Delete private directories of this name that no living process holds."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.tmp")
+    for sibling in target.parent.iterdir():
+        if name.fullmatch(sibling.name) and sibling.is_dir():
+            with _locked(sibling) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _publish(temporary: Path, target: Path, replace: bool) -> None:

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_huatuo.checkpoint.layout import resolve_checkpoint
-from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.export import publish
 from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.export.verify import verify_export
+from megatron_huatuo.hf.import_checkpoint import import_hf
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 from tests.unit.export.conftest import FAMILIES
 
@@ -91,12 +92,13 @@ def test_directory_is_complete_and_its_manifest_true(exports) -> None:
     manifest = read_manifest(directory, "hf_model")
     verify_files(directory, manifest)
     assert set(manifest["files"]) | {"manifest.json"} == {path.name for path in directory.iterdir()}
-    assert {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"} <= set(
-        manifest["files"]
-    )
+    promised = {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json", "README.md"}
+    promised |= {"model.safetensors", "model.safetensors.index.json"}
+    assert promised <= set(manifest["files"])
     assert manifest["parity"] == parity.to_dict()
     card = (directory / "README.md").read_text(encoding="utf-8")
     assert "Medical disclaimer" in card and f"{parity.max_logit_difference:.2e}" in card
+    assert "accepted up to 0.0001 × max(1, largest logit)" in card
     config = json.loads((directory / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_baichuan.BaichuanForCausalLM"
 
@@ -107,6 +109,49 @@ def test_bf16_export_is_compared_with_the_rounded_weights(checkpoints, tmp_path:
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
     folded = export_checkpoint(checkpoints["baichuan2-rope"], tmp_path / "folded", dtype="bfloat16", llamafy=True)
     assert 0 < folded.max_logit_difference < 2**-7 * folded.max_logit
+
+
+@pytest.fixture
+def base(checkpoints, tmp_path: Path) -> Path:
+    """The Llama base model as it would be published: with settings of its own, and generation that samples."""
+    directory = Path(shutil.copytree(checkpoints["llama"].parent / "hf", tmp_path / "base"))
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 7], "do_sample": True, "top_p": 0.8, "repetition_penalty": 1.2}
+    (directory / "generation_config.json").write_text(json.dumps(generation))
+    settings = {"tokenizer_class": "RemoteTokenizer", "auto_map": {"AutoTokenizer": "x.y"}, "model_max_length": 77}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def _check_settings_of_the_base(out: Path, base: Path) -> None:
+    assert json.loads((out / "generation_config.json").read_text()) == json.loads(
+        (base / "generation_config.json").read_text()
+    )
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 77
+    assert settings["tokenizer_class"] == "LlamaTokenizer" and "auto_map" not in settings
+
+
+def test_settings_of_the_base_model_are_copied_along(checkpoints, base: Path, tmp_path: Path) -> None:
+    parity = export_checkpoint(checkpoints["llama"], tmp_path / "named", base_hf=base)
+    assert parity.continuation_tokens == 16  # greedy, though the settings ask for sampling and a penalty
+    _check_settings_of_the_base(tmp_path / "named", base)
+    import_hf(base, tmp_path / "checkpoint")
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "carried", skip_verification=True)
+    _check_settings_of_the_base(tmp_path / "carried", base)
+
+
+def test_end_of_training_is_an_end_of_generation(checkpoints, base: Path, tmp_path: Path) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 7, "top_k": 5}))
+    export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=base, skip_verification=True)
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert found == {"eos_token_id": 2, "top_k": 5}
+
+
+def test_another_base_model_is_refused(checkpoints, base: Path, tmp_path: Path) -> None:
+    with open(base / "tokenizer.model", "ab") as handle:
+        handle.write(b"x")
+    with pytest.raises(DataError, match=r"wrong base model: .*tokenizer\.model is not the tokenizer"):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=base)
 
 
 def test_mismatch_is_refused_and_nothing_published(checkpoints, tmp_path: Path, monkeypatch) -> None:
@@ -172,13 +217,13 @@ class _Harm:
 
 def test_malicious_metadata_is_not_executed(checkpoints, tmp_path: Path) -> None:
     """An attacker who rewrites the manifest too is stopped by the unpickler."""
-    from megatron_huatuo.storage.manifest import describe_files
+    from megatron_huatuo.storage.manifest import describe_files, sealed
 
     copied = resolve_checkpoint(shutil.copytree(checkpoints["llama"], tmp_path / "checkpoint"))
     (copied / "state" / ".metadata").write_bytes(pickle.dumps(_Harm(tmp_path / "harm")))
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["files"] |= describe_files(copied, ["state/.metadata"])
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (copied / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(IntegrityError, match=r"would execute code or is damaged.*\.metadata"):
         export_checkpoint(copied, tmp_path / "out")
     assert not (tmp_path / "harm").exists()
@@ -207,5 +252,7 @@ def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: P
     assert run("import", "--hf", str(hf), "--checkpoint", str(tmp_path / "ck")).returncode == 0
     done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "out"), "--dtype", "float32")
     assert done.returncode == 0 and "max_logit_difference" in done.stdout, done.stderr[-2000:]
+    done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "quick"), "--skip-verification")
+    assert done.returncode == 0 and done.stdout == f"model: {tmp_path / 'quick'} (not verified)\n", done.stderr[-2000:]
     failed = run("verify", "--checkpoint", str(tmp_path / "ck"), "--hf", str(exports["llama"][0]))
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("error: "), failed.stderr[-2000:]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import re
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -22,10 +25,11 @@ from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, Integrit
 from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.hf.import_checkpoint import import_hf
 from megatron_huatuo.hf.mapping import hf_shapes
-from megatron_huatuo.hf.state_tensors import StateReader, StateWriter
+from megatron_huatuo.hf.state_tensors import StateReader
+from megatron_huatuo.hf.streaming import HashingFile
 from megatron_huatuo.hf.to_hf import write_weights
 from megatron_huatuo.model.architecture import get_preset
-from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 from tests.unit.hf.small_models import SMALL, random_weights, write_model
 
 ROOT = Path(__file__).parents[3]
@@ -71,6 +75,13 @@ def test_shards_hold_at_most_the_limit_and_their_hashes_are_right(tmp_path: Path
         for key, tensor in content.items():
             assert torch.equal(tensor, weights[key].bfloat16())
             assert index["weight_map"][key] == name
+
+
+def test_a_single_shard_has_an_index_as_well(tmp_path: Path) -> None:
+    shapes = {"a": (2, 3), "b": (4,)}
+    write_weights(tmp_path, shapes, _blocks({"a": torch.ones(2, 3), "b": torch.ones(4)}), torch.float32)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index == {"metadata": {"total_size": 40}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
 
 
 def test_wrong_streams_are_refused(tmp_path: Path) -> None:
@@ -139,21 +150,86 @@ def test_disk_full_is_said_and_leaves_nothing(tmp_path: Path, direction: str) ->
     assert {path.name for path in tmp_path.iterdir()} - {"message"} == before
 
 
-def _import_slowly(hf: Path, checkpoint: Path) -> None:
-    write = StateWriter.write
-    StateWriter.write = lambda *arguments: (write(*arguments), time.sleep(0.5))
-    import_hf(hf, checkpoint)
+_DIRECTIONS = {
+    "import": lambda hf, checkpoint, out: import_hf(hf, out),
+    "export": lambda hf, checkpoint, out: export_checkpoint(checkpoint, out, skip_verification=True),
+}
 
 
-def test_kill_while_importing_leaves_no_checkpoint_and_a_rerun_finishes(tmp_path: Path) -> None:
-    directory = write_model(tmp_path / "hf", SMALL["llama"])
-    child = _FORK.Process(target=_import_slowly, args=(directory, tmp_path / "checkpoint"))
+def _check_complete(direction: str, out: Path) -> None:
+    if direction == "import":
+        verify_checkpoint(resolve_checkpoint(out))
+    else:
+        verify_files(out, read_manifest(out, "hf_model"))
+
+
+@pytest.mark.parametrize("direction", _DIRECTIONS)
+def test_kill_at_any_moment_leaves_all_or_nothing_and_a_rerun_finishes(tmp_path: Path, direction: str) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"])
+    arguments = (hf, import_hf(hf, tmp_path / "checkpoint"), tmp_path / "out")
+    convert = _DIRECTIONS[direction]
+    began = time.monotonic()
+    convert(*arguments)
+    duration_s = time.monotonic() - began
+    names = {path.name for path in tmp_path.iterdir()}
+    killed = left_behind = 0
+    for moment in range(12):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        child = _FORK.Process(target=convert, args=arguments)
+        child.start()
+        child.join(duration_s * (moment + 0.5) / 10)
+        child.kill()
+        child.join(60)
+        killed += child.exitcode == -signal.SIGKILL
+        if (tmp_path / "out").exists():
+            _check_complete(direction, tmp_path / "out")
+        left_behind += len(list(tmp_path.glob(".out.*.tmp")))
+    assert killed > 2 and left_behind > 0
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    convert(*arguments)
+    _check_complete(direction, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def _die_before_the_second_weight(*arguments: Path) -> None:
+    write = HashingFile.write
+
+    def write_and_die(file: HashingFile, data: object) -> int:
+        count = write(file, data)
+        if file.bytes > 30_000:  # in the middle of the embedding
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    HashingFile.write = write_and_die
+    _DIRECTIONS[arguments[0]](*arguments[1:])
+
+
+@pytest.mark.parametrize("direction", _DIRECTIONS)
+def test_kill_in_the_middle_of_a_weight_publishes_nothing(tmp_path: Path, direction: str) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"])
+    arguments = (hf, import_hf(hf, tmp_path / "checkpoint"), tmp_path / "out")
+    child = _FORK.Process(target=_die_before_the_second_weight, args=(direction, *arguments))
     child.start()
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".checkpoint*/iter_0000000/state/*.distcp")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.kill()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    assert list(tmp_path.glob(".checkpoint*")) and not (tmp_path / "checkpoint").exists()
-    verify_checkpoint(import_hf(directory, tmp_path / "checkpoint"))
+    assert list(tmp_path.glob(".out.*.tmp")) and not (tmp_path / "out").exists()
+    _DIRECTIONS[direction](*arguments)
+    _check_complete(direction, tmp_path / "out")
+    assert not list(tmp_path.glob(".out.*.tmp"))
+
+
+def test_rows_beyond_the_tokenizer_are_kept_on_both_ways(tmp_path: Path) -> None:
+    """As published: Qwen2.5's 151,936 or 152,064 rows for a tokenizer of 151,665 ids."""
+    from megatron_huatuo.index.tokenizer import load_tokenizer
+    from tests.unit.hf.test_tokenizer_files import byte_level_tokenizer
+
+    architecture = dataclasses.replace(SMALL["qwen2"], vocab_size=448)
+    hf = write_model(tmp_path / "hf", architecture)
+    byte_level_tokenizer(hf)
+    assert load_tokenizer(hf).vocab_size < 440
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (hf, tmp_path / "out"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert after[name].shape == (448, 96) and torch.equal(before[name], after[name])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 448

@@ -39,11 +39,11 @@ def _sentencepiece(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-def _byte_level(folder: Path) -> Path:
+def byte_level_tokenizer(folder: Path) -> Path:
     """A tokenizer.json as Llama 3 and Qwen2.5 have it: byte-level BPE with a named end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,7 +70,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             pytest.skip(f"no Baichuan2 tokenizer: {BAICHUAN}")
         source = BAICHUAN
     else:
-        source = (_sentencepiece if request.param == "sentencepiece" else _byte_level)(tmp_path / "source")
+        source = (_sentencepiece if request.param == "sentencepiece" else byte_level_tokenizer)(tmp_path / "source")
     ours = load_tokenizer(source)
     (tmp_path / "out").mkdir()
     write_tokenizer_files(ours, tmp_path / "out")

@@ -124,3 +124,30 @@ def test_a_lock_spares_the_temporaries_of_other_names(tmp_path):
     (tmp_path / ".out.1-a.tmp").write_text("x")
     with exclusive(tmp_path / "out"):
         assert names(tmp_path) == [".other.1-a.tmp", ".out.lock"]
+
+
+BUILDER = """
+import sys, time
+from megatron_huatuo.storage.atomic import atomic_directory
+with atomic_directory(sys.argv[1], replace=True) as target:
+    (target / "half").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_builder_clears_what_a_killed_one_left_and_spares_living_ones(tmp_path):
+    path = tmp_path / "out"
+    (tmp_path / ".out.part.1-00000000.tmp").mkdir()  # of another name, out.part
+    process = subprocess.Popen([sys.executable, "-c", BUILDER, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    (half,) = tmp_path.glob(".out.*/half")
+    for _ in range(2):  # as another process, and twice in this one
+        with atomic_directory(path, replace=True) as mine, atomic_directory(path, replace=True) as other:
+            assert half.exists() and mine.exists() and other.exists()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert half.exists()
+    with atomic_directory(path, replace=True):
+        assert not half.exists()
+    assert names(tmp_path) == [".out.part.1-00000000.tmp", "out"]
