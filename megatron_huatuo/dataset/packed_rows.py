@@ -16,7 +16,7 @@ from megatron_huatuo.blend.build import blend_sha256
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.index.chat_format import cut_document, targets_of
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.manifest import read_json, read_manifest, sha256_file, verify_files
+from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 
 PADDING_SOURCE = -1
 _SUFFIXES = ("bin", "idx")
@@ -146,11 +146,11 @@ class PackedRows:
     def _common_tokenizer(self) -> dict[str, Any]:
         """Tokenizer entry of the index manifests, which all sources must share."""
         found: dict[str, Any] | None = None
-        for source in self.manifest["sources"]:
-            tokenizer = read_json(f"{source['path_prefix']}.json")["tokenizer"]
+        for name, index in zip(self.source_names, self._indexes, strict=True):
+            tokenizer = (index.manifest or {})["tokenizer"]
             if found is not None and tokenizer["sha256"] != found["sha256"]:
                 raise DataError(
-                    f"sources have different tokenizers: {source['name']} has {tokenizer['sha256'][:12]}, "
+                    f"sources have different tokenizers: {name} has {tokenizer['sha256'][:12]}, "
                     f"{self.source_names[0]} has {found['sha256'][:12]}. Index all sources with one tokenizer."
                 )
             found = found or tokenizer
@@ -182,7 +182,7 @@ class PackedRows:
 def _map_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # numpy parses the header as Python and passes on whatever that raises
         raise IntegrityError(f"file is torn or no array: {path} ({error}). Restore or rebuild it.") from error
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from megatron_huatuo import __version__
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.hashed_file import HashedFile
-from megatron_huatuo.storage.manifest import read_manifest, verify_files, write_json
+from megatron_huatuo.storage.manifest import read_manifest, sealed, verify_files, write_json
 from megatron_huatuo.storage.staging import publish_files, staging_directory
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -360,7 +360,7 @@ class IndexedWriter:
         files = {self._targets[0]: self._bin, self._targets[1]: self._write_idx()}
         if self._origins is not None:
             files[self._origin_target] = self._write_origins(self._origins)
-        manifest = {
+        manifest: dict[str, Any] = {
             "kind": MANIFEST_KIND,
             "format_version": 1,
             "megatron_huatuo": __version__,
@@ -372,6 +372,7 @@ class IndexedWriter:
             "trained_tokens": self.trained_tokens,
             **(content or {}),
         }
+        manifest = sealed(manifest)
         write_json(self._staging / self._targets[2].name, manifest)
         publish_files(self._staging, [*files, self._targets[2]])
         self._stack.close()

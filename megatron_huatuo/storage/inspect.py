@@ -12,9 +12,9 @@ import numpy as np
 
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import split_lines
-from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.storage.manifest import SEAL, read_json
 
-_HEADER = ("kind", "format_version", "created", "megatron_huatuo", "files")
+_HEADER = ("kind", "format_version", "created", "megatron_huatuo", "files", SEAL)
 _LONGEST_VALUE = 300
 _SHOWN_FILES = 20
 

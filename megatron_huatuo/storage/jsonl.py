@@ -66,6 +66,7 @@ class BadLines:
 
     def add(self, file: str | os.PathLike[str], line: int, reason: str) -> None:
         """Count a bad line. Raises DataError naming file and line when it is one too many."""
+        reason = reason.replace(f" ({file}:{line})", "")  # parsers name the place as well: once is enough
         self.lines.append(BadLine(os.fspath(file), line, reason))
         if len(self.lines) > self.max_bad_lines:
             raise DataError(

@@ -1,6 +1,7 @@
 """Manifests: what a directory holds, and the hashes that prove it.
 
-Invariant: `manifest.json` is written last, so a directory with a manifest is complete.
+Invariant: `manifest.json` is written last, so a directory with a manifest is complete. It proves the files beside it, and
+by its seal itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.atomic import atomic_write
 
 MANIFEST_NAME = "manifest.json"
+SEAL = "manifest_sha256"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -55,6 +57,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise IntegrityError(f"file is torn or no JSON: {path} ({error}). Run its stage again.") from error
 
 
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the fingerprint of its own content under `SEAL`: what is flipped in it later shows."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    return {**content, SEAL: fingerprint(json.loads(json.dumps(content)))}  # as a reader will see it
+
+
 def describe_files(directory: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{name: {bytes, sha256}} of files below `directory`."""
     return {
@@ -85,13 +93,13 @@ def write_manifest(
         "files": dict(files) if isinstance(files, Mapping) else describe_files(root, files),
     }
     assert not header.keys() & content.keys(), "content must not replace the header"
-    manifest = {**header, **content}
+    manifest = sealed({**header, **content})
     write_json(root / name, manifest)
     return manifest
 
 
 def read_manifest(directory: str | os.PathLike[str], kind: str, *, name: str = MANIFEST_NAME) -> dict[str, Any]:
-    """Read a manifest and check its kind and version. Raises IntegrityError."""
+    """Read a manifest and check its kind, version and seal (one without a seal is accepted). Raises IntegrityError."""
     path = Path(directory) / name
     manifest = read_json(path)
     found = manifest.get("kind") if isinstance(manifest, dict) else None
@@ -104,6 +112,10 @@ def read_manifest(directory: str | os.PathLike[str], kind: str, *, name: str = M
         )
     if not isinstance(manifest.get("files"), dict):
         raise IntegrityError(f"no list of files in {path}. Run the stage that writes it again.")
+    if SEAL in manifest and sealed(manifest) != manifest:
+        raise IntegrityError(
+            f"manifest is damaged or was edited: {path} differs from its own {SEAL}. Restore it, or run its stage again."
+        )
     return manifest
 
 

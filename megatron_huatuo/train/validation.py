@@ -17,7 +17,6 @@ from megatron_huatuo.dataset.packed_rows import Row, empty_row, fill_row
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.step import run_microbatches
 
@@ -28,7 +27,11 @@ class HeldOut:
     def __init__(self, name: str, path_prefix: str, seq_length: int, tokenizer_sha256: str, eos_id: int) -> None:
         self.name, self._seq_length, self._eos_id = name, seq_length, eos_id
         self._index = IndexedReader(path_prefix)
-        found = read_json(f"{path_prefix}.json")["tokenizer"]["sha256"]
+        if self._index.manifest is None:
+            raise DataError(
+                f"validation source {name} has no manifest: {path_prefix}.json. Index it with tools/preprocess_data.py."
+            )
+        found = self._index.manifest["tokenizer"]["sha256"]
         if found != tokenizer_sha256:
             raise DataError(
                 f"validation source {name} has another tokenizer: got {found[:12]}, need {tokenizer_sha256[:12]} "

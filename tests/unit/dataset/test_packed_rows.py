@@ -14,6 +14,7 @@ from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.dataset.packed_rows import PackedRows, empty_row, fill_row
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.manifest import sealed
 
 EOS = 2
 # tokens, modes (0 context, 1 trained), source
@@ -166,7 +167,7 @@ def test_indexes_of_two_tokenizers_are_refused(own_blend: Path) -> None:
     other = manifest["sources"][0] | {"name": "two", "path_prefix": str(own_blend.parent / "index" / "two")}
     other["index"] = other["index"] | {"tokenizer": "b" * 64}
     manifest["sources"].append(other)
-    (own_blend / "manifest.json").write_text(json.dumps(manifest))
+    (own_blend / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(
         DataError, match="sources have different tokenizers: two has bbbbbbbbbbbb, one has aaaaaaaaaaaa"
     ):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import HEADER, IndexedReader, IndexedWriter, token_dtype
+from megatron_huatuo.storage.manifest import sealed
 
 # Two conversations: [question+tag, answer+eos] and two turns.
 TOKENS = [10, 11, 12, 20, 2, 10, 11, 30, 31, 13, 11, 32, 2]
@@ -306,7 +307,7 @@ def test_files_of_two_runs_are_refused(tmp_path):
     with pytest.raises(IntegrityError, match=r"wrong size: .*p\.bin"):
         IndexedReader(tmp_path / "p")
     manifest = json.loads((tmp_path / "q.json").read_text())
-    (tmp_path / "q.json").write_text(json.dumps({**manifest, "documents": 3}))
+    (tmp_path / "q.json").write_text(json.dumps(sealed({**manifest, "documents": 3})))
     with pytest.raises(IntegrityError, match=r"documents is 2, .*q\.json says 3"):
         IndexedReader(tmp_path / "q")
 

@@ -224,3 +224,15 @@ def test_a_lone_surrogate_in_a_whole_file_is_found(tmp_path):
 def test_open_binary_names_the_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*x\.gz"):
         open_binary(tmp_path / "x.gz")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "records.json"])
+def test_the_place_of_a_bad_record_is_named_once(name, tmp_path):
+    path = tmp_path / name
+    path.write_text('{"id": 1, "text": "t"}' if name.endswith("l") else '[{"id": 1, "text": "t"}]', "utf-8")
+    with pytest.raises(DataError) as failed:
+        list(read_records(path, lambda raw, where: [parse_document(raw, where)]))
+    assert str(failed.value).count(f"{path}:1") == 1
+    bad = BadLines(1)
+    assert list(read_records(path, lambda raw, where: [parse_document(raw, where)], bad)) == []
+    assert str(path) not in bad.lines[0].reason

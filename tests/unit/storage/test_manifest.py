@@ -13,6 +13,7 @@ from megatron_huatuo.storage.manifest import (
     fingerprint,
     read_json,
     read_manifest,
+    sealed,
     sha256_file,
     verify_files,
     write_json,
@@ -87,6 +88,26 @@ def test_a_wrong_manifest_is_refused(content, message, tmp_path):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(IntegrityError, match=message):
         read_manifest(tmp_path, "corpus")
+
+
+def test_an_edited_manifest_is_refused_unless_it_is_sealed_again_or_never_was(directory):
+    path = directory / "manifest.json"
+    manifest = read_json(path)
+    write_json(path, {**manifest, "seed": 8})
+    with pytest.raises(IntegrityError, match=r"manifest is damaged or was edited: .*manifest\.json"):
+        read_manifest(directory, "corpus")
+    write_json(path, sealed({**manifest, "seed": 8}))
+    assert read_manifest(directory, "corpus")["seed"] == 8
+    write_json(path, {key: value for key, value in manifest.items() if key != "manifest_sha256"})
+    assert read_manifest(directory, "corpus")["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "content", [{"pair": (1, 2)}, {"share": 0.1 + 0.2}, {"by_number": {10: "a", 9: "b"}}, {"名": "血压"}]
+)
+def test_a_seal_holds_whatever_json_makes_of_the_content(content, tmp_path):
+    write_manifest(tmp_path, "corpus", content)
+    assert set(content) <= set(read_manifest(tmp_path, "corpus"))
 
 
 def test_a_missing_manifest_is_refused(tmp_path):

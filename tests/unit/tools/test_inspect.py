@@ -18,7 +18,7 @@ from megatron_huatuo.hf.inspect import describe_safetensors
 from megatron_huatuo.index.inspect import describe_segments
 from megatron_huatuo.storage.inspect import describe_array, describe_record, format_bytes, join, shorten
 from megatron_huatuo.storage.jsonl import write_jsonl
-from megatron_huatuo.storage.manifest import write_json, write_manifest
+from megatron_huatuo.storage.manifest import sealed, write_json, write_manifest
 from tests.distributed.engine import make_config, train_rank
 from tests.distributed.runner import run_ranks
 
@@ -98,7 +98,7 @@ def test_ids_are_shown_where_the_tokenizer_is_gone(sample_blend: Path, tmp_path:
         shutil.copy(path, tmp_path)
     manifest = json.loads((tmp_path / "sft.json").read_text())
     manifest["tokenizer"]["path"] = str(tmp_path / "gone")
-    (tmp_path / "sft.json").write_text(json.dumps(manifest))
+    (tmp_path / "sft.json").write_text(json.dumps(sealed(manifest)))
     assert "  context" in show(tmp_path / "sft", 0) and "  ids " in show(tmp_path / "sft", 0)
 
 
