@@ -13,6 +13,7 @@ from megatron_huatuo.storage.manifest import write_json
 
 BENCHMARKS = {
     "blend": "priority order, packing and blend building",
+    "unify": "passages to pairs through an endpoint that answers at once",
     "index": "tokenising conversations into an index",
     "loader": "rows of a blend to batches",
     "convert": "Hugging Face directories to checkpoints and back",

@@ -67,6 +67,7 @@ class Endpoint:
         self.settings, self.log, self.budget = settings, log, budget
         self._api_key = api_key
         self.slots = asyncio.Semaphore(settings.max_concurrency)
+        self._in_flight: dict[tuple[str, int], asyncio.Event] = {}
         self._answered = False
         self._failures_in_a_row = 0
         self._refused: EndpointError | None = None
@@ -88,9 +89,20 @@ class Endpoint:
         Raises: RequestFailed for this request alone; EndpointError and BudgetReached end the run.
         """
         key = fingerprint(payload)
+        while (same := self._in_flight.get((key, attempt))) is not None:  # equal passages close together
+            await same.wait()
         if (known := self.log.find(key, attempt)) is not None:
             self.cached += 1
             return known
+        done = self._in_flight[key, attempt] = asyncio.Event()
+        try:
+            return await self._ask(payload, key, attempt)
+        finally:
+            del self._in_flight[key, attempt]
+            done.set()
+
+    async def _ask(self, payload: Mapping[str, Any], key: str, attempt: int) -> Reply:
+        """The reply of the endpoint, within the limits of concurrency and budget."""
         async with self.slots:
             if self._refused is not None:
                 raise self._refused

@@ -12,7 +12,12 @@ from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
 from megatron_huatuo.text.repetition import is_repetitive
 from megatron_huatuo.unify.settings import QualitySettings
-from megatron_huatuo.unify.support import content_pieces, share_supported, unsupported_numbers
+from megatron_huatuo.unify.support import (
+    content_pieces,
+    least_supported_sentence,
+    share_supported,
+    unsupported_numbers,
+)
 
 # The recipe refuses every 参考; medical text says 参考值 and 仅供参考 itself, so only 参考 with a text behind it counts.
 _LEAK_ZH = re.compile(
@@ -89,12 +94,16 @@ class Gates:
         if self.settings.check_numbers and (missing := unsupported_numbers(answer, f"{passage}\n{question}")):
             return f"numbers not in the passage: {', '.join(missing[:5])}"
         scores = measure_support(answer, question, document, language)
-        if scores is not None:
-            faithfulness, coverage = scores
-            if faithfulness < self.settings.min_faithfulness:
-                return f"unfaithful: faithfulness {faithfulness:.2f}"
-            if coverage < self.settings.min_coverage:
-                return f"covers too little: coverage {coverage:.2f}"
+        if scores is None:
+            return None
+        faithfulness, coverage = scores
+        if faithfulness < self.settings.min_faithfulness:
+            return f"unfaithful: faithfulness {faithfulness:.2f}"
+        support, sentence = least_supported_sentence(answer, f"{passage}\n{question}", language)
+        if support < self.settings.min_sentence_faithfulness:
+            return f"unfaithful sentence: faithfulness {support:.2f}: {sentence[:80]}"
+        if coverage < self.settings.min_coverage:
+            return f"covers too little: coverage {coverage:.2f}"
         return None
 
 

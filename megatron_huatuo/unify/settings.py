@@ -116,6 +116,8 @@ class QualitySettings:
     """Longer answers are refused, in characters"""
     min_faithfulness: float = 0.3
     """Least share of the answer's content that the passage supports, 0 to 1; 0 switches the gate off"""
+    min_sentence_faithfulness: float = 0.2
+    """Least share of each longer sentence's content that passage or question support, 0 to 1; 0 switches the gate off"""
     min_coverage: float = 0.1
     """Least share of the passage's content that the pair keeps, 0 to 1; 0 switches the gate off"""
     check_numbers: bool = True
@@ -131,7 +133,7 @@ class QualitySettings:
                 f"wrong answer lengths: got min_answer_characters={self.min_answer_characters} and "
                 f"max_answer_characters={self.max_answer_characters}, need 0 <= min < max. Change one."
             )
-        for name in ("min_faithfulness", "min_coverage"):
+        for name in ("min_faithfulness", "min_sentence_faithfulness", "min_coverage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need 0 to 1.")
         if not self.near_duplicate_similarity > 0:

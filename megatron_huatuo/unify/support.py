@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from megatron_huatuo.text.sentences import split_sentences
+
 _HAN_RUN = re.compile("[\u3400-\u9fff]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]{2,}")
 _STOP_WORDS = frozenset(
@@ -21,6 +23,9 @@ _STOP_WORDS = frozenset(
         "his her she him because while both only very often usually include includes including used use using",
     )
 )
+
+# A sentence of fewer pieces is not judged by itself.
+_LEAST_PIECES = {"zh": 8, "en": 6}
 
 # Longer units first: the alternation takes the first that fits.
 _UNITS = {
@@ -66,6 +71,19 @@ def content_pieces(text: str, language: str) -> set[str]:
 def share_supported(pieces: set[str], by: set[str]) -> float:
     """Share of `pieces` that stand in `by`; 1.0 for none at all."""
     return len(pieces & by) / len(pieces) if pieces else 1.0
+
+
+def least_supported_sentence(answer: str, by: str, language: str) -> tuple[float, str]:
+    """(share supported by the text `by`, sentence) of the answer's least supported sentence; (1.0, "") without any.
+
+    Sentences with little content are left out: headings and short remarks say nothing that could be wrong.
+    """
+    supporting, least = content_pieces(by, language), (1.0, "")
+    for sentence in split_sentences(answer):
+        pieces = content_pieces(sentence, language)
+        if len(pieces) >= _LEAST_PIECES[language]:
+            least = min(least, (share_supported(pieces, supporting), sentence.strip()))
+    return least
 
 
 def unsupported_numbers(answer: str, passage: str) -> list[str]:

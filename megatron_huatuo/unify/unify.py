@@ -1,8 +1,8 @@
 """Unification: documents to one directory of conversations.
 
 Invariant: conversations.jsonl keeps the order of the documents whatever the concurrency and the executor; every document
-is there, in rejected.jsonl with a reason, or counted as not reached. Work in progress lies in OUTPUT.work, under the
-fingerprint of inputs and settings; requests and replies lie in OUTPUT.requests, whatever the settings.
+is there, in rejected.jsonl with a reason, or counted as not reached. Work in progress lies in the hidden folder
+.OUTPUT.work, under the fingerprint of inputs and settings; requests and replies lie in OUTPUT.requests.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def unify(
     model_options = _choose_model(
         backend, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
         language=language, api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
-        check=check if check and check.check_model else None,
+        check_model=check if check and check.check_model else None,
     )  # fmt: skip
     files = [os.fspath(path) for path in inputs]
     target = Path(output)
@@ -107,7 +107,7 @@ def unify(
         check_replaceable(target, KIND)
         job = Job(
             shards=tuple(shard for path in files for shard in cut(path, _WHOLE_FILE if pairs else documents_per_task)),
-            root=target.with_name(f"{target.name}.work"),
+            root=target.with_name(f".{target.name}.work"),
             requests=target.with_name(f"{target.name}.requests"),
             quality=quality or QualitySettings(),
             model=model_options,
@@ -159,7 +159,7 @@ def _choose_model(
     endpoint = EndpointSettings(base_url, model, max_concurrency, patience)
     options["prompts"] = load_prompts(options["prompts"])
     options["prices"] = load_prices(options["prices"]) if options["prices"] else None
-    options["check"] = options["check"] or CheckSettings()
+    options["check"] = options.pop("check_model") or CheckSettings()
     return ModelOptions(endpoint, sampling, **options)
 
 

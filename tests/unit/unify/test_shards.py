@@ -1,0 +1,292 @@
+"""Many tasks, one output: the same bytes as one task, whatever is killed, and one budget for all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.execution import ExecutorSettings
+from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
+from megatron_huatuo.storage.lock import exclusive
+from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.unify import SamplingSettings, unify
+from megatron_huatuo.unify.budget import Purse
+from megatron_huatuo.unify.ledger import read_totals
+from megatron_huatuo.unify.reading import cut, read_documents
+from megatron_huatuo.unify.request_log import Reply, RequestLog, fold_logs, known_log, task_log
+from tests.unit import kill
+from tests.unit.unify.conftest import make_documents
+from tests.unit.unify.endpoint_server import Asked, EndpointServer, echo_writer
+from tests.unit.unify.endpoint_server import Reply as Sent
+from tests.unit.unify.test_budget import COST_A_REQUEST_USD, PRICES
+
+TOOL = Path(__file__).parents[3] / "tools" / "unify_corpus.py"
+FILES = ("conversations.jsonl", "rejected.jsonl", "report.json")
+KILLS = 20
+TWO = ExecutorSettings(workers=2)
+
+
+def mixed_documents(folder: Path) -> Path:
+    """Documents of which some are refused, some repeat an earlier one, and some lines are bad."""
+    rows = make_documents(40)
+    rows[3]["text"] = rows[33]["text"] = "很抱歉，我无法提供这方面的信息，请咨询医生。"
+    for index in (8, 9, 38):
+        rows[index] = {**rows[7], "id": f"again-{index}"}
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines[20] = "{torn"
+    path = folder / "documents.jsonl"
+    path.write_text("\n".join(lines), "utf-8")  # the last line has no end
+    return path
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("lines_a_shard", [1, 7, 40, 100])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cut_loses_no_line_and_keeps_numbers_and_offsets(lines_a_shard, packed, tmp_path):
+    path = mixed_documents(tmp_path)
+    if packed:
+        path = tmp_path / "documents.jsonl.gz"
+        path.write_bytes(gzip.compress((tmp_path / "documents.jsonl").read_bytes()))
+    shards = cut(str(path), lines_a_shard)
+    assert len(shards) == -(-40 // lines_a_shard) and sum(shard.lines for shard in shards) == 40
+    whole, pieces = BadLines(9), BadLines(9)
+    expected = list(read_documents(cut(str(path), 1000)[0], whole))
+    assert [task for shard in shards for task in read_documents(shard, pieces)] == expected
+    assert pieces.lines == whole.lines and len(expected) == 39
+
+
+def test_a_file_that_ends_with_its_last_shard_or_is_empty_has_no_shard_too_many(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"{}\n" * 6)
+    assert [shard[1:] for shard in cut(str(path), 3)] == [(0, 0, 3), (3, 9, 3)]
+    path.write_bytes(b"")
+    assert [shard[1:] for shard in cut(str(path), 3)] == [(0, 0, 0)]
+
+
+def test_tasks_of_any_size_on_any_workers_give_the_bytes_of_one_task(tmp_path, impatient):
+    path = mixed_documents(tmp_path)
+    with EndpointServer() as server:
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "patience": impatient,
+                    "max_bad_lines": 1}  # fmt: skip
+        report = unify([path], tmp_path / "one", **settings)
+        asked = len(server.asked)
+        for name, execution in (("many", ExecutorSettings()), ("two", TWO)):
+            unify([path], tmp_path / name, documents_per_task=9, execution=execution, **settings)
+            assert same_bytes(tmp_path / "one", tmp_path / name)
+    assert report["rejected_by_reason"] == {"near-duplicate pair": 3, "refusal": 2}
+    reasons = [line.record["reason"] for line in read_jsonl(tmp_path / "two" / "rejected.jsonl")]
+    assert reasons[2:5] == ["near-duplicate pair: of d7"] * 3 and reasons[5].startswith("malformed JSON")
+    ledgers = [read_json(tmp_path / name / "ledger.json") for name in ("one", "many", "two")]
+    # Equal passages are asked once in one task, and perhaps once in each of several.
+    assert ledgers[0]["requests"] == asked == 2 * 36 + 2
+    assert len(server.asked) == sum(ledger["requests"] for ledger in ledgers) and ledgers[2]["requests"] >= asked
+    assert not list(tmp_path.glob("*.work")) and [p.name for p in (tmp_path / "two.requests").iterdir()] == [
+        "known.sqlite"
+    ]
+
+
+def test_bad_lines_of_all_tasks_count_together(tmp_path):
+    rows = [json.dumps(row, ensure_ascii=False) for row in make_documents(6)]
+    rows[1] = rows[4] = "{torn"
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(rows), "utf-8")
+    with pytest.raises(DataError, match="2 bad so far, allowed 1"):
+        unify([path], tmp_path / "out", documents_per_task=3, max_bad_lines=1)
+    assert unify([path], tmp_path / "out", documents_per_task=3, max_bad_lines=2)["pairs"] == 4
+
+
+def test_killed_at_any_moment_in_any_process_shards_end_with_the_same_bytes(write_documents, tmp_path):
+    documents, output = write_documents(30), tmp_path / "out"
+
+    def slow(asked: Asked) -> Sent:
+        reply = echo_writer(asked)
+        reply.delay_s = 0.005
+        return reply
+
+    with EndpointServer(slow) as server:
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "max_concurrency": 4,
+                    "documents_per_task": 8}  # fmt: skip
+        kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
+        duration_s = kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
+        next_moment = kill.random_moments(11, 2 * duration_s)
+        server.asked.clear()
+        kills = kills_of_this_output = 0
+        while kills < KILLS:
+            killed = kill.run_and_kill(next_moment(), unify, [documents], output, **settings)
+            kills, kills_of_this_output = kills + killed, kills_of_this_output + killed
+            if (output / "manifest.json").exists():
+                assert_few_repeats(server, kills_of_this_output)
+                assert same_bytes(tmp_path / "undisturbed", output)
+                shutil.rmtree(output)
+                shutil.rmtree(output.with_name("out.requests"))
+                server.asked.clear()
+                kills_of_this_output = 0
+        kill.run(unify, [documents], output, **settings)
+        assert_few_repeats(server, kills_of_this_output)
+    assert same_bytes(tmp_path / "undisturbed", output)
+    assert not list(tmp_path.glob("*.work")) and not list(tmp_path.glob(".*.tmp"))
+
+
+def assert_few_repeats(server: EndpointServer, kills: int) -> None:
+    repeats = sum(count - 1 for count in Counter(json.dumps(asked.payload) for asked in server.asked).values())
+    assert repeats <= 4 * kills
+
+
+def start(documents: Path, output: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(TOOL), "--input", str(documents), "--output", str(output), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def test_a_killed_worker_ends_the_run_and_the_same_command_repeats_no_answered_request(write_documents, tmp_path):
+    documents, output = write_documents(60), tmp_path / "out"
+
+    def slow(asked: Asked) -> Sent:
+        reply = echo_writer(asked)
+        reply.delay_s = 0.05
+        return reply
+
+    with EndpointServer(slow) as server:
+        flags = ["--backend", "openai", "--base-url", server.base_url, "--model", "m", "--max-concurrency", "2",
+                 "--workers", "2", "--documents-per-task", "15"]  # fmt: skip
+        process = start(documents, output, *flags)
+        while len(server.asked) < 24:
+            time.sleep(0.002)
+        find_writer(process.pid, tmp_path / "out.requests").kill()
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 1 and b"a worker was killed" in error and not output.exists()
+        process = start(documents, output, *flags)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error.decode()
+        payloads = Counter(json.dumps(asked.payload) for asked in server.asked)
+        assert len(payloads) == 120 and sum(payloads.values()) <= 120 + 4
+        unify([documents], tmp_path / "one", backend="openai", base_url=server.base_url, model="m")
+    assert same_bytes(output, tmp_path / "one")
+    ledger = read_json(output / "ledger.json")
+    assert ledger["requests"] == 120 and ledger["requests_without_reply"] <= 4
+
+
+def find_writer(pid: int, requests: Path) -> psutil.Process:
+    """A process that writes the request log of a task."""
+    while True:
+        for process in psutil.Process(pid).children(recursive=True):
+            try:
+                if any(file.path.startswith(str(requests / "task-")) for file in process.open_files()):
+                    return process
+            except psutil.Error:
+                continue
+
+
+def test_all_tasks_together_keep_to_one_budget(write_documents, impatient, tmp_path):
+    documents, output = write_documents(24), tmp_path / "out"
+    (tmp_path / "prices.yaml").write_text(PRICES)
+
+    def run(server: EndpointServer, budget_usd: float) -> dict:
+        return unify([documents], output, backend="openai", base_url=server.base_url, model="m", patience=impatient,
+                     sampling=SamplingSettings(max_question_tokens=64, max_answer_tokens=64), max_concurrency=4,
+                     prices=str(tmp_path / "prices.yaml"), budget_usd=budget_usd, documents_per_task=6,
+                     execution=TWO)  # fmt: skip
+
+    with EndpointServer() as server:
+        report = run(server, 2.5)
+        assert report["state"] == "stopped: budget" and 0 < report["pairs"] < 24
+        assert report["pairs"] + report["not_reached"] == 24
+        paid = len(server.asked)
+        assert paid * COST_A_REQUEST_USD <= 2.5
+        assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(paid * COST_A_REQUEST_USD)
+        assert run(server, 100.0)["state"] == "complete"
+        assert len(server.asked) == 48, "a paid request was repeated"
+    assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(48 * COST_A_REQUEST_USD)
+
+
+def test_a_purse_gives_no_more_than_it_holds_and_takes_back(tmp_path):
+    purse = Purse(tmp_path / "purse", 10.0)
+    purse.refill(2.0)
+    assert purse.draw(9.0) == 0.0 and purse.draw(5.0) == 5.0
+    assert purse.draw(0.001) == pytest.approx(0.01), "a thousandth of the budget at a time"
+    purse.give_back(1.01)
+    assert purse.draw(4.0) == pytest.approx(4.0) and purse.draw(0.1) == 0.0
+    purse.refill(0.0)
+    assert purse.draw(10.0) == 10.0
+
+
+def test_logs_fold_into_one_however_often_and_keep_every_paid_request(tmp_path):
+    for rank in (0, 1):
+        log = RequestLog(task_log(tmp_path, rank))
+        log.note_sent("same", 0, "m")
+        log.note_reply("same", 0, Reply(f"from {rank}", "stop", 3, 4))
+        log.note_sent(f"lost {rank}", 0, "m")
+        log.note_failure("time-out")
+        log.close()
+    kept = task_log(tmp_path, 0).read_bytes()
+    fold_logs(tmp_path)
+    task_log(tmp_path, 0).write_bytes(kept)  # as if a kill had come before it was deleted
+    task_log(tmp_path, 2).touch()  # and before a log got its tables
+    (totals,), failures = read_totals(tmp_path)
+    assert (totals.replies, totals.unanswered, totals.prompt_tokens, failures) == (2, 2, 6, {"time-out": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["known.sqlite"]
+    log = RequestLog(task_log(tmp_path, 0), known_log(tmp_path))
+    assert log.find("same", 0).content.startswith("from") and log.find("lost 0", 0) is None
+    log.close()
+
+
+def test_a_task_at_work_elsewhere_is_not_disturbed(write_documents, tmp_path):
+    log = task_log(tmp_path / "out.requests", 0)
+    RequestLog(log).close()
+    with exclusive(log), pytest.raises(DataError, match=r"another process is writing .*task-00000"):
+        unify([write_documents(1)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m")
+
+
+def test_changed_input_asks_only_what_is_new(write_documents, impatient, tmp_path):
+    """Requests are found again wherever the cut puts a document."""
+    documents = write_documents(20)
+    with EndpointServer() as server:
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "patience": impatient}
+        unify([documents], tmp_path / "out", documents_per_task=7, **settings)
+        rows = documents.read_text("utf-8").splitlines(keepends=True)
+        new = json.dumps(make_documents(21)[20], ensure_ascii=False) + "\n"
+        documents.write_text("".join([new, *rows[5:]]), "utf-8")
+        assert unify([documents], tmp_path / "out", documents_per_task=4, execution=TWO, **settings)["pairs"] == 16
+        assert len(server.asked) == 40 + 2
+
+
+def test_slurm_tasks_are_submitted_as_an_array_without_the_key(write_documents, impatient, tmp_path, monkeypatch):
+    """A stand-in for sbatch keeps the script; nothing runs. The same command with local workers takes over."""
+    monkeypatch.setenv("HUATUO_TEST_KEY", "sk-canary-51c3")
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(f'#!/bin/bash\ncat "${{@: -1}}" >> {tmp_path}/scripts\necho "Submitted batch job 17"\n')
+    sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    with EndpointServer() as server:
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "patience": impatient,
+                    "api_key_env": "HUATUO_TEST_KEY", "documents_per_task": 3}  # fmt: skip
+        slurm = ExecutorSettings(executor="slurm", slurm_partition="cpu", slurm_time="01:30:00", workers=2)
+        report = unify([write_documents(8)], tmp_path / "out", execution=slurm, **settings)
+        assert report["state"] == "submitted" and not server.asked and not (tmp_path / "out").exists()
+        script = (tmp_path / "scripts").read_text()
+        for line in ("--array=0-2%2", "--partition=cpu", "--time=01:30:00", "--job-name=unify"):
+            assert f"#SBATCH {line}" in script, script
+        for path in tmp_path.rglob("*"):
+            assert not path.is_file() or b"sk-canary-51c3" not in path.read_bytes(), path
+        assert unify([tmp_path / "documents.jsonl"], tmp_path / "out", **settings)["pairs"] == 8
+
+
+def test_a_task_of_no_documents_is_refused(write_documents, tmp_path):
+    with pytest.raises(ConfigError, match="wrong --documents-per-task: got 0, need at least 1"):
+        unify([write_documents(1)], tmp_path / "out", documents_per_task=0)
