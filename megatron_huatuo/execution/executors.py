@@ -35,7 +35,7 @@ class ProcessExecutor(LocalPipelineExecutor):
     def run(self) -> None:
         """Run all tasks that are not done. Raises HuatuoError when a worker is killed."""
         ranks = self.get_incomplete_ranks(range(self.tasks))
-        if self.workers == 1 or len(ranks) == 1:
+        if self.workers == 1 or len(ranks) <= 1:
             be_quiet()
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)  # steps keep counts: every task starts with fresh ones

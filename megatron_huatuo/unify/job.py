@@ -51,6 +51,11 @@ class Job:
         decisive = [self.shards, self.describe_backend(), to_plain(self.quality), self.pairs, self.gate_pairs]
         return self.root / fingerprint([__version__, states, decisive])[:16]
 
+    @property
+    def budget_usd(self) -> float | None:
+        """What may be spent; a shard that this stopped is not tried again with the same."""
+        return None if self.model is None else self.model.budget_usd
+
     def shard_path(self, rank: int) -> Path:
         """Directory of a finished shard."""
         return self.work / "shards" / f"{rank:05d}"

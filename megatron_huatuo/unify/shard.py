@@ -43,6 +43,7 @@ class UnifyShard(PipelineStep):
             run, usage = asyncio.run(self._write(rank, self.job.read(rank, bad_lines), directory))
             content = {
                 "stopped": run.stopped,
+                "budget_usd": self.job.budget_usd,
                 "bad_lines": bad_lines.lines,
                 "tolerated": bad_lines.tolerated,
                 "report": run.report.to_state(),

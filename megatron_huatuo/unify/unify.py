@@ -184,7 +184,7 @@ async def _preview(job: Job, number: int) -> dict[str, Any]:
 
 
 def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
-    """Run what is not done, or was stopped by the budget; whether all is done now."""
+    """Run what is not done, or was stopped by another budget; whether all is done now."""
     # datatrove takes half a second to import.
     from megatron_huatuo.execution.executors import run_tasks
     from megatron_huatuo.unify.shard import UnifyShard
@@ -192,7 +192,8 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
     logs = job.work / "datatrove"
     for rank in range(len(job.shards)):
         path = job.shard_path(rank) / "shard.json"
-        if not path.exists() or read_json(path)["stopped"]:
+        content = read_json(path) if path.exists() else None
+        if content is None or (content["stopped"] and content["budget_usd"] != job.budget_usd):
             (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
     return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution)
 

@@ -12,7 +12,8 @@ _context = multiprocessing.get_context("forkserver")
 # What the tools import is loaded once; every process starts from there in some 20 ms.
 _context.set_forkserver_preload(
     ["megatron_huatuo.execution.executors", "megatron_huatuo.corpus.pipeline", "megatron_huatuo.corpus.merge",
-     "megatron_huatuo.unify.model", "matplotlib.backends.backend_agg", "matplotlib.figure"]
+     "megatron_huatuo.unify.model", "megatron_huatuo.unify.shard", "megatron_huatuo.unify.merge",
+     "matplotlib.backends.backend_agg", "matplotlib.figure"]
 )  # fmt: skip
 
 

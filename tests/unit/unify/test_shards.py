@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from megatron_huatuo.unify.ledger import read_totals
 from megatron_huatuo.unify.reading import cut, read_documents
 from megatron_huatuo.unify.request_log import Reply, RequestLog, fold_logs, known_log, task_log
 from tests.unit import kill
+from tests.unit.corpus.test_executors import SBATCH, SCONTROL, SRUN
 from tests.unit.unify.conftest import make_documents
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, echo_writer
 from tests.unit.unify.endpoint_server import Reply as Sent
@@ -209,6 +209,7 @@ def test_all_tasks_together_keep_to_one_budget(write_documents, impatient, tmp_p
         paid = len(server.asked)
         assert paid * COST_A_REQUEST_USD <= 2.5
         assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(paid * COST_A_REQUEST_USD)
+        assert run(server, 2.5) == report and len(server.asked) == paid, "the same budget tried again"
         assert run(server, 100.0)["state"] == "complete"
         assert len(server.asked) == 48, "a paid request was repeated"
     assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(48 * COST_A_REQUEST_USD)
@@ -265,26 +266,35 @@ def test_changed_input_asks_only_what_is_new(write_documents, impatient, tmp_pat
         assert len(server.asked) == 40 + 2
 
 
-def test_slurm_tasks_are_submitted_as_an_array_without_the_key(write_documents, impatient, tmp_path, monkeypatch):
-    """A stand-in for sbatch keeps the script; nothing runs. The same command with local workers takes over."""
-    monkeypatch.setenv("HUATUO_TEST_KEY", "sk-canary-51c3")
+def test_a_slurm_array_does_the_tasks_with_a_key_that_stays_in_the_environment(
+    write_documents, impatient, tmp_path, monkeypatch
+):
+    """A stand-in for sbatch runs datatrove's own launch script for every task at once."""
     (tmp_path / "bin").mkdir()
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.write_text(f'#!/bin/bash\ncat "${{@: -1}}" >> {tmp_path}/scripts\necho "Submitted batch job 17"\n')
-    sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    for name, content in (
+        ("sbatch", SBATCH.replace('echo "$script"', 'cat "$script"')),
+        ("srun", SRUN),
+        ("scontrol", SCONTROL),
+    ):
+        (tmp_path / "bin" / name).write_text(content)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(TOOL.parents[1]))
+    monkeypatch.setenv("SBATCH_LOG", str(tmp_path / "sbatch.log"))
+    monkeypatch.setenv("HUATUO_TEST_KEY", "sk-canary-51c3")
+    slurm = ExecutorSettings(executor="slurm", slurm_partition="cpu", slurm_time="01:30:00", workers=2)
     with EndpointServer() as server:
         settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "patience": impatient,
-                    "api_key_env": "HUATUO_TEST_KEY", "documents_per_task": 3}  # fmt: skip
-        slurm = ExecutorSettings(executor="slurm", slurm_partition="cpu", slurm_time="01:30:00", workers=2)
-        report = unify([write_documents(8)], tmp_path / "out", execution=slurm, **settings)
-        assert report["state"] == "submitted" and not server.asked and not (tmp_path / "out").exists()
-        script = (tmp_path / "scripts").read_text()
-        for line in ("--array=0-2%2", "--partition=cpu", "--time=01:30:00", "--job-name=unify"):
+                    "api_key_env": "HUATUO_TEST_KEY", "documents_per_task": 4, "execution": slurm}  # fmt: skip
+        documents = write_documents(8)
+        assert unify([documents], tmp_path / "out", **settings)["pairs"] == 8
+        script = (tmp_path / "sbatch.log").read_text()
+        for line in ("--array=0-1%2", "--partition=cpu", "--time=01:30:00", "--job-name=unify"):
             assert f"#SBATCH {line}" in script, script
+        assert len(server.asked) == 16, (tmp_path / "sbatch.log.out").read_text()
+        assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer sk-canary-51c3"}
         for path in tmp_path.rglob("*"):
             assert not path.is_file() or b"sk-canary-51c3" not in path.read_bytes(), path
-        assert unify([tmp_path / "documents.jsonl"], tmp_path / "out", **settings)["pairs"] == 8
 
 
 def test_a_task_of_no_documents_is_refused(write_documents, tmp_path):
