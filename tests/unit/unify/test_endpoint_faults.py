@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import traceback
@@ -15,6 +16,11 @@ from megatron_huatuo.errors import DataError, EndpointError
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, unify
+from megatron_huatuo.unify.budget import Budget
+from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
+from megatron_huatuo.unify.ledger import read_totals
+from megatron_huatuo.unify.request_log import RequestLog
+from megatron_huatuo.unify.settings import EndpointSettings
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion, echo_writer
 
 HTML = {"Content-Type": "text/html"}
@@ -97,13 +103,35 @@ def test_an_endpoint_that_only_fails_is_given_up(write_documents, tmp_path):
         assert len(server.asked) == 3 * 2
 
 
-def test_no_server_at_all_is_given_up(write_documents, tmp_path):
-    patience = PatienceSettings(max_retries=1, backoff_s=0.01, max_failures_in_a_row=2)
+def test_no_server_at_all_is_named_after_three_tries_whatever_the_patience(write_documents, tmp_path):
+    patience = PatienceSettings(max_retries=50, backoff_s=0.05)
     with pytest.raises(
         EndpointError, match=r"no server at http://127.0.0.1:9/v1: no connection.*vllm serve m --port 9"
     ):
-        unify([write_documents(9)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m",
+        unify([write_documents(2)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m",
               patience=patience)  # fmt: skip
+    (totals, failures) = read_totals(tmp_path / "out.requests")
+    assert failures == {"no connection": 6} and sum(row.unanswered for row in totals) <= 1
+
+
+def test_a_server_that_goes_away_later_is_waited_for(impatient, tmp_path):
+    async def ask_before_and_after() -> RequestFailed:
+        settings = EndpointSettings(server.base_url, "m", 1, impatient)
+        endpoint = Endpoint(settings, None, log, Budget())
+        payload = {"model": "m", "messages": [{"role": "user", "content": "【内容】痛风"}], "max_tokens": 9}
+        await endpoint.complete(payload, 0)
+        server.__exit__()
+        with pytest.raises(RequestFailed) as failed:
+            await endpoint.complete(payload, 1)
+        await endpoint.close()
+        return failed.value
+
+    log = RequestLog(tmp_path / "log.sqlite")
+    server = EndpointServer()
+    server.__enter__()
+    assert asyncio.run(ask_before_and_after()).reason.startswith("no connection")
+    assert sum(log.failures().values()) == impatient.max_retries + 1
+    log.close()
 
 
 BAD_REPLIES = {
