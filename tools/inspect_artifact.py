@@ -3,7 +3,8 @@
 
 PATH: a directory of any stage (corpus, unified, index, blend, run, checkpoint, Hugging Face model, evaluation), an index
 prefix P, or one file: .jsonl, .json, .npy, .bin, .idx, .safetensors, .distcp. With --number N: line N (from 1) of JSON
-Lines, document N of an index or row N of a blend, decoded, with what is trained on marked.
+Lines, document N of an index or row N of a blend, decoded, with what is trained on marked. With --trace too, the way back
+of each of its documents: pair, how it was made, passage, source file and byte.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json, verify_fi
 _MAIN_RECORDS = ("documents.jsonl", "conversations.jsonl", "replies.jsonl", "verdicts.jsonl")
 
 
-def describe(path: Path, number: int | None) -> list[str]:
+def describe(path: Path, number: int | None, *, trace: bool = False) -> list[str]:
     """Lines about one path, by what it is."""
     if path.suffix in (".bin", ".idx") or (path.suffix == ".json" and path.with_suffix(".idx").is_file()):
         path = path.with_suffix("")
+    if trace:
+        return describe_trace(path, number)
     if Path(f"{path}.idx").is_file():
         from megatron_huatuo.index.inspect import describe_document, describe_index
 
@@ -32,6 +35,15 @@ def describe(path: Path, number: int | None) -> list[str]:
     if not path.is_file():
         raise ConfigError(f"nothing to inspect: {path} does not exist. Check the path.")
     return describe_file(path, number)
+
+
+def describe_trace(path: Path, number: int | None) -> list[str]:
+    """The way back from a row of a blend, or a document of an index, to its source files."""
+    from megatron_huatuo.dataset.trace import trace_document, trace_row
+
+    if number is None:
+        raise ConfigError("nothing to trace: need the row or document too. Add --number N.")
+    return trace_document(path, number) if Path(f"{path}.idx").is_file() else trace_row(path, number)
 
 
 def describe_file(path: Path, number: int | None) -> list[str]:
@@ -104,8 +116,9 @@ def main() -> None:
     parser.add_argument("path", type=str, metavar="PATH", help="what to show")
     parser.add_argument("--number", type=int | None, default=None, metavar="N", help="one line, document or row")
     parser.add_argument("--verify", action="store_true", help="also check the sha256 of every file of the manifest")
+    parser.add_argument("--trace", action="store_true", help="with --number: from a row back to the source files")
     args = parser.parse_args()
-    print(storage.join(describe(Path(args.path), args.number)))
+    print(storage.join(describe(Path(args.path), args.number, trace=args.trace)))
     if args.verify:
         manifest = manifest_of(Path(args.path))
         verify_files(manifest.parent, read_json(manifest))

@@ -15,6 +15,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.hf.inspect import describe_safetensors
+from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.inspect import describe_segments
 from megatron_huatuo.storage.inspect import describe_array, describe_record, format_bytes, join, shorten
 from megatron_huatuo.storage.jsonl import write_jsonl
@@ -91,6 +92,66 @@ def test_document_is_decoded_with_its_origin_and_end(sample_blend: Path) -> None
 def test_document_outside_the_index_is_refused(sample_blend: Path) -> None:
     with pytest.raises(ConfigError, match="wrong document: got -1, need 0 to"):
         show(sample_blend.parent / "index" / "sft", -1)
+
+
+def test_a_row_is_traced_to_pair_passage_and_byte(sample_blend: Path) -> None:
+    corpus = sample_blend.parent / "corpus" / "documents.jsonl"
+    passages = {row["id"]: row for row in map(json.loads, corpus.read_text("utf-8").splitlines())}
+    rows = len(np.load(sample_blend / "row_start.npy")) - 1
+    lines = TOOL.describe(sample_blend, rows // 3, trace=True)
+    traced = [position for position, line in enumerate(lines) if line.startswith("  passage ")]
+    assert traced and len(traced) + sum("not made from a passage" in line for line in lines) == sum(
+        line.startswith("document ") for line in lines
+    )
+    for position in traced:
+        head, made_by, passage, text, source = lines[position - 2 : position + 3]
+        name = passage.split()[1]
+        assert f"pair {name}, {sample_blend.parent}/unified/conversations.jsonl:" in head
+        assert made_by.startswith("  made by backend template") and text == f"  {passages[name]['text']}"
+        origin = passages[name]["metadata"]["origin"]
+        with open(origin["file"], "rb") as handle:
+            handle.seek(origin["offset"])
+            record = json.loads(handle.readline())
+        assert record["id"] == origin["document"] and f"of document {origin['document']}" in passage
+        place = f"  source {origin['file']}:{origin['line']}, byte {origin['offset']}: "
+        assert source == place + shorten(record["text"])
+
+
+def test_a_document_is_traced_and_what_is_gone_is_said(tmp_path: Path, sample_blend: Path) -> None:
+    index = sample_blend.parent / "index"
+    assert "no provenance: the pair was not made from a passage" in "\n".join(
+        TOOL.describe(index / "sft", 0, trace=True)
+    )
+    source, pairs = tmp_path / "a.jsonl", tmp_path / "pairs.jsonl"
+    source.write_text('{"text": "原文。"}\n', "utf-8")
+    provenance = {
+        "passage": "p",
+        "document": "d",
+        "file": str(source),
+        "line": 1,
+        "offset": 0,
+        "model": "m",
+        "part": 2,
+        "parts": 3,
+    }
+    turns = [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]
+    write_jsonl(pairs, [{"id": "a", "conversations": turns, "provenance": provenance}])
+    build_index([pairs], tmp_path / "p", sample_blend.parent / "tokenizer", workers=1)
+    assert TOOL.describe(tmp_path / "p.bin", 0, trace=True) == [
+        f"document 0 of {tmp_path}/p: pair a, {pairs}:1",
+        "  made by model m",
+        "  passage p of document d, part 2 of 3",
+        "  (its text is gone with the file that unification read)",
+        f"  source {source}:1, byte 0: 原文。",
+    ]
+    source.unlink()
+    assert TOOL.describe(tmp_path / "p", 0, trace=True)[-1].endswith("byte 0: (the file is gone)")
+    pairs.unlink()
+    assert TOOL.describe(tmp_path / "p", 0, trace=True) == [f"document 0 of {tmp_path}/p: {pairs}:1, which is gone"]
+    with pytest.raises(ConfigError, match="wrong document: got 1, need 0 to 0"):
+        TOOL.describe(tmp_path / "p", 1, trace=True)
+    with pytest.raises(ConfigError, match="nothing to trace: need the row or document too"):
+        TOOL.describe(tmp_path / "p", None, trace=True)
 
 
 def test_ids_are_shown_where_the_tokenizer_is_gone(sample_blend: Path, tmp_path: Path) -> None:
