@@ -122,6 +122,7 @@ class Endpoint:
         return reply
 
     async def _try_until_answered(self, payload: Mapping[str, Any], key: str, attempt: int) -> Reply:
+        perhaps_paid = False
         for number in range(self.settings.patience.max_retries + 1):
             await self._wait_for_permission()
             try:
@@ -131,17 +132,17 @@ class Endpoint:
                 return reply
             except _Failure as failure:
                 self.log.note_failure(failure.reason)
-                last = failure
+                last, perhaps_paid = failure, perhaps_paid or failure.paid
             if not last.retried:
                 break
-            last_try = number + 1 >= min(_FIRST_CONTACT_TRIES, self.settings.patience.max_retries + 1)
-            if last_try and not self._answered and last.reason == _UNREACHABLE:
+            enough = number + 1 >= min(_FIRST_CONTACT_TRIES, self.settings.patience.max_retries + 1)
+            if enough and not self._answered and last.reason == _UNREACHABLE:
                 self.log.note_unpaid(key, attempt)
                 raise self._nobody_there(last)
             if number < self.settings.patience.max_retries:
                 self.retries += 1
                 await asyncio.sleep(self._wait_s(number, last))
-        if not last.paid:
+        if not perhaps_paid:
             self.log.note_unpaid(key, attempt)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self.settings.patience.max_failures_in_a_row:
