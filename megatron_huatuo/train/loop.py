@@ -96,7 +96,7 @@ def _log_and_validate(run: Run, reporter: Reporter) -> None:
         validation = {
             source.name: validate_on(run.training, source, run.layout, run.device, isolate) for source in run.held_out
         }
-        reporter.leave_out(time.perf_counter() - began)
+        reporter.pause("validation", time.perf_counter() - began)
     if run.iteration % logging.log_interval == 0 or last or validation:
         reporter.write(validation)
 
@@ -109,7 +109,7 @@ def _save(run: Run, saver: Saver, reporter: Reporter, *, someone_writes: bool) -
     interval = run.config.checkpoint.save_interval
     if interval and run.iteration % interval == 0 and run.iteration < run.train_iters:
         saver.save()
-    reporter.leave_out(time.perf_counter() - began)
+    reporter.pause("save", time.perf_counter() - began)
 
 
 def _stop_reason(run: Run) -> str:

@@ -18,6 +18,8 @@ from megatron_huatuo.train.setup import is_log_rank
 from megatron_huatuo.train.step import StepResult
 from megatron_huatuo.train.stragglers import StragglerWatch
 
+_NO_PAUSE_S = 1e-3  # looking whether a save is due
+
 
 class Reporter:
     """Gathers steps and writes an entry when asked. Every rank has one, so that all agree on the clock; one writes."""
@@ -26,6 +28,7 @@ class Reporter:
         self._run = run
         self._window: list[StepResult] = []
         self._started = time.perf_counter()
+        self._pauses: dict[str, float] = {}
         self._stragglers = StragglerWatch(run.config.parallel.pipeline_model_parallel_size)
         self._named: int | None = None
         self._writer = None
@@ -42,9 +45,10 @@ class Reporter:
         self._window.append(result)
         self._stragglers.add(result.seconds_to_reduction)
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that is no part of the steps: a save, a validation."""
+    def pause(self, reason: str, seconds: float) -> None:
+        """Time that training waited for a "save" or a "validation": no part of the steps."""
         self._started += seconds
+        self._pauses[reason] = self._pauses.get(reason, 0.0) + seconds
 
     def write(self, validation: Mapping[str, float]) -> None:
         """Write the entry of the steps since the last one, and begin anew."""
@@ -52,7 +56,7 @@ class Reporter:
             entry = self._entry(validation)
             self._writer.write(entry)
             metrics.show_progress(metrics.progress_line(entry, self._run.train_iters))
-        self._window, self._started = [], time.perf_counter()
+        self._window, self._started, self._pauses = [], time.perf_counter(), {}
 
     def close(self) -> None:
         """Flush everything."""
@@ -78,6 +82,7 @@ class Reporter:
             "step_time_s": step_time_s,
             "data_wait_s": max(_mean([result.data_wait_s for result in self._window])),
             "seconds": self._seconds(step_time_s),
+            "pauses_s": {reason: seconds for reason, seconds in self._pauses.items() if seconds > _NO_PAUSE_S},
             "memory_gib": metrics.memory_gib(run.device),
             "eta_s": step_time_s * (run.train_iters - run.iteration),
             "skipped_steps": sum(not result.updated for result in self._window),
