@@ -33,7 +33,7 @@ def test_a_finished_run_finds_itself_done(tmp_path: Path, configure, finish) -> 
 
 
 def test_the_last_batch_trains_what_is_left(tmp_path: Path, configure, finish) -> None:
-    """100 rows in batches of 48: the third holds 4 rows, and the run ends with it."""
+    """99 rows in batches of 48: the third holds 3 rows, and the run ends with it."""
     finish(configure(tmp_path, training={"train_iters": None, "global_batch_size": 48, "micro_batch_size": 4}))
     log = read_log(tmp_path)
     assert [line["consumed_train_samples"] for line in log] == [48, 96, 144]
