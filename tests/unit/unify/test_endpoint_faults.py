@@ -111,7 +111,8 @@ def test_no_server_at_all_is_named_after_three_tries_whatever_the_patience(write
         unify([write_documents(2)], tmp_path / "out", backend="openai", base_url="http://127.0.0.1:9/v1", model="m",
               patience=patience)  # fmt: skip
     (totals, failures) = read_totals(tmp_path / "out.requests")
-    assert failures == {"no connection": 6} and sum(row.unanswered for row in totals) <= 1
+    # The first request that fails three times ends the run; the other one may still be at its second or third try.
+    assert 3 <= failures["no connection"] <= 6 and sum(row.unanswered for row in totals) <= 1
 
 
 def test_a_server_that_goes_away_later_is_waited_for(impatient, tmp_path):

@@ -123,7 +123,7 @@ def test_killed_at_any_moment_in_any_process_shards_end_with_the_same_bytes(writ
                     "documents_per_task": 8}  # fmt: skip
         kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
         duration_s = kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
-        next_moment = kill.random_moments(11, 2 * duration_s)
+        next_moment = kill.random_moments(11, duration_s)
         server.asked.clear()
         kills = kills_of_this_output = 0
         while kills < KILLS:
