@@ -18,35 +18,26 @@ namespace {
 // Documents at the places [place, place + count) of a Feistel permutation.
 template <typename Document>
 void feistel_range(const Feistel& f, uint64_t place, int64_t count, Document* out) {
-  alignas(64) uint32_t rows[kBatch], columns[kBatch];
-  alignas(64) uint32_t narrow[kBatch];
-  alignas(64) uint64_t wide[kBatch];
   const VectorKernels& kernels = *vector_kernels();
-  uint32_t row = uint32_t(place / f.columns), column = uint32_t(place % f.columns);
+  const auto pass = [&](auto once, auto* answers, int batch) {
+    if (once(f, place, batch, answers))
+      for (int i = 0; i < batch; ++i)
+        if (answers[i] >= f.n) answers[i] = std::decay_t<decltype(*answers)>(feistel(f, answers[i]));
+  };
   while (count > 0) {
     const int batch = int(std::min<int64_t>(count, kBatch));
-    for (int filled = 0; filled < batch;) {
-      const int run = int(std::min<int64_t>(batch - filled, f.columns - column));
-      for (int i = 0; i < run; ++i) rows[filled + i] = row, columns[filled + i] = column + uint32_t(i);
-      filled += run;
-      column += uint32_t(run);
-      if (column == f.columns) column = 0, ++row;
-    }
-    const int padded = (batch + kLanes - 1) / kLanes * kLanes;
-    for (int i = batch; i < padded; ++i) rows[i] = columns[i] = 0;
-    if (f.n <= 1ull << 31) {
-      if (kernels.feistel_32(f, rows, columns, padded, narrow))
-        for (int i = 0; i < batch; ++i)
-          if (narrow[i] >= f.n) narrow[i] = uint32_t(feistel(f, narrow[i]));
-      std::copy(narrow, narrow + batch, out);
+    if (f.n > 1ull << 31) {
+      uint64_t wide[kBatch];
+      pass(kernels.feistel_64, wide, batch);
+      std::copy(wide, wide + batch, out);
+    } else if constexpr (sizeof(Document) == 4) {
+      pass(kernels.feistel_32, out, batch);
     } else {
-      if (kernels.feistel_64(f, rows, columns, padded, wide))
-        for (int i = 0; i < batch; ++i)
-          if (wide[i] >= f.n) wide[i] = feistel(f, wide[i]);
-      for (int i = 0; i < batch; ++i) out[i] = Document(wide[i]);
+      uint32_t narrow[kBatch];
+      pass(kernels.feistel_32, narrow, batch);
+      std::copy(narrow, narrow + batch, out);
     }
-    out += batch;
-    count -= batch;
+    place += uint64_t(batch), out += batch, count -= batch;
   }
 }
 
@@ -155,29 +146,6 @@ class Permutations {
 
 }  // namespace
 
-uint64_t count_ones(const Sequence& sequence, uint64_t first_word, uint64_t num_words) {
-  // Whole groups of eight blocks at once; single words before and after them.
-  uint64_t ones = 0;
-  const auto count_words = [&](uint64_t first, uint64_t last) {
-    uint32_t block[4];
-    for (uint64_t word = first; word < last; ++word) {
-      if (word == first || (word & 1) == 0) philox(sequence, uint32_t(word >> 1), block);
-      const int half = int(word & 1) * 2;
-      ones += uint64_t(popcount64(block[half] | uint64_t(block[half + 1]) << 32));
-    }
-  };
-  const uint64_t end = first_word + num_words, aligned = first_word + (first_word & 1);
-  const uint64_t groups = end > aligned ? (end - aligned) / 16 : 0;
-  if (groups == 0) {
-    count_words(first_word, end);
-    return ones;
-  }
-  count_words(first_word, aligned);
-  ones += vector_kernels()->count_ones(sequence, uint32_t(aligned >> 1), int64_t(groups) * 8);
-  count_words(aligned + groups * 16, end);
-  return ones;
-}
-
 OrderPlan::OrderPlan(OrderInputs inputs, int num_threads, int64_t cell_draws) : inputs_(std::move(inputs)) {
   const int sources = inputs_.num_sources();
   int lowest = INT32_MAX;
@@ -185,8 +153,11 @@ OrderPlan::OrderPlan(OrderInputs inputs, int num_threads, int64_t cell_draws) : 
     total_ += inputs_.num_draws[size_t(i)];
     if (inputs_.num_draws[size_t(i)] > 0) lowest = std::min(lowest, inputs_.exponent[size_t(i)]);
   }
-  for (int i = 0; i < sources; ++i)
-    root_exponent_.push_back(lowest == INT32_MAX ? 0 : inputs_.exponent[size_t(i)] + 5 - lowest);
+  for (int i = 0; i < sources; ++i) {
+    const size_t table = size_t(inputs_.table[size_t(i)]);
+    hazards_.push_back({&inputs_.split[table * kSplitEntries], &inputs_.special[table * kSpecialEntries],
+                        lowest == INT32_MAX ? 0 : inputs_.exponent[size_t(i)] + 5 - lowest});
+  }
   max_cell_draws_ = 8192;
   while (max_cell_draws_ < 128 * int64_t(sources) && max_cell_draws_ < 1 << 17) max_cell_draws_ *= 2;
   max_specials_ = std::clamp<int64_t>(sources / 4, 16, 1024);
@@ -197,12 +168,6 @@ int64_t OrderPlan::nbytes() const {
   return int64_t(cells_.size() * sizeof(Cell) + starts_.size() * 8 + before_.size() * 8);
 }
 
-Hazard OrderPlan::hazard(int source) const {
-  const size_t table = size_t(inputs_.table[size_t(source)]);
-  return {&inputs_.split[table * kSplitEntries], &inputs_.special[table * kSpecialEntries],
-          root_exponent_[size_t(source)]};
-}
-
 void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, int64_t* early) const {
   // Most shares of a cell with many sources are small: they are split in groups.
   const uint32_t level = uint32_t(cell.level);
@@ -211,14 +176,14 @@ void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, 
   size_t numbers[kGroup];
   int64_t successes[kGroup];
   const auto split_one = [&](size_t number, uint64_t probability) {
-    Reader random(Sequence(inputs_.seed, level, shares[number].source, cell.cell));
-    return random.binomial(shares[number].count, probability);
+    const Sequence sequence(inputs_.seed, level, shares[number].source, cell.cell);
+    return vector_kernels()->binomial(sequence, shares[number].count, probability);
   };
   for (size_t next = 0; next < num_shares;) {
     int group = 0;
     for (; next < num_shares && group < kGroup; ++next) {
       const Share share = shares[next];
-      const Hazard h = hazard(int(share.source));
+      const Hazard& h = hazard(share.source);
       const int exponent = h.exponent(cell.level);
       if (share.count == 0 || exponent > kHighestExponent) {
         early[next] = share.count;
@@ -243,7 +208,7 @@ bool OrderPlan::is_whole(int level, const Share* shares, size_t num_shares, int6
   if (total > max_cell_draws_) return false;
   uint64_t most = 0;
   for (size_t i = 0; i < num_shares; ++i) {
-    const Hazard h = hazard(int(shares[i].source));
+    const Hazard& h = hazard(shares[i].source);
     const int exponent = h.exponent(level);
     if (exponent > kHighestSpecialExponent) return false;
     most = std::max(most, h.special_at(exponent));
@@ -487,16 +452,17 @@ class Expansion {
       if (random.next64() < special_probability(source, cell.level) << zeros) by_source_.push_back(source);
     }
     for (const uint32_t source : by_source_) {
-      const Hazard h = plan_.hazard(int(source));
+      const Hazard& h = plan_.hazard(source);
       specials_.push_back({special_time(random, h, h.exponent(cell.level)), source, 0});
     }
     std::stable_sort(specials_.begin(), specials_.end(),
                      [](const Special& a, const Special& b) { return a.time < b.time; });
-    place_specials(random, specials_.data(), int(specials_.size()), total - int64_t(specials_.size()));
+    vector_kernels()->place_specials(random, specials_.data(), int(specials_.size()),
+                                     total - int64_t(specials_.size()));
   }
 
   uint64_t special_probability(uint32_t source, int level) const {
-    const Hazard h = plan_.hazard(int(source));
+    const Hazard& h = plan_.hazard(source);
     return h.special_at(h.exponent(level));
   }
 

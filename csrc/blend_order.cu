@@ -19,6 +19,8 @@ constexpr int kMaxSpecialDraws = 4096;    // of one cell; about four times the m
 constexpr int kSharedDraws = 8192;        // cells up to this size are shuffled in shared memory
 constexpr int64_t kPieceDraws = 1 << 16;  // cells of a single source are cut into such pieces
 constexpr int64_t kChunkDraws = 1 << 28;  // draws whose output is on the device at once
+constexpr int64_t kMostScratch =
+    4ll << 30;  // bytes for all blocks: with many thousand sources fewer blocks run
 
 // What the kernel needs of a plan, on the device.
 struct DevicePlan {
@@ -359,8 +361,8 @@ class Device {
   template <typename T>
   T* allocate(int64_t count) {
     void* pointer = nullptr;
-    if (check(cudaMalloc(&pointer, size_t(std::max<int64_t>(count, 1)) * sizeof(T))))
-      allocated_.push_back(pointer);
+    check(cudaMalloc(&pointer, size_t(std::max<int64_t>(count, 1)) * sizeof(T)));
+    if (pointer != nullptr) allocated_.push_back(pointer);
     return static_cast<T*>(pointer);
   }
   template <typename T>
@@ -468,9 +470,10 @@ bool run(const OrderPlan& plan, int64_t start, int64_t stop, Source* source, Doc
   const size_t shared = kSharedDraws * sizeof(uint16_t);
   device.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &per_multiprocessor, order_kernel<Source, Document>, kThreads, shared));
-  const int64_t blocks = std::max(1, per_multiprocessor) * int64_t(properties.multiProcessorCount);
   const int64_t bytes = 8 * sources + 4 * (kMaxDepth + 4) * sources + 6 * device_plan.max_cell_draws;
   const int64_t stride = (bytes + 255) / 256 * 256;
+  const int64_t blocks = std::min(std::max(1, per_multiprocessor) * int64_t(properties.multiProcessorCount),
+                                  std::max<int64_t>(1, kMostScratch / stride));
   unsigned char* scratch = device.allocate<unsigned char>(blocks * stride);
   Special* specials = device.allocate<Special>(blocks * kMaxSpecialDraws);
   uint32_t* picks = device.allocate<uint32_t>(blocks * kMaxSpecialDraws);
@@ -487,10 +490,11 @@ bool run(const OrderPlan& plan, int64_t start, int64_t stop, Source* source, Doc
     const std::vector<Work> work = list_work(plan, first, last);
     Device uploads;  // frees the work list after the chunk
     const Work* device_work = uploads.upload(work);
-    if (!uploads.message().empty()) {
-      reason = uploads.message();
-      return false;
-    }
+    reason = uploads.message();
+    for (const Work& w : work)  // the kernel counts the draws of a walk in 32 bits
+      if (w.length == 0 && plan.starts()[size_t(w.before) + 1] - w.start > int64_t(UINT32_MAX))
+        reason = "a planned cell has more than 2^32 draws";
+    if (!reason.empty()) break;
     out.start = first;
     out.stop = last;
     device.check(cudaMemset(next, 0, sizeof(*next)));
@@ -513,7 +517,7 @@ bool run(const OrderPlan& plan, int64_t start, int64_t stop, Source* source, Doc
   }
   if (begin != nullptr) cudaEventDestroy(begin);
   if (end != nullptr) cudaEventDestroy(end);
-  reason = device.message();
+  if (reason.empty()) reason = device.message();
   if (reason.empty() && has_failed) reason = "the order needs more scratch memory than the kernel has";
   return reason.empty();
 }

@@ -39,6 +39,7 @@ class OrderPlan {
  public:
   // Cut the time axis into cells of a few ten thousand draws; `cell_draws` 0 chooses their size.
   OrderPlan(OrderInputs inputs, int num_threads, int64_t cell_draws);
+  OrderPlan(OrderPlan&&) = default;
 
   int64_t total() const { return total_; }
   int64_t nbytes() const;
@@ -48,7 +49,7 @@ class OrderPlan {
   std::vector<int64_t> counts_before(int64_t position) const;
 
   const OrderInputs& inputs() const { return inputs_; }
-  Hazard hazard(int source) const;
+  const Hazard& hazard(uint32_t source) const { return hazards_[source]; }
   int64_t max_cell_draws() const { return max_cell_draws_; }
   int64_t max_specials() const { return max_specials_; }
   // For the GPU, whose unit of work is one cell that is ordered as a whole.
@@ -73,7 +74,7 @@ class OrderPlan {
 
   OrderInputs inputs_;
   int64_t total_ = 0, max_cell_draws_ = 0, max_specials_ = 0;
-  std::vector<int32_t> root_exponent_;
+  std::vector<Hazard> hazards_;  // [S], pointing into inputs_
   std::vector<Cell> cells_;      // [P] in time order
   std::vector<int64_t> starts_;  // [P + 1] draws before each cell
   std::vector<int64_t> before_;  // [P + 1, S] draws of each source before each cell

@@ -74,17 +74,18 @@ int64_t RowPacker::take(int64_t length) {
   return draw;
 }
 
-// The oldest draw while it fits; then the longest that fits; a new row when none does, or when the oldest may
-// wait no more.
+// The oldest draw, while it fits and leaves room for another one or none at all; else the longest that fits.
+// A new row when none does. A draw that may wait no more is placed whatever it leaves.
 void RowPacker::place_one(int64_t*& order, std::vector<int64_t>& row_start) {
   while (length_of_[size_t(oldest_ & mask_)] == 0) ++oldest_;
   int64_t length = length_of_[size_t(oldest_ & mask_)];
-  if (length > room_) {
+  const int64_t rest = room_ - length;
+  if (rest < 0 || (rest > 0 && longest_up_to(rest) == 0)) {
     const bool overdue = placed_ - oldest_ == window_ - 1;
     const int64_t fitting = overdue || room_ == 0 ? 0 : longest_up_to(room_);
     if (fitting > 0) {
       length = fitting;
-    } else {
+    } else if (rest < 0) {
       row_start.push_back(placed_);
       room_ = seq_length_;
     }

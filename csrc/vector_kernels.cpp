@@ -82,6 +82,14 @@ std::atomic<const VectorKernels*>& in_use() {
 
 const VectorKernels* vector_kernels() { return in_use().load(std::memory_order_relaxed); }
 
+uint64_t count_ones(const Sequence& sequence, uint32_t block, int64_t blocks) {
+  return vector_kernels()->count_ones(sequence, block, blocks);
+}
+
+void fill(const Sequence& sequence, uint32_t block, int blocks, uint32_t* out) {
+  vector_kernels()->fill(sequence, block, blocks, out);
+}
+
 bool use_vector_kernels(const char* name) {
   const VectorKernels* kernels = find(name);
   if (kernels != nullptr) in_use().store(kernels);

@@ -11,7 +11,11 @@ namespace huatuo {
 constexpr int kLanes = 16;        // 32-bit lanes of the widest path; counts are padded to a multiple of it
 constexpr int kBatch = 512;       // most numbers or documents of one call
 constexpr int kGroup = 32;        // most shares of one call of `short_binomials`
-constexpr int kShortCount = 470;  // most draws of a share there
+constexpr int kShortCount = 900;  // most draws of a share there
+
+// Blocks that a binomial of so many trials hardly ever exceeds: it reads 2 bits a trial, give or take a few.
+constexpr int short_blocks(uint32_t count) { return int((2 * count + count / 8 + 24 + 127) / 128); }
+constexpr int kMostShortBlocks = short_blocks(kShortCount);
 
 struct VectorKernels {
   const char* name;
@@ -24,15 +28,16 @@ struct VectorKernels {
   // made.
   void (*short_binomials)(const Sequence& cell, const uint32_t* sources, const uint32_t* counts,
                           const uint64_t* probabilities, int size, int64_t* successes);
+  // Of order_law.h, compiled for processors that count ones in one instruction.
+  int64_t (*binomial)(const Sequence& sequence, int64_t trials, uint64_t probability);
+  void (*place_specials)(Reader& random, Special* specials, int count, int64_t regular);
   // Shuffle partners for the places last, last - 1, …; true when one of them may need Lemire's rejection.
   // Reads and writes whole vectors.
   bool (*partners)(const uint32_t* numbers, uint32_t last, int count, uint32_t* out);
-  // Feistel network on `count` (row, column) pairs: places row * columns + column, in out (32 bits where n <=
-  // 2^31). True when one of them is not below n.
-  bool (*feistel_32)(const Feistel& f, const uint32_t* rows, const uint32_t* columns, int count,
-                     uint32_t* out);
-  bool (*feistel_64)(const Feistel& f, const uint32_t* rows, const uint32_t* columns, int count,
-                     uint64_t* out);
+  // One pass of a Feistel network over the places [place, place + count): feistel_32 for n <= 2^31,
+  // feistel_64 above. True when an answer may not be below n.
+  bool (*feistel_32)(const Feistel& f, uint64_t place, int count, uint32_t* out);
+  bool (*feistel_64)(const Feistel& f, uint64_t place, int count, uint64_t* out);
 };
 
 // The kernels in use: the widest that this CPU has, unless a test has chosen others.

@@ -22,19 +22,27 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.datasets import helpers_cpp
+from numpy.typing import NDArray
 
 from megatron_huatuo.benchmark.measure import Timing, interleave, surroundings
 from megatron_huatuo.blend.draws import Draws, fresh_draws
 from megatron_huatuo.blend.packing import DEFAULT_WINDOW, pack_rows
 from megatron_huatuo.blend.priority import OrderPlan
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
 
 SIZES = np.array([640_621, 367_000, 827_000, 168_000, 398_000, 142_000, 1_950_000, 840_000, 142_248])
 PRIORITIES = np.array([32.0, 32.0, 16.0, 16.0, 8.0, 8.0, 4.0, 4.0, 1.0])
 EPOCHS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 3])
 """The recipe's nine sources, the last one drawn three times: 5,759,365 draws."""
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+ABSTRACTS, TOKENIZER = SHARED / "pubmed_abstracts_200.jsonl", SHARED / "baichuan2" / "tokenizer.model"
+"""Real documents beside the checkout, where they are present."""
 _PACKAGES = ("numpy", "torch", "megatron-core")
+
+_log = get_logger(__name__)
 
 
 def run(*, full: bool = False, device: str = "cpu", repeats: int = 5) -> list[dict[str, Any]]:
@@ -239,17 +247,29 @@ def _block_records(total: int, threads: int) -> list[dict[str, Any]]:
 
 
 def _packing_records(documents: int, repeats: int) -> list[dict[str, Any]]:
-    """Log-normal lengths of mean 300 (sigma 1 in the logarithm) in rows of 4,096."""
-    lengths = np.maximum(1, np.random.default_rng(0).lognormal(np.log(300) - 0.5, 1.0, documents)).astype(np.int32)
-    runs = interleave({"ours": lambda: pack_rows(lengths, 4096, DEFAULT_WINDOW)}, repeats)["ours"]
-    _, row_start = pack_rows(lengths, 4096, DEFAULT_WINDOW)
-    padding = 1 - float(np.minimum(lengths, 4096).sum()) / (4096 * (len(row_start) - 1))
-    rate = documents / statistics.median(run.wall_s for run in runs) / 1e6
-    name = f"blend: pack_rows, {documents:,} documents, window {DEFAULT_WINDOW:,}"
-    return [
-        _figure(name, rate, "M documents/s", runs={"ours": [vars(run) for run in runs]}),
-        _figure(f"{name}: padding", 100 * padding, "%"),
-    ]
+    """Rate and padding in rows of 4,096: log-normal lengths of mean 300 (sigma 1 in the logarithm), and real ones."""
+    rng = np.random.default_rng(0)
+    kinds = {"log-normal lengths": np.maximum(1, rng.lognormal(np.log(300) - 0.5, 1.0, documents)).astype(np.int32)}
+    if ABSTRACTS.is_file() and TOKENIZER.is_file():
+        kinds["lengths of PubMed abstracts"] = rng.choice(_abstract_lengths(), documents)
+    else:
+        _log.warning("no figure for the sample's own lengths: %s or %s is absent", ABSTRACTS, TOKENIZER)
+    records = []
+    for kind, lengths in kinds.items():
+        runs = interleave({"ours": functools.partial(pack_rows, lengths, 4096, DEFAULT_WINDOW)}, repeats)["ours"]
+        _, row_start = pack_rows(lengths, 4096, DEFAULT_WINDOW)
+        padding = 1 - float(np.minimum(lengths, 4096).sum()) / (4096 * (len(row_start) - 1))
+        rate = documents / statistics.median(run.wall_s for run in runs) / 1e6
+        name = f"blend: pack_rows, {documents:,} {kind}, window {DEFAULT_WINDOW:,}"
+        records.append(_figure(name, rate, "M documents/s", runs={"ours": [vars(run) for run in runs]}))
+        records.append(_figure(f"{name}: padding", 100 * padding, "%", mean_length=float(lengths.mean())))
+    return records
+
+
+def _abstract_lengths() -> NDArray[np.int32]:
+    """Tokens of each abstract under Baichuan2's tokenizer, with its eos."""
+    texts = [json.loads(line)["text"] for line in ABSTRACTS.read_text(encoding="utf-8").splitlines()]
+    return np.array([len(ids) + 1 for ids in load_tokenizer(TOKENIZER).encode_batch(texts)], dtype=np.int32)
 
 
 _BUILD_CHILD = """

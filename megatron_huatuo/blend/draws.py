@@ -6,9 +6,11 @@ Invariant: an instance is sound. Sizes, priorities and seeds are finite and in r
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,7 +84,7 @@ def fresh_draws(
     weights = _priorities(priorities, sources, names)
     draws = [
         draws_of_epochs(size, epoch, _name(names, index))
-        for index, (size, epoch) in enumerate(zip(sizes, _epochs(epochs, sources), strict=True))
+        for index, (size, epoch) in enumerate(zip(sizes, _epochs(epochs, sources, names), strict=True))
     ]
     check_seed(seed)
     return Draws(
@@ -115,9 +117,14 @@ def draws_of_epochs(num_documents: int, epochs: float, name: str = "source") -> 
     return draws
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number of Python or NumPy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_seed(seed: int) -> None:
     """Raises: ConfigError unless seed is a whole number in [0, 2^64)."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**64:
+    if not (is_whole(seed) and 0 <= int(seed) < 2**64):
         raise ConfigError(f"wrong seed: got {seed!r}, need a whole number from 0 to 2^64 - 1")
 
 
@@ -125,36 +132,42 @@ def _name(names: Sequence[str] | None, index: int) -> str:
     return f"source {names[index]!r}" if names else f"source {index}"
 
 
+def _numbers(values: Sequence[float] | ArrayLike, what: str, names: Sequence[str] | None) -> list[Any]:
+    """One int or float a source. Looked at one by one: NumPy would make 1 of True and text of a mixed list."""
+    entries = values.tolist() if isinstance(values, (np.ndarray, np.generic)) else values
+    if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence):
+        raise ConfigError(f"wrong {what}: got {entries!r}, need one number a source")
+    numbers = [entry.item() if isinstance(entry, np.generic) else entry for entry in entries]
+    for index, number in enumerate(numbers):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ConfigError(f"wrong {what} of {_name(names, index)}: got {number!r}, need a number")
+    return numbers
+
+
 def _whole_numbers(values: Sequence[int] | ArrayLike, what: str, names: Sequence[str] | None) -> list[int]:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ConfigError(f"wrong {what}: got an array of {array.ndim} dimensions, need 1 (one number a source)")
-    for index, value in enumerate(array.tolist()):
-        if (
-            isinstance(value, bool)
-            or value != value
-            or value in (math.inf, -math.inf)
-            or int(value) != value
-            or value < 0
-        ):
-            raise ConfigError(f"wrong {what} of {_name(names, index)}: got {value!r}, need a whole number >= 0")
-    return [int(value) for value in array.tolist()]
+    numbers = _numbers(values, what, names)
+    for index, number in enumerate(numbers):
+        if not (0 <= number < 2**63 and number == int(number)):
+            raise ConfigError(
+                f"wrong {what} of {_name(names, index)}: got {number!r}, need a whole number >= 0 and below 2^63"
+            )
+    return [int(number) for number in numbers]
 
 
 def _priorities(values: Sequence[float] | ArrayLike, sources: int, names: Sequence[str] | None) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (sources,):
-        raise ConfigError(f"wrong number of priorities: got {array.size}, need one for each of {sources} sources")
-    for index in np.flatnonzero(~(np.isfinite(array) & (array > 0))):
-        raise ConfigError(f"wrong priority of {_name(names, int(index))}: got {array[index]}, need a finite number > 0")
-    return array
+    numbers = _numbers(values, "priority", names)
+    if len(numbers) != sources:
+        raise ConfigError(f"wrong number of priorities: got {len(numbers)}, need one for each of {sources} sources")
+    for index, number in enumerate(numbers):
+        if not 0 < number <= sys.float_info.max:
+            raise ConfigError(f"wrong priority of {_name(names, index)}: got {number}, need a finite number > 0")
+    return np.array(numbers, dtype=np.float64)
 
 
-def _epochs(values: Sequence[float] | ArrayLike | None, sources: int) -> list[float]:
+def _epochs(values: Sequence[float] | ArrayLike | None, sources: int, names: Sequence[str] | None) -> list[float]:
     if values is None:
         return [1] * sources
-    array = np.asarray(values)
-    if array.shape != (sources,):
-        raise ConfigError(f"wrong number of epochs: got {array.size}, need one for each of {sources} sources")
-    result: list[float] = array.tolist()
-    return result
+    numbers = _numbers(values, "epochs", names)
+    if len(numbers) != sources:
+        raise ConfigError(f"wrong number of epochs: got {len(numbers)}, need one for each of {sources} sources")
+    return numbers

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.build import KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START
 from megatron_huatuo.blend.schedule import count_sources
+from megatron_huatuo.blend.write import KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import read_manifest, verify_files

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_huatuo._ext import load_kernel
-from megatron_huatuo.blend.draws import Draws, fresh_draws
+from megatron_huatuo.blend.draws import Draws, fresh_draws, is_whole
 from megatron_huatuo.blend.reference import ReferencePlan
 from megatron_huatuo.blend.tables import probability_tables
 from megatron_huatuo.errors import ConfigError
@@ -22,6 +22,7 @@ from megatron_huatuo.log import get_logger
 
 REFERENCE_LIMIT = 2_000_000
 """Draws up to which the Python reference stands in for a missing kernel; more would take hours."""
+MAX_THREADS = 1024
 
 
 def priority_order(
@@ -101,6 +102,9 @@ class OrderPlan:
         """Source and document of the draws [start, stop). Raises: ConfigError for a range outside the order."""
         if device not in ("cpu", "cuda"):
             raise ConfigError(f"wrong device: got {device!r}, need 'cpu' or 'cuda'")
+        for name, value in (("start", start), ("stop", stop)):
+            if not is_whole(value):
+                raise ConfigError(f"wrong {name}: got {value!r}, need a whole number")
         if not 0 <= start <= stop <= self.total:
             raise ConfigError(f"wrong range of draws: got [{start}, {stop}), need 0 <= start <= stop <= {self.total}")
         source = np.empty(stop - start, dtype=source_dtype(self.draws.num_sources))
@@ -169,6 +173,6 @@ def document_dtype(most_documents: int) -> np.dtype[Any]:
 def _threads(num_threads: int | None) -> int:
     if num_threads is None:
         return len(os.sched_getaffinity(0))
-    if isinstance(num_threads, bool) or num_threads < 1:
-        raise ConfigError(f"wrong num_threads: got {num_threads!r}, need a whole number >= 1")
+    if not (is_whole(num_threads) and 1 <= num_threads <= MAX_THREADS):
+        raise ConfigError(f"wrong num_threads: got {num_threads!r}, need a whole number from 1 to {MAX_THREADS}")
     return int(num_threads)

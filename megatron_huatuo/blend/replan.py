@@ -14,26 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.build import (
-    BLOCK_DRAWS,
-    KIND,
-    ORDER_DOCUMENT,
-    ORDER_SOURCE,
-    ROW_START,
-    Prefix,
-    blend_sha256,
-    describe_inputs,
-    gather,
-    is_built,
-    usable_documents,
-    write_blend,
-)
+from megatron_huatuo.blend.build import blend_sha256, describe_inputs, is_built
 from megatron_huatuo.blend.config import BlendConfig, BlendSource, PackingConfig
 from megatron_huatuo.blend.draws import ORDER_VERSION, Draws, draws_of_epochs
-from megatron_huatuo.blend.packing import RowPacker
+from megatron_huatuo.blend.packing import PACKING_VERSION, RowPacker
 from megatron_huatuo.blend.priority import OrderPlan
 from megatron_huatuo.blend.schedule import Segment, parent_blend
-from megatron_huatuo.blend.sources import OpenSource, open_sources
+from megatron_huatuo.blend.sources import OpenSource, gather, open_sources, usable_documents
+from megatron_huatuo.blend.write import BLOCK_DRAWS, KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START, Prefix, write_blend
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, verify_files
@@ -75,11 +63,10 @@ def replan_blend(
         parent.source[: parent.entries],
         parent.document[: parent.entries],
         parent.row_start[:rows],
+        parent.kept_segments(),
         {"parent_sha256": inputs["parent_sha256"], "consumed_rows": rows},
     )
-    return write_blend(
-        merged, sources, draws, prefix, parent.kept_segments(), output, inputs, num_threads=num_threads, device=device
-    )
+    return write_blend(merged, sources, draws, prefix, output, inputs, num_threads=num_threads, device=device)
 
 
 def newest_consumed_rows(run_dir: str | os.PathLike[str]) -> int:
@@ -94,11 +81,12 @@ def blend_manifest(directory: Path) -> dict[str, Any]:
     """Manifest of a blend whose files are all as they were written, and whose order this version can go on with."""
     manifest = read_manifest(directory, KIND)
     verify_files(directory, manifest)
-    if manifest["order_version"] != ORDER_VERSION:
-        raise IntegrityError(
-            f"blend has another order version: got {manifest['order_version']}, need {ORDER_VERSION} ({directory}). "
-            "Re-plan it with the version of megatron_huatuo that wrote it."
-        )
+    for key, needed in (("order_version", ORDER_VERSION), ("packing_version", PACKING_VERSION)):
+        if (found := manifest.get(key, 1)) != needed:
+            raise IntegrityError(
+                f"blend has another {key}: got {found}, need {needed} ({directory}). "
+                "Re-plan it with the version of megatron_huatuo that wrote it."
+            )
     return manifest
 
 

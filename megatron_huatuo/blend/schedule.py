@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import read_manifest
 
@@ -28,14 +30,9 @@ BINS = 100
 RUN_POINTS = 50
 _BLOCK = 1 << 24
 _LEGEND_ROWS = 24
-_CHINESE_FONTS = (
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "SimHei",
-    "Microsoft YaHei",
-    "PingFang SC",
-)
+_CHINESE_FONTS = re.compile(r"CJK|Source Han|WenQuanYi|SimHei|SimSun|YaHei|PingFang|Heiti|Songti|AR PL")
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -235,10 +232,10 @@ def plot_schedule(
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.07, 0.1, 0.91, 0.82))
     shares, limits = schedule.shares, shares_of(schedule.expected)
-    family = _chinese_font() if any(not name.isascii() for name in schedule.names) else None
+    family = None if all(map(_is_simple, schedule.names)) else _chinese_font()
     for number, name in enumerate(schedule.names):
         colour = f"C{number % 10}"
-        label = name if family or name.isascii() else f"source {number}"
+        label = name if family or _is_simple(name) else f"source {number}"
         axes.plot(schedule.progress, shares[:, number], color=colour, label=label, linewidth=1.6)
         axes.plot(schedule.progress, limits[:, number], color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
         if points is not None:
@@ -259,5 +256,15 @@ def _chinese_font() -> str | None:
     """A font of this machine that has Chinese characters; without one, such sources are numbered in the picture."""
     from matplotlib import font_manager
 
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in _CHINESE_FONTS if name in known), None)
+    known = sorted({font.name for font in font_manager.fontManager.ttflist if _CHINESE_FONTS.search(font.name)})
+    if not known:
+        _log.warning(
+            "no installed font has Chinese characters: schedule.png calls such sources 'source N', N being their place in "
+            "manifest.json. Install one, for instance Noto Sans CJK."
+        )
+    return known[0] if known else None
+
+
+def _is_simple(name: str) -> bool:
+    """Whether matplotlib's own font has all characters: those before the CJK blocks."""
+    return all(character < "\u2e80" for character in name)

@@ -87,6 +87,29 @@ def open_source(source: BlendSource, seq_length: int) -> OpenSource:
     )
 
 
+def usable_documents(sources: list[OpenSource], source: NDArray[Any], document: NDArray[Any]) -> NDArray[Any]:
+    """Numbers among the usable documents -> numbers in the index."""
+    for number, opened in enumerate(sources):
+        if opened.usable is not None:
+            here = source == number
+            document[here] = opened.usable[document[here]]
+    return document
+
+
+def gather(
+    sources: list[OpenSource], source: NDArray[Any], document: NDArray[Any], what: str, dtype: Any
+) -> NDArray[Any]:
+    """Values of the documents' own arrays (`lengths` or `full_lengths`), in the order given."""
+    starts = np.cumsum([0, *(opened.num_documents for opened in sources)], dtype=np.int64)
+    if len(sources) > 32:  # one look-up in all sources' values together
+        return np.concatenate([getattr(opened, what) for opened in sources])[starts[source] + document]
+    values = np.empty(len(source), dtype=dtype)
+    for number, opened in enumerate(sources):
+        here = np.flatnonzero(source == number)
+        values[here] = getattr(opened, what)[document[here]]
+    return values
+
+
 def index_fingerprint(index: IndexedReader, name: str) -> dict[str, Any]:
     """Hashes of an index: `.idx` is hashed again, `.bin` is taken from the manifest (its size has been checked).
 

@@ -144,7 +144,7 @@ def test_threads_and_blocks_of_the_build_do_not_change_a_byte(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = _arrays(_build(content, tmp_path / "a", num_threads=1))
-    monkeypatch.setattr("megatron_huatuo.blend.build.BLOCK_DRAWS", 37)
+    monkeypatch.setattr("megatron_huatuo.blend.write.BLOCK_DRAWS", 37)
     found = _arrays(_build(content, tmp_path / "b", num_threads=2))
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     ours, theirs = (read_manifest(tmp_path / name, "blend") for name in "ab")
@@ -214,11 +214,11 @@ def test_nothing_to_draw_is_an_error(content: dict[str, Any], tmp_path: Path) ->
 
 
 def test_too_many_sources_for_megatrons_index_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_huatuo.blend import build
+    from megatron_huatuo.blend import write
 
-    np.save(tmp_path / build.ORDER_SOURCE, np.array([40_000], dtype=np.uint16))
+    np.save(tmp_path / write.ORDER_SOURCE, np.array([40_000], dtype=np.uint16))
     with pytest.raises(ConfigError, match="too many sources for Megatron's int16 index"):
-        build._write_megatron_indices(tmp_path)
+        write._write_megatron_indices(tmp_path)
 
 
 def test_differences_are_told_by_key() -> None:

@@ -79,6 +79,20 @@ def test_default_window_leaves_little_padding() -> None:
     assert 1 - used / (4096 * (len(next_fit) - 1)) > 0.02
 
 
+def test_lengths_that_are_never_short_leave_little_padding_too() -> None:
+    """Abstracts have 146 tokens at least: what the last one leaves of a row must be of use to another one."""
+    lengths = np.clip(np.random.default_rng(0).normal(330, 110, 100_000), 146, 724).astype(np.int32)
+    _, row_start = pack_rows(lengths, 4096)
+    assert 1 - lengths.sum() / (4096 * (len(row_start) - 1)) <= 0.002
+
+
+def test_room_of_no_use_goes_to_a_longer_document() -> None:
+    """After 4, another 4 would leave 2 of 10, which no document has: 6 fills the row."""
+    order, row_start = pack_rows([4, 4, 6, 4, 3], 10, 4)
+    assert order.tolist() == [0, 2, 1, 3, 4]
+    assert row_start.tolist() == [0, 2, 4, 5]
+
+
 def test_a_document_that_waited_its_whole_window_is_placed() -> None:
     """Long documents and a flood of short ones: the oldest may wait only so long."""
     lengths = np.array([7] * 4 + [1, 7] * 200, dtype=np.int64)

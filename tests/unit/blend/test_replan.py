@@ -192,3 +192,13 @@ def test_damaged_parent_is_refused(parent: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"file differs from its manifest: .*order_document.npy"):
         replan_blend(run, config, tmp_path / "c")
+
+
+@pytest.mark.parametrize("key", ["order_version", "packing_version"])
+def test_parent_of_another_version_is_refused(
+    parent: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"megatron_huatuo.blend.replan.{key.upper()}", 9)
+    run = _run(tmp_path, "run", parent, 20)
+    with pytest.raises(IntegrityError, match=rf"blend has another {key}: got \d, need 9"):
+        replan_blend(run, parse_blend_config(_content(tmp_path), "new"), tmp_path / "child")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.font_manager import fontManager
 
-from megatron_huatuo.blend import priority_order
+from megatron_huatuo.blend import priority_order, schedule
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.blend.schedule import (
@@ -18,6 +22,7 @@ from megatron_huatuo.blend.schedule import (
     Segment,
     consumed_rows_of,
     expected_drawn,
+    plot_schedule,
     write_run_schedule,
     write_schedule,
 )
@@ -75,6 +80,30 @@ def test_schedule_csv_counts_the_order(tmp_path: Path) -> None:
     assert float(rows[0]["share:网页 a,b"]) == 1 and float(rows[-1]["share:sft"]) == 1
     assert all(abs(float(row["limit:网页 a,b"]) + float(row["limit:sft"]) - 1) < 1e-5 for row in rows)
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_chinese_names_take_a_font_that_has_them_or_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without such a font: one line in the log, and no warning for every missing character."""
+    said: list[str] = []
+    labels: list[str] = []
+    plot = Axes.plot
+    monkeypatch.setattr(schedule._log, "warning", said.append)
+    monkeypatch.setattr(Axes, "plot", lambda *args, **more: labels.append(more.get("label", "")) or plot(*args, **more))
+    np.save(tmp_path / "order.npy", np.arange(100, dtype=np.uint8) % 3)
+    segment = Segment(0, np.array([34, 33, 33]), np.ones(3))
+    drawn = Schedule.of_rows(["网页", "naïve", "sft"], tmp_path / "order.npy", [segment])
+    for fonts, names in (([], {"source 0", "naïve", "sft"}), (["Noto Sans CJK JP"], {"网页", "naïve", "sft"})):
+        schedule._chinese_font.cache_clear()
+        labels.clear()
+        plain = next(font for font in fontManager.ttflist if font.name == "DejaVu Sans")
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore" if fonts else "error")  # the second font only says that it has them
+            patch.setattr(fontManager, "ttflist", [plain, *(dataclasses.replace(plain, name=name) for name in fonts)])
+            plot_schedule(drawn, tmp_path / "a.png")
+            plot_schedule(drawn, tmp_path / "b.png")
+        assert set(labels) - {""} == names
+    schedule._chinese_font.cache_clear()
+    assert len(said) == 1 and "no installed font has Chinese characters" in said[0]
 
 
 def test_run_schedule_shows_what_the_log_says_was_consumed(tmp_path: Path) -> None:
