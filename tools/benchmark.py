@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from megatron_huatuo.config import argument_parser
 from megatron_huatuo.errors import exit_on_error
@@ -29,15 +35,15 @@ def main() -> int:
     commands = parser.add_subcommands(dest="benchmark")
     chosen = next((word for word in sys.argv[1:] if word in BENCHMARKS), None)
     for name, what in BENCHMARKS.items():
-        command = argument_parser(f"Benchmark: {what}.")
+        run = _signature(name) if name == chosen else None
+        command = argument_parser(f"Benchmark: {what}. {(run.__doc__ or '') if run else ''}")
         command.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the records here")
-        if name == chosen:  # only the chosen one is imported: the others may load torch and megatron-core
-            run = importlib.import_module(f"megatron_huatuo.benchmark.{name}").run
-            command.add_function_arguments(run)
+        for option in inspect.signature(run).parameters.values() if run else ():
+            command.add_argument(f"--{option.name}", type=option.annotation, default=option.default)
         commands.add_subcommand(name, command, help=what)
     options = vars(parser.parse_args()[chosen]) if chosen else vars(parser.parse_args())
     file = options.pop("json")
-    records = run(**options)
+    records = importlib.import_module(f"megatron_huatuo.benchmark.{chosen}").run(**options)
     print(f"{'figure':<72} {'ours':>12} {'peer':>12} {'ratio':>7}  unit")
     for record in records:
         ours, peer, ratio = (_number(record.get(key)) for key in ("ours", "peer", "ratio"))
@@ -45,6 +51,18 @@ def main() -> int:
     if file is not None:
         write_json(file, records)
     return 0
+
+
+def _signature(name: str) -> Callable[..., Any]:
+    """`run` of a benchmark without its body: importing the module would load torch for seconds before any --help."""
+    spec = importlib.util.find_spec(f"megatron_huatuo.benchmark.{name}")
+    assert spec is not None and spec.origin is not None
+    module = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    run = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    run.body = run.body[:1]  # the docstring
+    found: dict[str, Any] = {"Any": Any}
+    exec(compile(ast.Module([run], []), spec.origin, "exec", dont_inherit=True), found)
+    return found["run"]  # type: ignore[no-any-return]
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ answer. Invariant: text inside a value never changes a mode and never yields an 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def segment_texts(turns: Sequence[Turn]) -> list[str]:
     return texts
 
 
+@functools.cache
 def encode_tag(tokenizer: Tokenizer) -> NDArray[np.int32]:
     """Ids of the answer's tag. Raises ConfigError when the tokenizer has no ids for it."""
     tag = tokenizer.encode_batch([ANSWER_TAG])[0]

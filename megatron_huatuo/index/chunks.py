@@ -56,8 +56,9 @@ class Chunk:
 class EncodedChunk:
     """Documents of a chunk with its bad lines, in order.
 
-    origins: int64 [num_documents, 2], (file, line) of each; counts: "conversations" (read, bad ones not), "other_source", "tags_encoded_apart", "template_checked",
-    "template_mismatched", "unknown_tokens", and conversations with "role_tag_in_text", "unusual_character".
+    origins: int64 [num_documents, 2], (file, line) of each; counts: "conversations" (read, bad ones not), "other_source",
+    "tags_encoded_apart", "template_checked", "template_mismatched", "unknown_tokens", and conversations with
+    "role_tag_in_text", "unusual_character".
     """
 
     encoded: EncodedConversations

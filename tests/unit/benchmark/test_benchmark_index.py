@@ -34,7 +34,6 @@ def test_pipeline_records_have_the_contracts_keys(corpus):
     assert all(set(record) >= KEYS for record in records)
     assert [record["name"] for record in records] == [
         "index: preprocess_data against the tokenizer alone",
-        "index: preprocess_data against the tokenizer alone, without start",
         "index: preprocess_data against Megatron's loop",
     ]
 

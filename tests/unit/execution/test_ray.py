@@ -53,7 +53,7 @@ def test_a_killed_worker_is_an_error(tmp_path):
     inputs = write_inputs(tmp_path / "in", 2, 20_000)
     killer = threading.Thread(target=lambda: find_worker(os.getpid(), tmp_path / ".out.work").kill(), daemon=True)
     killer.start()
-    with pytest.raises(HuatuoError, match="a Ray worker died.*Run the same command again"):
+    with pytest.raises(HuatuoError, match=r"a Ray worker died.*Run the same command again"):
         on_ray(inputs, tmp_path / "out")
     killer.join()
     assert not (tmp_path / "out").exists()
