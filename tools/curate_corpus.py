@@ -15,7 +15,8 @@ def main() -> None:
     parser.add_argument(
         "--source", type=str | None, default=None, metavar="NAME", help="source (default: the records' own)"
     )
-    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--output", type=str, required=True, metavar="DIR",
+                        help="directory to write; a failed run leaves its work in .DIR.work for the next one")  # fmt: skip
     parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local", help="where tasks run")
     parser.add_argument("--lexicon", type=str | None, default=None, metavar="FILE",
                         help="medical terms, one a line, or 'starter': drops what is not medical")  # fmt: skip

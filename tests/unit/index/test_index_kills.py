@@ -109,7 +109,7 @@ def test_a_killed_tool_leaves_nothing_half_and_a_rerun_finishes(job):
     command, directory, expected, duration = job
     rng = random.Random(1)
     clear(directory)
-    for _ in range(10):
+    for _ in range(20):
         process = run(command)
         delay = rng.random() * duration
         workers = wait_for_workers(process) if delay > duration / 2 else []
