@@ -28,6 +28,7 @@ from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_f
 
 KIND = "hf_model"
 REMOTE_CODE = "modeling_baichuan.py"
+_PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
 
 
 def export_checkpoint(
@@ -61,14 +62,15 @@ def export_checkpoint(
         raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
     tokenizer = _tokenizer(directory, base_hf, architecture)
     # Tensors are harmless to read before they are proved sound; nothing is published before the proof is there.
-    with ThreadPoolExecutor(1) as thread, atomic_directory(hf_directory) as root:
-        proof = thread.submit(verify_checkpoint, directory)
+    with ThreadPoolExecutor(_PROOFS) as threads, atomic_directory(hf_directory) as root:
+        proofs = [threads.submit(verify_checkpoint, directory, rank=i, world_size=_PROOFS) for i in range(_PROOFS)]
         shapes = hf_shapes(architecture)
         tensors = progress(
             fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
         )
         files = write_weights(root, shapes, tensors, DTYPES[dtype])
-        proof.result()
+        for proof in proofs:
+            proof.result()
         _write_settings(root, architecture, tokenizer, dtype)
         parity = None
         if not skip_verification:

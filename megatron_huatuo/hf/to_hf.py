@@ -19,6 +19,7 @@ from megatron_huatuo.hf.streaming import bytes_of, hashing_file
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
+_PIECE_BYTES = 64_000_000
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _CODES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
@@ -95,8 +96,14 @@ def _write_shard(
             found = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
             if name != expected or found != shape:
                 raise DataError(f"wrong tensor: got {name!r} {list(found)}, need {expected!r} {list(shape)}.")
-            for block in blocks:
-                if not all(bound.isfinite() for bound in torch.aminmax(block)):
+            for rows in _in_pieces(blocks):
+                if not all(bound.isfinite() for bound in torch.aminmax(rows)):
                     raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
-                file.write(bytes_of(block.to(dtype).contiguous()))
+                file.write(bytes_of(rows.to(dtype).contiguous()))
     return file.described()
+
+
+def _in_pieces(blocks: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Rows of all blocks, some 64 MB at a time, so that a conversion of their type takes little memory."""
+    for block in blocks:
+        yield from block.split(max(1, _PIECE_BYTES // block[0].nbytes))

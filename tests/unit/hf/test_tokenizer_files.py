@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sentencepiece
 import transformers
 
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.export.verify import compare_tokens
 from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
-from megatron_huatuo.index.chat_format import render
+from megatron_huatuo.index.chat_format import encode_conversations, render, segment_texts
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
-from megatron_huatuo.storage.records import Turn
+from megatron_huatuo.storage.records import Conversation, Turn
 
 BAICHUAN = Path(__file__).parents[4] / "shared" / "data" / "baichuan2" / "tokenizer.model"
 TEXTS = [
@@ -61,7 +65,27 @@ def byte_level_tokenizer(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["baichuan2", "sentencepiece", "byte-level"])
+def _llama_2(folder: Path) -> Path:
+    """A SentencePiece model with the settings of Llama-2's and Yi's: BPE with a dummy prefix and byte fallback."""
+    folder.mkdir()
+    texts = ["高血压患者应当低盐饮食。", "Drink water and rest.", "感冒多休息，多喝水。", "<问>：头痛？", "<答>：a b"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 9),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=390,
+        hard_vocab_limit=False,
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        byte_fallback=True,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module", params=["baichuan2", "sentencepiece", "llama-2", "byte-level"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(our tokenizer, the exported one as transformers opens it)."""
     tmp_path = tmp_path_factory.mktemp("tokenizer")
@@ -70,7 +94,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             pytest.skip(f"no Baichuan2 tokenizer: {BAICHUAN}")
         source = BAICHUAN
     else:
-        source = (_sentencepiece if request.param == "sentencepiece" else byte_level_tokenizer)(tmp_path / "source")
+        make = {"sentencepiece": _sentencepiece, "llama-2": _llama_2, "byte-level": byte_level_tokenizer}
+        source = make[request.param](tmp_path / "source")
     ours = load_tokenizer(source)
     (tmp_path / "out").mkdir()
     write_tokenizer_files(ours, tmp_path / "out")
@@ -79,8 +104,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_ids_equal_those_of_the_index(exported) -> None:
     ours, theirs = exported
+    has_prefix = len(ours.encode(" ")) == 2
     for text in TEXTS:
-        assert theirs(text).input_ids == theirs(text, add_special_tokens=False).input_ids == ours.encode(text), text
+        # With a dummy prefix transformers adds none before a text that begins with a space. Conversations begin with a tag.
+        expected = ours.encode(text)[1:] if has_prefix and text.startswith(" ") else ours.encode(text)
+        assert theirs(text).input_ids == theirs(text, add_special_tokens=False).input_ids == expected, text
 
 
 def test_special_tokens_in_text_stay_text(exported) -> None:
@@ -111,3 +139,46 @@ def test_role_tags_of_baichuan2() -> None:
     ours = load_tokenizer(BAICHUAN)
     assert ours.encode("<问>：") == [92655, 92614, 92574, 70]
     assert ours.encode("\n<答>：") == [5, 92655, 93140, 92574, 70]
+
+
+TURNS = (
+    Turn("human", " 头痛？ leading space"),
+    Turn("gpt", "  two spaces, 漢 of bytes"),
+    Turn("human", "药 </s><s>？"),
+    Turn("gpt", "</s> 不用。"),
+)
+
+
+def test_conversations_of_llama_2_are_sentencepieces_own_ids_segment_by_segment(tmp_path: Path) -> None:
+    """Every segment begins with the dummy prefix, and control pieces in text are letters."""
+    ours = load_tokenizer(_llama_2(tmp_path / "source"))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "source" / "tokenizer.model"))
+    encoded = encode_conversations([Conversation("a", TURNS)], ours)
+    segments = [reference.encode(text) for text in segment_texts(TURNS)]
+    assert encoded.tokens.tolist() == [token for segment in segments for token in segment] + [reference.eos_id()]
+    assert {reference.bos_id(), reference.eos_id(), reference.unk_id()}.isdisjoint(encoded.tokens[:-1].tolist())
+    assert all(reference.id_to_piece(segment[0]).startswith("▁") for segment in segments)
+    tag = reference.encode("\n<答>：")
+    lengths = np.cumsum(encoded.sequence_lengths)
+    for number in (0, 1):  # the tag of the answer closes the context before it
+        assert encoded.tokens[: lengths[2 * number]][-len(tag) :].tolist() == tag
+    for segment, text in zip(segments, segment_texts(TURNS), strict=True):
+        assert ours.decode(segment) == text
+
+
+def test_export_of_llama_2_gives_whole_texts_their_ids_and_says_where_conversations_differ(tmp_path: Path) -> None:
+    ours = load_tokenizer(_llama_2(tmp_path / "source"))
+    (tmp_path / "out").mkdir()
+    write_tokenizer_files(ours, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in segment_texts(TURNS):
+        ids = theirs(text).input_ids
+        assert ids == ours.encode(text)
+        assert theirs.decode(ids) == text
+    messages = [{"role": "user", "content": "头痛？"}, {"role": "assistant", "content": "休息。"}]
+    served = theirs.apply_chat_template(messages, return_dict=False)
+    trained = [token for text in ("<问>：头痛？", "\n<答>：休息。") for token in ours.encode(text)]
+    prefix = ours.encode("\n")[0]
+    assert served != trained and served == trained[: trained.index(prefix, 1)] + trained[trained.index(prefix, 1) + 1 :]
+    with pytest.raises(IntegrityError, match=r"begins every segment with a prefix.*--allow-token-mismatch"):
+        compare_tokens(tmp_path / "source", tmp_path / "out")

@@ -11,8 +11,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.hf.from_hf import load_hf_weights
-from megatron_huatuo.model.architecture import get_preset
-from megatron_huatuo.model.build import build_model
+from megatron_huatuo.model.architecture import PRESETS, get_preset
+from megatron_huatuo.model.build import build_model, transformer_config
 from tests.unit.hf.small_models import SMALL, oracle_logits, write_model
 
 PARAMETERS = {
@@ -98,8 +98,26 @@ def test_wrong_settings_are_refused(alone: None) -> None:
         )
     with pytest.raises(ConfigError, match="wrong precision: got 'fp16', need one of fp32, bf16"):
         build_model(get_preset("toy"), precision="fp16")
-    odd = dataclasses.replace(get_preset("toy"), vocab_size=3073)
-    with pytest.raises(ConfigError, match="got 2, need a divisor of the vocabulary's 3073 rows"):
-        build_model(odd, tensor_model_parallel_size=2)
     with pytest.raises(ConfigError, match="wrong context_parallel_size: got 2, need 1"):
         build_model(get_preset("toy"), context_parallel_size=2)
+
+
+def test_every_published_vocabulary_divides_over_the_ranks_of_a_machine() -> None:
+    for name, architecture in PRESETS.items():
+        assert all(architecture.vocab_size % size == 0 for size in (1, 2, 4, 8, 16, 32)), name
+
+
+@pytest.mark.parametrize("norm_head", [False, True])
+def test_a_vocabulary_is_never_padded_and_the_sizes_that_fit_are_named(norm_head: bool) -> None:
+    """A zero row under a normalised head has gradients of 1e10; a plain head follows the same rule."""
+    grown = dataclasses.replace(SMALL["baichuan2-rope" if norm_head else "llama"], vocab_size=64_004)
+    match = r"tensor_model_parallel_size: got 8, need a divisor of the vocabulary's 64004 rows: 1, 2, 4\. "
+    with pytest.raises(ConfigError, match=match):
+        transformer_config(grown, tensor_model_parallel_size=8)
+    fitting = dataclasses.replace(grown, num_attention_heads=8, num_query_groups=8)
+    assert transformer_config(fitting, tensor_model_parallel_size=4).tensor_model_parallel_size == 4
+
+
+def test_a_head_is_never_split_over_ranks() -> None:
+    with pytest.raises(ValueError, match=r"num_attention_heads \(5\) must be a multiple of tensor_model_parallel_size"):
+        transformer_config(SMALL["llama-odd-heads-tied"], tensor_model_parallel_size=2)
