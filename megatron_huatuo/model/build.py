@@ -52,9 +52,10 @@ def transformer_config(
     if precision not in _DTYPES:
         raise ConfigError(f"wrong precision: got {precision!r}, need one of {', '.join(_DTYPES)}.")
     if architecture.vocab_size % tensor_model_parallel_size:
+        fitting = ", ".join(str(size) for size in range(1, 65) if architecture.vocab_size % size == 0)
         raise ConfigError(
             f"wrong tensor_model_parallel_size: got {tensor_model_parallel_size}, need a divisor of the vocabulary's "
-            f"{architecture.vocab_size} rows. Vocabularies are not padded; resize the embedding in the Hugging Face model."
+            f"{architecture.vocab_size} rows: {fitting}. Vocabularies are never padded (docs/conversion.md)."
         )
     settings: dict[str, Any] = {
         "num_layers": architecture.num_layers,
