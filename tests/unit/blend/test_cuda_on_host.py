@@ -50,4 +50,4 @@ def test_device_code_gives_the_cpu_bytes_when_run_on_the_host(tmp_path: Path) ->
     tests = [sys.executable, "-c", RUN_GPU_TESTS, str(module)]
     done = subprocess.run(tests, capture_output=True, text=True, cwd=ROOT, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.fullmatch(r"\.+ +\[100%\]\s*", done.stdout)  # none skipped
+    assert re.search(r"^\d+ passed in ", done.stdout, re.MULTILINE)  # none skipped
