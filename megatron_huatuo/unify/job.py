@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Job:
     """All that a task needs to know. Holds no secret: it travels to the machines where tasks run.
 
-    root: folder of unfinished work; requests: folder of the request logs; model: None for the template backend.
+    root: folder of unfinished work; requests: folder of the request logs; model: None for the template backend;
+    language: of its pairs, by default each passage's own.
     """
 
     shards: tuple[Shard, ...]
@@ -37,6 +38,7 @@ class Job:
     requests: Path
     quality: QualitySettings
     model: ModelOptions | None
+    language: str | None
     max_concurrency: int
     pairs: bool
     gate_pairs: bool
@@ -67,13 +69,13 @@ class Job:
 
     def describe_backend(self) -> dict[str, Any]:
         """What decides the output besides the input and the gates."""
-        return dict(TEMPLATES) if self.model is None else self.model.describe()
+        return {**TEMPLATES, "language": self.language} if self.model is None else self.model.describe()
 
     @contextlib.asynccontextmanager
     async def open_backend(self, rank: int) -> AsyncIterator[Backend]:
         """The backend of one task, inside the event loop that uses it."""
         if self.model is None:
-            yield TemplateBackend()
+            yield TemplateBackend(self.language)
             return
         # openai takes half a second to import, and only this backend needs it.
         from megatron_huatuo.unify.model import open_model

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.lock import exclusive
-from megatron_huatuo.storage.records import LANGUAGES, Document
+from megatron_huatuo.storage.records import Document
 from megatron_huatuo.unify.backend import Draft
 from megatron_huatuo.unify.budget import Budget, Purse
 from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
@@ -41,8 +41,6 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Raises: ConfigError for anything that would fail later, an API key that is not set included."""
-        if self.language is not None and self.language not in LANGUAGES:
-            raise ConfigError(f"wrong language: got {self.language!r}, need one of {LANGUAGES}.")
         for model in (self.endpoint.model, self.check.check_model):
             if self.prices is not None and model is not None and model not in self.prices:
                 raise ConfigError(f"no price for model {model!r}: got prices of {sorted(self.prices)}. Add it.")

@@ -35,14 +35,17 @@ def _describe(outcome: Conversation | Refusal | None) -> str:
 
 
 def wrap(text: str, width: int) -> Iterator[str]:
-    """Lines of at most `width` terminal columns; breaks anywhere, as Chinese text allows."""
+    """Lines of at most `width` terminal columns; breaks at a space, or anywhere in Chinese text and long words."""
     for line in text.split("\n"):
         current, used = "", 0
         for character in line:
             size = display_width(character)
             if used + size > width:
-                yield current
-                current, used = "", 0
+                head, space, tail = current.rpartition(" ")
+                if not space or size == 2 or character == " ":
+                    head, tail = current, ""
+                yield head
+                current, used = tail, display_width(tail)
             current, used = current + character, used + size
         yield current
 

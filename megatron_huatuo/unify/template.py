@@ -43,9 +43,13 @@ class TemplateBackend:
 
     tries = 1
 
+    def __init__(self, language: str | None = None) -> None:
+        """language: that pairs must have; templates do not translate, so the gates refuse passages in another."""
+        self._language = language
+
     def language(self, given: str) -> str:
-        """The passage's own."""
-        return given
+        """The language asked for, else the passage's own."""
+        return self._language or given
 
     def provenance(self, language: str) -> dict[str, Any]:
         """Name and version of the templates."""

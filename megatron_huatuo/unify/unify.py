@@ -29,6 +29,7 @@ from megatron_huatuo.storage.manifest import (
     write_json,
     write_manifest,
 )
+from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.unify.gates import Gates
 from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.preview import side_by_side
@@ -81,7 +82,8 @@ def unify(
     inputs: files of Document records; with `pairs`, of question-answer pairs, dialogues and queries in published layouts.
     backend: "template" (no model, offline) or "openai" (any OpenAI-compatible endpoint: base_url and model needed).
     api_key_env: name of the environment variable with the API key.
-    language: of questions and answers, "zh" or "en"; by default each passage's own.
+    language: of questions and answers, "zh" or "en"; by default each passage's own. Templates do not translate: they
+    reject passages in another language.
     max_concurrency: requests in flight in each task.
     budget_usd: the run stops cleanly before it could spend more, over all runs and tasks of this output; needs `prices`.
     prices, prompts: YAML files, see docs/corpus_and_unification.md.
@@ -96,9 +98,11 @@ def unify(
     """
     if documents_per_task < 1:
         raise ConfigError(f"wrong --documents-per-task: got {documents_per_task}, need at least 1.")
+    if language not in (None, *LANGUAGES):
+        raise ConfigError(f"wrong --language: got {language!r}, need one of {', '.join(LANGUAGES)}.")
     model_options = _choose_model(
-        backend, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
-        language=language, api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
+        backend, language, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
+        api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
         check_model=check if check and check.check_model else None,
     )  # fmt: skip
     files = [os.fspath(path) for path in inputs]
@@ -111,6 +115,7 @@ def unify(
             requests=target.with_name(f"{target.name}.requests"),
             quality=quality or QualitySettings(),
             model=model_options,
+            language=language,
             max_concurrency=max_concurrency,
             pairs=pairs,
             gate_pairs=gate_pairs,
@@ -134,6 +139,7 @@ def unify(
 
 def _choose_model(
     backend: str,
+    language: str | None,
     base_url: str | None,
     model: str | None,
     max_concurrency: int,
@@ -160,7 +166,7 @@ def _choose_model(
     options["prompts"] = load_prompts(options["prompts"])
     options["prices"] = load_prices(options["prices"]) if options["prices"] else None
     options["check"] = options.pop("check_model") or CheckSettings()
-    return ModelOptions(endpoint, sampling, **options)
+    return ModelOptions(endpoint, sampling, language=language, **options)
 
 
 def _prepare_requests(job: Job) -> None:

@@ -170,7 +170,7 @@ def test_reply_cut_off_by_length_is_counted(endpoint, exam, tmp_path):
 
 def test_endpoint_that_nobody_serves_fails_in_bounded_time(exam, tmp_path):
     nobody = ModelEndpoint("http://127.0.0.1:9/v1", "m", EndpointOptions(), IMPATIENT)
-    with pytest.raises(EndpointError, match="no server at http://127.0.0.1:9/v1"):
+    with pytest.raises(EndpointError, match=r"no server at http://127\.0\.0\.1:9/v1"):
         run_exam(model=nobody, questions=exam, output=tmp_path / "out")
 
 

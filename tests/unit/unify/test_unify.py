@@ -124,7 +124,7 @@ def test_no_pair_at_all_is_an_error(tmp_path):
     [
         ({"backend": "oracle"}, "unknown backend: got 'oracle'"),
         ({"backend": "openai"}, "needs --base-url and --model"),
-        ({"backend": "openai", "base_url": "http://h/v1", "model": "m", "language": "fr"}, "wrong language: got 'fr'"),
+        ({"backend": "openai", "base_url": "http://h/v1", "model": "m", "language": "fr"}, "wrong --language: got 'fr'"),
         ({"backend": "openai", "base_url": "http://h/v1", "model": "m", "api_key_env": "HUATUO_NOT_SET"}, "HUATUO_NOT_SET is empty"),
     ],
 )  # fmt: skip
@@ -263,6 +263,7 @@ def test_preview_columns_line_up_for_wide_characters():
     rows = side_by_side(task, None, width=60).split("\n")
     assert all(display_width(row[: row.index("│")]) == 29 for row in rows[1:])
     assert list(wrap("血压ab", 4)) == ["血压", "ab"]
+    assert list(wrap("take it with overlongwords", 10)) == ["take it", "with", "overlongwo", "rds"]
 
 
 def test_the_report_counts_sources_that_only_lose(tmp_path):
@@ -276,7 +277,24 @@ def test_the_report_counts_sources_that_only_lose(tmp_path):
     assert read_json(tmp_path / "out" / "report.json") == report
 
 
-@pytest.mark.parametrize("option", [{"language": "zh"}, {"base_url": "http://127.0.0.1:1/v1"}, {"budget_usd": 1.0}])
+def test_templates_do_not_translate(tmp_path):
+    """The same input and --language: Chinese passages become pairs, others are rejected, by name."""
+    chinese, english = make_documents(2)
+    english |= {
+        "language": "en",
+        "title": "Fever",
+        "text": "Fever is a rise of the body's temperature. Drink and rest.",
+    }
+    inputs = [write(tmp_path / "d.jsonl", [chinese, english])]
+    report = unify(inputs, tmp_path / "out", backend="template", language="zh")
+    assert report["pairs"] == 1
+    assert report["rejected_by_reason"] == {"wrong language of the question": 1}
+    assert unify(inputs, tmp_path / "both", backend="template")["pairs"] == 2
+    with pytest.raises(ConfigError, match="wrong --language: got 'fr', need one of zh, en"):
+        unify(inputs, tmp_path / "fr", backend="template", language="fr")
+
+
+@pytest.mark.parametrize("option", [{"model": "m"}, {"base_url": "http://127.0.0.1:1/v1"}, {"budget_usd": 1.0}])
 def test_template_backend_refuses_what_it_would_ignore(tmp_path, option):
     with pytest.raises(ConfigError, match=f"--{next(iter(option)).replace('_', '-')} has no effect with the template"):
         unify([tmp_path / "d.jsonl"], tmp_path / "out", backend="template", **option)
