@@ -35,14 +35,14 @@ test: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_host/*.h
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_host/*.h
 
 bench: setup
 	mkdir -p runs/bench
