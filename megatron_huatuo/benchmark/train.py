@@ -1,22 +1,24 @@
 """Training speed against a plain transformers loop: the same model, weights, rows and number of threads, in one run.
 
 Both train with AdamW in fp32 on the CPU (bf16 on a GPU) over the same data-parallel ranks; the peer is
-`LlamaForCausalLM` with SDPA under torch's DistributedDataParallel, as the reference recipe has it: each row one causal
-sequence. Ours runs the same way for the ratio ("whole rows"), and with isolated documents as it trains by default. The
-first losses of both are compared before anything is timed.
+`LlamaForCausalLM` with SDPA under torch's DistributedDataParallel and fused AdamW (the default of transformers' Trainer),
+as the reference recipe has it: each row one causal sequence. Ours runs the same way for the ratio ("whole rows"), and
+with isolated documents as it trains by default. The first losses of both are compared before anything is timed. A ratio
+is the median over the rounds, in each of which all are timed one after the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -41,6 +43,13 @@ from megatron_huatuo.train.setup import Training, build_training
 from megatron_huatuo.train.step import train_step
 
 _PACKAGES = ("torch", "transformers", "megatron-core", "numpy")
+
+
+class _Step(NamedTuple):
+    """Loss of a step, and its seconds in forward, backward, gradient reduction and optimizer (ours alone knows them)."""
+
+    loss: float
+    core_s: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +139,7 @@ def _rank(rank: int, ranks: int, folder: str, size: Size, steps: int, repeats: i
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
-    candidates: dict[str, Callable[[int], float]] = {
+    candidates: dict[str, Callable[[int], _Step]] = {
         "whole rows": lambda start: _our_step(training, rows, layout, start, device, isolate=False),
         "transformers": lambda start: peer.step(_batches(rows, layout, start, device, isolate=False)),
         "isolated documents": lambda start: _our_step(training, rows, layout, start, device, isolate=True),
@@ -160,9 +169,11 @@ def _batches(rows: PackedRows, layout: BatchLayout, start: int, device: torch.de
 
 def _our_step(
     training: Training, rows: PackedRows, layout: BatchLayout, start: int, device: torch.device, *, isolate: bool
-) -> float:
+) -> _Step:
     batches = _batches(rows, layout, start, device, isolate=isolate)
-    return train_step(training, batches, len(rows.source_names), False).lm_loss
+    result = train_step(training, batches, len(rows.source_names), False)
+    parts = ("forward_backward", "gradient_reduction", "optimizer")
+    return _Step(result.lm_loss, sum(result.seconds[part] for part in parts))
 
 
 class _Peer:
@@ -183,11 +194,12 @@ class _Peer:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
         self._clip = settings.clip_grad
 
-    def step(self, batches: list[Batch]) -> float:
-        """One optimizer step over the global batch; returns its loss."""
+    def step(self, batches: list[Batch]) -> _Step:
+        """One optimizer step over the global batch."""
         counts = torch.stack([batch.loss_mask.sum() for batch in batches]).sum()
         sums = torch.zeros((), device=counts.device)
         dist.all_reduce(counts)
@@ -205,7 +217,7 @@ class _Peer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         dist.all_reduce(sums)
-        return float(sums / counts)
+        return _Step(float(sums / counts))
 
 
 def _no_sync(model: Any, wanted: bool) -> Any:
@@ -213,28 +225,32 @@ def _no_sync(model: Any, wanted: bool) -> Any:
 
 
 def _measure(
-    candidates: dict[str, Callable[[int], float]], rows_per_step: int, steps: int, repeats: int, device: torch.device
+    candidates: dict[str, Callable[[int], _Step]], rows_per_step: int, steps: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """Wall seconds of each timing and CPU seconds of all ranks; the first round is not measured and gives the losses."""
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    cpu: dict[str, list[float]] = {name: [] for name in candidates}
+    """{wall_s, cpu_s: of all ranks, core_s} by candidate, one number a round; and the first losses. Every other round goes
+    backwards through the candidates; the first one is not measured."""
+    names = ("wall_s", "cpu_s", "core_s")
+    timings: dict[str, dict[str, list[float]]] = {name: {candidate: [] for candidate in candidates} for name in names}
     first: dict[str, float] = {}
     for repeat in range(repeats + 1):
-        for name, step in candidates.items():
+        for name, step in list(candidates.items())[:: -1 if repeat % 2 else 1]:
             dist.barrier()
             began, began_cpu = time.perf_counter(), time.process_time()
-            losses = [step((repeat * steps + index) * rows_per_step) for index in range(steps)]
+            done = [step((repeat * steps + index) * rows_per_step) for index in range(steps)]
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = torch.tensor([time.perf_counter() - began, time.process_time() - began_cpu], dtype=torch.float64)
-            seconds = seconds.to(device)
-            dist.all_reduce(seconds)
+            wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+            core_s = sum(one.core_s for one in done)
+            of_ranks = torch.tensor([wall_s, cpu_s, core_s], dtype=torch.float64, device=device)
+            dist.all_reduce(of_ranks)
             if repeat == 0:
-                first[name] = losses[0]
-            else:
-                wall[name].append(float(seconds[0]) / dist.get_world_size())
-                cpu[name].append(float(seconds[1]))
-    return {"wall_s": wall, "cpu_s": cpu, "first_loss": first}
+                first[name] = done[0].loss
+                continue
+            wall_s, cpu_s, core_s = of_ranks.tolist()
+            timings["wall_s"][name].append(wall_s / dist.get_world_size())
+            timings["cpu_s"][name].append(cpu_s)
+            timings["core_s"][name].append(core_s / dist.get_world_size())
+    return {**timings, "first_loss": first}
 
 
 def _records(
@@ -246,29 +262,35 @@ def _records(
     if difference > allowed:
         raise ConfigError(f"the two loops differ: first losses {first}, need a difference of at most {allowed}.")
     tokens = size.global_batch_size * size.seq_length * steps
-    rates = {name: tokens / statistics.median(runs) for name, runs in timings["wall_s"].items()}
-    quiet = all(
-        statistics.median(timings["cpu_s"][name]) >= 0.9 * ranks * statistics.median(timings["wall_s"][name])
-        for name in rates
-    )
-    usable = quiet or kind == "cuda"
+    wall_s, cpu_s = timings["wall_s"], timings["cpu_s"]
+    rates = {name: tokens / statistics.median(runs) for name, runs in wall_s.items()}
+    quiet = all(statistics.median(cpu_s[name]) >= 0.9 * ranks * statistics.median(wall_s[name]) for name in rates)
     flops = flops_per_token(_architecture(size), size.seq_length)
     peak = peak_flops_per_s(torch.cuda.get_device_name()) if kind == "cuda" else None
-    return [
-        {
-            "name": f"train {size_name}, {ranks} {kind} ranks, {name}",
-            "ours": rates[name],
-            "peer": rates["transformers"],
-            "peer_name": "transformers + DistributedDataParallel, whole rows",
-            "ratio": rates[name] / rates["transformers"] if usable else None,
-            "cpu_ratio": statistics.median(timings["cpu_s"]["transformers"])
-            / statistics.median(timings["cpu_s"][name]),
-            "unit": "tokens/s",
-            "model_tflops_per_s": rates[name] * flops / 1e12,
-            "mfu": rates[name] * flops / ranks / peak if peak else None,
-            "first_losses": first,
-            "runs": timings["wall_s"],
-            **surroundings(_PACKAGES),
-        }
-        for name in ("whole rows", "isolated documents")
-    ]
+    records = []
+    for name in ("whole rows", "isolated documents"):
+        title = f"train {size_name}, {ranks} {kind} ranks, {name}"
+        outside = 1.0 - sum(timings["core_s"][name]) / sum(wall_s[name])
+        records += [
+            {
+                "name": title,
+                "ours": rates[name],
+                "peer": rates["transformers"],
+                "peer_name": "transformers + DistributedDataParallel, whole rows",
+                "ratio": _ratio(wall_s, name) if quiet or kind == "cuda" else None,
+                "cpu_ratio": _ratio(cpu_s, name),
+                "unit": "tokens/s",
+                "model_tflops_per_s": rates[name] * flops / 1e12,
+                "mfu": rates[name] * flops / ranks / peak if peak else None,
+                "first_losses": first,
+                "runs": wall_s,
+                **surroundings(_PACKAGES),
+            },
+            {"name": f"{title}: outside of forward, backward and update", "ours": 100 * outside, "unit": "% of a step"},
+        ]
+    return records
+
+
+def _ratio(seconds: dict[str, list[float]], name: str) -> float:
+    """How many times as fast as the peer: the median over the rounds."""
+    return statistics.median(theirs / ours for theirs, ours in zip(seconds["transformers"], seconds[name], strict=True))

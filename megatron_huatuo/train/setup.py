@@ -61,6 +61,9 @@ def build_training(
         load_first_weights(config.model.init_from, chunks, architecture)
     wrapped = _wrap(config, chunks, device)
     optimizer = get_megatron_optimizer(_optimizer_config(config), wrapped)
+    if device.type == "cpu":  # torch's AdamW in one pass over memory
+        for group in optimizer.param_groups:
+            group["fused"] = True
     clock = StepClock(device)
     for chunk in wrapped:
         _connect(chunk.config, wrapped, optimizer, config.parallel, clock)
