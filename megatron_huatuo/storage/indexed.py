@@ -360,11 +360,13 @@ class IndexedWriter:
         files = {self._targets[0]: self._bin, self._targets[1]: self._write_idx()}
         if self._origins is not None:
             files[self._origin_target] = self._write_origins(self._origins)
+        for file in files.values():
+            file.flush()
         manifest: dict[str, Any] = {
             "kind": MANIFEST_KIND,
             "format_version": 1,
             "megatron_huatuo": __version__,
-            "files": {target.name: file.close() for target, file in files.items()},
+            "files": {target.name: file.described() for target, file in files.items()},
             "dtype": self.dtype.name,
             "documents": self.documents,
             "sequences": self.sequences,

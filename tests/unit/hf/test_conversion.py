@@ -26,9 +26,9 @@ from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.hf.import_checkpoint import import_hf
 from megatron_huatuo.hf.mapping import hf_shapes
 from megatron_huatuo.hf.state_tensors import StateReader
-from megatron_huatuo.hf.streaming import HashingFile
 from megatron_huatuo.hf.to_hf import write_weights
 from megatron_huatuo.model.architecture import get_preset
+from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 from tests.unit.hf.small_models import SMALL, random_weights, write_model
 
@@ -192,15 +192,15 @@ def test_kill_at_any_moment_leaves_all_or_nothing_and_a_rerun_finishes(tmp_path:
 
 
 def _die_before_the_second_weight(*arguments: Path) -> None:
-    write = HashingFile.write
+    write = HashedFile.write
 
-    def write_and_die(file: HashingFile, data: object) -> int:
+    def write_and_die(file: HashedFile, data: object) -> int:
         count = write(file, data)
         if file.bytes > 30_000:  # in the middle of the embedding
             os.kill(os.getpid(), signal.SIGKILL)
         return count
 
-    HashingFile.write = write_and_die
+    HashedFile.write = write_and_die
     _DIRECTIONS[arguments[0]](*arguments[1:])
 
 
