@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from megatron_huatuo.blend.schedule import count_sources
 from megatron_huatuo.blend.write import KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START
 from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 
@@ -65,9 +66,9 @@ class BlendView:
         root = Path(directory)
         self.manifest = read_manifest(root, KIND)
         verify_files(root, self.manifest, hashes=False)
-        self.source = np.load(root / ORDER_SOURCE, mmap_mode="r")
-        self.document = np.load(root / ORDER_DOCUMENT, mmap_mode="r")
-        self.row_start = np.load(root / ROW_START, mmap_mode="r")
+        self.source = map_array(root / ORDER_SOURCE)
+        self.document = map_array(root / ORDER_DOCUMENT)
+        self.row_start = map_array(root / ROW_START)
         self.names: list[str] = [source["name"] for source in self.manifest["sources"]]
         if not len(self.source) == len(self.document) == self.row_start[-1]:
             raise IntegrityError(f"blend's files do not fit together: {root}. Build it again.")

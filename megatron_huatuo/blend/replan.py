@@ -24,6 +24,7 @@ from megatron_huatuo.blend.sources import OpenSource, gather, open_sources, usab
 from megatron_huatuo.blend.write import BLOCK_DRAWS, KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START, Prefix, write_blend
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, verify_files
 
 _log = get_logger(__name__)
@@ -105,12 +106,12 @@ class Parent:
     def open(cls, directory: Path, rows: int) -> Parent:
         """Open and verify. Raises: ConfigError when the blend has fewer rows, or was re-planned at a later one."""
         manifest = blend_manifest(directory)
-        row_start = np.load(directory / ROW_START)
+        row_start = map_array(directory / ROW_START)
         first = int(manifest.get("consumed_rows", 0))
         if not first <= rows <= len(row_start) - 1:
             raise ConfigError(f"wrong consumed rows: got {rows}, need {first} to {len(row_start) - 1} ({directory})")
-        source = np.load(directory / ORDER_SOURCE, mmap_mode="r")
-        document = np.load(directory / ORDER_DOCUMENT, mmap_mode="r")
+        source = map_array(directory / ORDER_SOURCE)
+        document = map_array(directory / ORDER_DOCUMENT)
         return cls(directory, manifest, source, document, row_start, rows)
 
     @property

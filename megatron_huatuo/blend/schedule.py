@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import read_manifest
 
@@ -105,7 +106,7 @@ class Schedule:
     @classmethod
     def of_rows(cls, names: Sequence[str], order_source: str | os.PathLike[str], segments: list[Segment]) -> Schedule:
         """Count a packed order file in up to 100 steps."""
-        order = np.load(order_source, mmap_mode="r")
+        order = map_array(order_source)
         bounds = np.linspace(0, len(order), min(BINS, max(len(order), 1)) + 1).round().astype(np.int64)
         counts = np.stack([count_sources(order, a, b, len(names)) for a, b in itertools.pairwise(bounds)])
         drawn = expected_at(segments, bounds, len(names))
@@ -175,8 +176,8 @@ def write_run_schedule(run_dir: str | os.PathLike[str]) -> Path:
     manifest = read_manifest(blend, "blend")
     names = [source["name"] for source in manifest["sources"]]
     segments = [Segment.from_plain(content) for content in manifest["segments"]]
-    row_start = np.load(blend / "row_start.npy", mmap_mode="r")
-    order = np.load(blend / "order_source.npy", mmap_mode="r")
+    row_start = map_array(blend / "row_start.npy")
+    order = map_array(blend / "order_source.npy")
     rows = np.unique(np.minimum([0, *consumed_rows_of(Path(run_dir) / "log.jsonl")], len(row_start) - 1))
     if len(rows) > RUN_POINTS + 1:
         rows = rows[np.linspace(0, len(rows) - 1, RUN_POINTS + 1).round().astype(np.int64)]

@@ -23,6 +23,7 @@ from megatron_huatuo.blend.sources import OpenSource, gather, usable_documents
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import fingerprint, write_manifest
 
@@ -203,7 +204,7 @@ def _write_megatron_indices(directory: Path) -> list[str]:
         (MEGATRON_DATASET, ORDER_SOURCE, np.int16),
         (MEGATRON_SAMPLE, ORDER_DOCUMENT, np.int64),
     ):
-        values = np.load(directory / original, mmap_mode="r")
+        values = map_array(directory / original)
         if dtype == np.int16 and len(values) and int(values.max()) > 32767:
             raise ConfigError("too many sources for Megatron's int16 index: need at most 32768. Leave the indices out.")
         target = np.lib.format.open_memmap(directory / name, mode="w+", dtype=dtype, shape=values.shape)

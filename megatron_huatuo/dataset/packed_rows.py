@@ -15,6 +15,7 @@ import numpy as np
 from megatron_huatuo.blend.build import blend_sha256
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.index.chat_format import cut_document, targets_of
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 
@@ -95,9 +96,9 @@ class PackedRows:
         self.manifest = read_manifest(self.directory, "blend")
         verify_files(self.directory, self.manifest, hashes=False)
         self.seq_length: int = self.manifest["seq_length"]
-        self._order_source = _map_array(self.directory / "order_source.npy")
-        self._order_document = _map_array(self.directory / "order_document.npy")
-        self._row_start = _map_array(self.directory / "row_start.npy")
+        self._order_source = map_array(self.directory / "order_source.npy")
+        self._order_document = map_array(self.directory / "order_document.npy")
+        self._row_start = map_array(self.directory / "row_start.npy")
         self.source_names: list[str] = [source["name"] for source in self.manifest["sources"]]
         self._indexes = [self._open_index(source) for source in self.manifest["sources"]]
         if verify:
@@ -177,13 +178,6 @@ class PackedRows:
             return empty_row(self.seq_length, self.eos_id)
         documents = [(*self._indexes[source].document(number), source) for source, number in self.documents_of(row)]
         return fill_row(documents, self.seq_length, self.eos_id)
-
-
-def _map_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python and passes on whatever that raises
-        raise IntegrityError(f"file is torn or no array: {path} ({error}). Restore or rebuild it.") from error
 
 
 def _length(index: IndexedReader, document: int) -> int:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo import __version__
 from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sealed, verify_files, write_json
 from megatron_huatuo.storage.staging import publish_files, staging_directory
@@ -208,8 +209,7 @@ class IndexedReader:
         path = _origin_path(self.path_prefix)
         if self.manifest is None or path.name not in self.manifest["files"]:
             return None
-        origins: NDArray[np.int64] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return origins
+        return map_array(path)
 
     def origin(self, number: int) -> tuple[str, int] | None:
         """(input file, line) that a document was made from; None where the index does not record it."""

@@ -133,7 +133,7 @@ class CheckpointConfig:
     save_timeout_minutes: float = 30.0
     """A background save that takes longer is given up; the run goes on."""
     portable: bool | None = None
-    """Save the optimizer so that any layout can resume; null: when its state is below 4 GiB, and always at the end."""
+    """Save the optimizer so that any layout can resume; null: when its state is below 512 MiB, and always at the end."""
     allow_changed: list[str] = field(default_factory=list)
     """Fingerprints that may differ on resume: blend, tokenizer, config."""
     export_hf: str | None = None

@@ -24,7 +24,7 @@ from megatron_huatuo.train.resume import fingerprints
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank
 
-_PORTABLE_LIMIT_BYTES = 4 << 30
+_PORTABLE_LIMIT_BYTES = 512 << 20
 _OPTIMIZER_BYTES = 12  # fp32 weight and two moments of each parameter
 
 
