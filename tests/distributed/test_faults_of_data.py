@@ -79,7 +79,7 @@ def test_other_data_is_refused_with_both_fingerprints_unless_a_flag_allows_it(
 
 
 def test_another_batch_size_goes_on_at_the_same_row_when_a_flag_allows_it(run_dir: Path, configure, finish) -> None:
-    """12 of 99 rows are consumed; the other 87 take 11 batches of 8."""
+    """12 of 96 rows are consumed; the other 84 take 11 batches of 8."""
     config = configure(
         run_dir, training={"train_iters": None, "global_batch_size": 8}, checkpoint={"save_interval": None}
     )

@@ -33,10 +33,10 @@ def test_a_finished_run_finds_itself_done(tmp_path: Path, configure, finish) -> 
 
 
 def test_the_last_batch_trains_what_is_left(tmp_path: Path, configure, finish) -> None:
-    """99 rows in batches of 48: the third holds 3 rows, and the run ends with it."""
-    finish(configure(tmp_path, training={"train_iters": None, "global_batch_size": 48, "micro_batch_size": 4}))
+    """96 rows in batches of 46: the third holds 4 rows, and the run ends with it."""
+    finish(configure(tmp_path, training={"train_iters": None, "global_batch_size": 46, "micro_batch_size": 1}))
     log = read_log(tmp_path)
-    assert [line["consumed_train_samples"] for line in log] == [48, 96, 144]
+    assert [line["consumed_train_samples"] for line in log] == [46, 92, 138]
     trained = [sum(line["trained_tokens_by_source"].values()) for line in log]
     assert 0 < trained[2] < trained[0] / 4
     assert log[2]["padding_fraction"] > 0.9
