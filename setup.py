@@ -112,6 +112,7 @@ setup(
         "transformers>=5",
         "safetensors",
         "sentencepiece",
+        "protobuf",
         "tokenizers",
         "numpy>=2",
         "jsonargparse[signatures]>=4.40",

@@ -173,7 +173,7 @@ def _report(output_prefix: str, manifest: dict[str, Any]) -> None:
     if template["mismatched"]:
         _log.warning(
             "the tokenizer encodes %d of %d checked conversations otherwise than segment by segment: a served prompt "
-            "gives other ids than training sees (dummy prefix, or merges across a role tag)",
+            "gives other ids than training sees (merges across a role tag)",
             template["mismatched"],
             template["checked"],
         )

@@ -27,6 +27,7 @@ CHAT_FORMAT = "huatuo2"
 QUESTION_TAG = "<问>："
 ANSWER_TAG = "\n<答>："
 CONTEXT, TRAINED = 0, 1
+_NOTHING = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def segment_texts(turns: Sequence[Turn]) -> list[str]:
 @functools.cache
 def encode_tag(tokenizer: Tokenizer) -> NDArray[np.int32]:
     """Ids of the answer's tag. Raises ConfigError when the tokenizer has no ids for it."""
-    tag = tokenizer.encode_batch([ANSWER_TAG])[0]
+    tag = tokenizer.encode_batch([ANSWER_TAG], continues=True)[0]
     if len(tag) == 0:
         raise ConfigError(f"tokenizer gives no ids for the role tag {ANSWER_TAG!r}: {tokenizer.path}. Use another one.")
     return tag
@@ -81,11 +82,11 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
 
     A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos.
     Where enc(tag) is no prefix of enc(tag + answer), tag and answer are encoded apart. A conversation is dropped and
-    counted when an answer has no token, or when its text yields an eos. One `encode_batch` call for all.
+    counted when an answer has no token, or when its text yields an eos.
     """
     texts = [text for conversation in conversations for text in segment_texts(conversation.turns)]
     pairs = np.array([len(conversation.turns) // 2 for conversation in conversations], dtype=np.int64)
-    ids = tokenizer.encode_batch(texts)
+    ids = _encode_segments(texts, 2 * pairs, tokenizer)
     tag = encode_tag(tokenizer)
     tags_apart = _encode_tags_apart(ids, texts, tag, tokenizer)
 
@@ -124,13 +125,26 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     )
 
 
+def _encode_segments(texts: list[str], counts: NDArray[np.int64], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Ids of the segments of all conversations, `counts` segments each; in two calls of the tokenizer."""
+    opens = np.zeros(len(texts), dtype=bool)
+    opens[np.cumsum(counts) - counts] = True
+    ids: list[NDArray[np.int32]] = [_NOTHING] * len(texts)
+    for continues, places in ((False, np.flatnonzero(opens)), (True, np.flatnonzero(~opens))):
+        found = tokenizer.encode_batch([texts[place] for place in places], continues=continues)
+        for place, segment in zip(places, found, strict=True):
+            ids[place] = segment
+    return ids
+
+
 def _encode_tags_apart(
     ids: list[NDArray[np.int32]], texts: list[str], tag: NDArray[np.int32], tokenizer: Tokenizer
 ) -> int:
     """Replace the answers in `ids` that do not begin with the tag's ids; returns their number."""
     tag_bytes, size = tag.tobytes(), len(tag)
     apart = [number for number in range(1, len(ids), 2) if ids[number][:size].tobytes() != tag_bytes]
-    answers = tokenizer.encode_batch([texts[number][len(ANSWER_TAG) :] for number in apart]) if apart else []
+    values = [texts[number][len(ANSWER_TAG) :] for number in apart]
+    answers = tokenizer.encode_batch(values, continues=True) if apart else []
     for number, answer in zip(apart, answers, strict=True):
         ids[number] = np.concatenate([tag, answer])
     return len(apart)
@@ -141,7 +155,7 @@ def count_template_mismatches(
 ) -> tuple[int, int]:
     """(checked, mismatched) of the first `limit` documents (None: all): stored ids against the whole text's, at once.
 
-    A mismatch means that a served prompt gives other ids than training saw (dummy prefixes, merges across a tag).
+    A mismatch means that a served prompt gives other ids than training saw (merges across a tag).
     """
     ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
     starts = np.concatenate([[0], ends[:-1]])

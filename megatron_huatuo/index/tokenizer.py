@@ -2,8 +2,8 @@
 
 Invariant: text stays text. Nothing is added in front or behind (no bos, no eos), and the text of a special token, such
 as `</s>` typed by a user, is encoded letter by letter and never gives its control id. What belongs to the tokenizer
-itself stays: a model trained with a dummy prefix puts one before every segment, and SentencePiece's *user-defined*
-pieces (`<reserved_106>` of Baichuan2) are ordinary pieces to it.
+itself stays: one with a dummy prefix (Llama-2) puts it before a text, though not before text that continues another, and
+SentencePiece's *user-defined* pieces (`<reserved_106>` of Baichuan2) are ordinary pieces to it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ class Tokenizer(abc.ABC):
         return sha256_file(self.path)
 
     @abc.abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Ids of each text, int32 [num_tokens], at the library's own speed on one core."""
+    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
+        """Ids of each text, int32 [num_tokens], at the library's own speed on one core.
+
+        continues: each text goes on from another, so a dummy prefix is left out.
+        """
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -90,8 +93,21 @@ class SentencePieceTokenizer(Tokenizer):
         if path.stat().st_size == 0:
             raise DataError(f"no SentencePiece model: {path} is empty. Check the path.")
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        ids: list[NDArray[np.int32]] = self._model.encode(list(texts), return_type="numpy", num_threads=1)
+    @cached_property
+    def _continuing(self) -> Any:
+        """The model without its dummy prefix."""
+        if not self._model.normalize("x").startswith(("▁", " ")):
+            return self._model
+        import sentencepiece
+        from sentencepiece import sentencepiece_model_pb2
+
+        content = sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[attr-defined]
+        content.normalizer_spec.add_dummy_prefix = False
+        return sentencepiece.SentencePieceProcessor(model_proto=content.SerializeToString())
+
+    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
+        model = self._continuing if continues else self._model
+        ids: list[NDArray[np.int32]] = model.encode(list(texts), return_type="numpy", num_threads=1)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -112,9 +128,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self._model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"no tokenizer.json: {path} ({error}). Check the path.") from error
-        self._model.encode_special_tokens = True
-        self._model.no_truncation()
-        self._model.no_padding()
+        _take_text_as_text(self._model)
         added = self._model.get_added_tokens_decoder()
         self.vocab_size = max(self._model.get_vocab_size(), *(token + 1 for token in added), 0)
         self.eos_id = self._find_eos()
@@ -143,8 +157,22 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return first
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+    @cached_property
+    def _continuing(self) -> Any:
+        """The model without its dummy prefix."""
+        import tokenizers
+
+        content = json.loads(self._model.to_str())
+        parts = {name: _without_dummy_prefix(content[name]) for name in ("normalizer", "pre_tokenizer")}
+        if content | parts == content:
+            return self._model
+        model = tokenizers.Tokenizer.from_str(json.dumps(content | parts))
+        _take_text_as_text(model)
+        return model
+
+    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
+        model = self._continuing if continues else self._model
+        encodings = model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -166,6 +194,25 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     if not path.is_file():
         raise ConfigError(f"no tokenizer: {path} does not exist. Check the path.")
     return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
+
+
+def _take_text_as_text(model: Any) -> None:
+    model.encode_special_tokens = True
+    model.no_truncation()
+    model.no_padding()
+
+
+def _without_dummy_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer of a tokenizer.json that puts nothing in front of a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    for name in ("normalizers", "pretokenizers"):
+        if name in part:
+            kept = [_without_dummy_prefix(member) for member in part[name]]
+            part = {**part, name: [member for member in kept if member is not None]}
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    return {**part, "add_prefix_space": False} if "add_prefix_space" in part else part
 
 
 def _companions(directory: Path) -> dict[str, Path]:

@@ -10,10 +10,9 @@ import pytest
 import sentencepiece
 import transformers
 
-from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.export.verify import compare_tokens
 from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
-from megatron_huatuo.index.chat_format import encode_conversations, render, segment_texts
+from megatron_huatuo.index.chat_format import encode_conversations, render
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.storage.records import Conversation, Turn
@@ -149,36 +148,52 @@ TURNS = (
 )
 
 
-def test_conversations_of_llama_2_are_sentencepieces_own_ids_segment_by_segment(tmp_path: Path) -> None:
-    """Every segment begins with the dummy prefix, and control pieces in text are letters."""
-    ours = load_tokenizer(_llama_2(tmp_path / "source"))
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "source" / "tokenizer.model"))
-    encoded = encode_conversations([Conversation("a", TURNS)], ours)
-    segments = [reference.encode(text) for text in segment_texts(TURNS)]
-    assert encoded.tokens.tolist() == [token for segment in segments for token in segment] + [reference.eos_id()]
-    assert {reference.bos_id(), reference.eos_id(), reference.unk_id()}.isdisjoint(encoded.tokens[:-1].tolist())
-    assert all(reference.id_to_piece(segment[0]).startswith("▁") for segment in segments)
-    tag = reference.encode("\n<答>：")
-    lengths = np.cumsum(encoded.sequence_lengths)
-    for number in (0, 1):  # the tag of the answer closes the context before it
-        assert encoded.tokens[: lengths[2 * number]][-len(tag) :].tolist() == tag
-    for segment, text in zip(segments, segment_texts(TURNS), strict=True):
-        assert ours.decode(segment) == text
+@pytest.fixture(scope="module", params=["tokenizer.model", "Prepend", "Metaspace"])
+def llama_2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(our tokenizer, sentencepiece's own, the exported one as transformers opens it) of one model with a dummy prefix;
+    ours from its `.model`, or from a tokenizer.json in either of the two ways that one says it."""
+    root = tmp_path_factory.mktemp("llama-2")
+    ours = load_tokenizer(_llama_2(root / "source"))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(ours.path))
+    (root / "out").mkdir()
+    write_tokenizer_files(ours, root / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(root / "out")
+    if request.param != "tokenizer.model":
+        theirs.save_pretrained(root / "json")
+        path = root / "json" / "tokenizer.json"
+        content = json.loads(path.read_text())
+        if request.param == "Prepend":
+            replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+            content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+            content["pre_tokenizer"] = None
+        else:
+            content["normalizer"] = None
+            content["pre_tokenizer"] = {
+                "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False
+            }  # fmt: skip
+        path.write_text(json.dumps(content))
+        ours = load_tokenizer(path)
+    return ours, reference, theirs
 
 
-def test_export_of_llama_2_gives_whole_texts_their_ids_and_says_where_conversations_differ(tmp_path: Path) -> None:
-    ours = load_tokenizer(_llama_2(tmp_path / "source"))
-    (tmp_path / "out").mkdir()
-    write_tokenizer_files(ours, tmp_path / "out")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text in segment_texts(TURNS):
-        ids = theirs(text).input_ids
-        assert ids == ours.encode(text)
-        assert theirs.decode(ids) == text
+def test_conversations_of_llama_2_have_the_ids_of_their_whole_text(llama_2) -> None:
+    """The dummy prefix stands at the very start alone; control pieces in text are letters."""
+    ours, reference, _ = llama_2
+    turns = (Turn("human", "头痛？ leading space"), *TURNS[1:])
+    encoded = encode_conversations([Conversation("a", turns)], ours)
+    tokens = encoded.tokens.tolist()
+    assert tokens == [*reference.encode(render(turns)), reference.eos_id()]
+    assert {reference.bos_id(), reference.eos_id(), reference.unk_id()}.isdisjoint(tokens[:-1])
+    tag = reference.encode("\n<答>：")[1:]
+    ends = np.cumsum(encoded.sequence_lengths)
+    assert [tokens[: ends[2 * number]][-len(tag) :] for number in (0, 1)] == [tag, tag]
+    assert ours.decode(tokens[:-1]) == render(turns)
+
+
+def test_served_conversations_of_llama_2_have_the_ids_that_were_trained_on(llama_2) -> None:
+    ours, _, theirs = llama_2
+    turns = (Turn("human", "头痛？"), Turn("gpt", "休息。"))
     messages = [{"role": "user", "content": "头痛？"}, {"role": "assistant", "content": "休息。"}]
-    served = theirs.apply_chat_template(messages, return_dict=False)
-    trained = [token for text in ("<问>：头痛？", "\n<答>：休息。") for token in ours.encode(text)]
-    prefix = ours.encode("\n")[0]
-    assert served != trained and served == trained[: trained.index(prefix, 1)] + trained[trained.index(prefix, 1) + 1 :]
-    with pytest.raises(IntegrityError, match=r"begins every segment with a prefix.*--allow-token-mismatch"):
-        compare_tokens(tmp_path / "source", tmp_path / "out")
+    trained = encode_conversations([Conversation("a", turns)], ours).tokens.tolist()
+    assert theirs.apply_chat_template(messages, return_dict=False) == trained[:-1]
+    assert compare_tokens(ours.path.parent, Path(theirs.name_or_path)) > 0

@@ -240,7 +240,7 @@ def test_a_tag_that_merges_with_its_answer_is_encoded_apart_and_counted(tmp_path
     assert count_template_mismatches(batch, encoded, tokenizer, 1) == (1, 1)
 
 
-def test_a_dummy_prefix_is_counted_as_a_mismatch_with_the_served_template(tmp_path):
+def test_a_dummy_prefix_stands_before_the_first_segment_alone(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -249,8 +249,11 @@ def test_a_dummy_prefix_is_counted_as_a_mismatch_with_the_served_template(tmp_pa
         add_dummy_prefix=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
     )  # fmt: skip
     tokenizer = load_tokenizer(tmp_path / "m.model")
-    batch = [talk("头痛", "休息"), talk("a", "b")]
-    assert count_template_mismatches(batch, encode_conversations(batch, tokenizer), tokenizer) == (2, 2)
+    batch = [talk("头痛", "休息"), talk("a", "b", "c", " d")]
+    encoded = encode_conversations(batch, tokenizer)
+    assert count_template_mismatches(batch, encoded, tokenizer) == (2, 0)
+    prefix = tokenizer.encode(" ")[0]
+    assert [document[0][0] == prefix for document in split_documents(encoded)] == [True, True]
 
 
 def test_a_tokenizer_without_ids_for_the_tag_is_refused(tmp_path):
