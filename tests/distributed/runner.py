@@ -6,7 +6,6 @@ A start costs well under a second instead of the 10 s and more of torchrun, whic
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import socket
@@ -18,8 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
+from tests.forkserver import CONTEXT
 
 
 def _rank_main(
@@ -116,7 +114,7 @@ def started_ranks(
             port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _CONTEXT.Process(target=_rank_main, args=(function, rank, world_size, folder, port, arguments))
+            CONTEXT.Process(target=_rank_main, args=(function, rank, world_size, folder, port, arguments))
             for rank in range(world_size)
         ]
         for process in processes:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-_context = multiprocessing.get_context("forkserver")
-# What the tools import is loaded once; every process starts from there in some 20 ms.
-_context.set_forkserver_preload(
-    ["megatron_huatuo.execution.executors", "megatron_huatuo.corpus.pipeline", "megatron_huatuo.corpus.merge",
-     "megatron_huatuo.unify.model", "megatron_huatuo.unify.shard", "megatron_huatuo.unify.merge",
-     "matplotlib.backends.backend_agg", "matplotlib.figure"]
-)  # fmt: skip
+from tests.forkserver import CONTEXT
 
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
     """Run to the end in a process of its own; returns the seconds that it took."""
     started_s = time.monotonic()
-    process = _context.Process(target=function, args=args, kwargs=kwargs)
+    process = CONTEXT.Process(target=function, args=args, kwargs=kwargs)
     process.start()
     process.join(120)
     assert process.exitcode == 0
@@ -29,7 +22,7 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
 
 def run_and_kill(after_s: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
     """Run, and kill -9 after so long; returns whether it was still running."""
-    process = _context.Process(target=function, args=args, kwargs=kwargs)
+    process = CONTEXT.Process(target=function, args=args, kwargs=kwargs)
     process.start()
     process.join(after_s)
     process.kill()
