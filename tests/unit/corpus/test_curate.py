@@ -146,7 +146,7 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
 
 def test_the_source_option_replaces_the_records_own(tmp_path):
     path = write(tmp_path / "a.jsonl", [record("a"), {"text": ENGLISH, "url": "http://x", "timestamp": "2019"}])
-    with pytest.raises(DataError, match=r"the record has no 'source'.*a\.jsonl:2.*--source"):
+    with pytest.raises(DataError, match=r"the record has no 'source'\. Name it with --source.*a\.jsonl:2"):
         curate([path], tmp_path / "out")
     curate([path], tmp_path / "out", source="literature")
     first, second = documents(tmp_path / "out")
