@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+# tqdm's own lock is shared with forked processes: one that is killed while it holds the lock would stop all the others.
+tqdm.set_lock(threading.RLock())
 
 
 def get_logger(name: str) -> logging.Logger:

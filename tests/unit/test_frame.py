@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ import pytest
 
 from megatron_huatuo.config import argument_parser, dump_yaml, to_plain
 from megatron_huatuo.errors import ConfigError, DataError, exit_on_error
+from megatron_huatuo.log import progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,3 +93,17 @@ def test_light_modules_load_neither_torch_nor_megatron(module: str) -> None:
         "sys.exit(any(name.split('.')[0] in ('torch', 'megatron', 'transformers') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_killed_child_never_stops_the_progress_bars_of_its_parent():
+    def die_with_the_lock() -> None:
+        progress(total=1, description="child").get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=die_with_the_lock)
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+    lock = progress(total=1, description="parent").get_lock()
+    assert lock.acquire(timeout=5), "the child took the lock along"
+    lock.release()
