@@ -1,6 +1,6 @@
 """Publish files and directories atomically: a reader sees the old state or the new one, never a half.
 
-Invariant: nothing is written under a final name. Work goes to a private sibling (`.NAME.PID-RANDOM.tmp`), is flushed to
+Invariant: nothing is written under a final name. Work goes to a private sibling (`.NAME.PID-RANDOM.SUFFIX`), is flushed to
 disk and renamed. Two writers of one name never mix; the last complete one wins for files, the first for directories.
 A private directory is locked while its writer lives; what a killed writer left is cleared by the next one of that name.
 """
@@ -13,15 +13,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from megatron_huatuo.errors import DataError
 
 
-def _temporary_sibling(path: Path) -> Path:
-    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+def _temporary_sibling(path: Path, suffix: str = "tmp") -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}"
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
@@ -65,39 +65,43 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     Raises: DataError when `path` exists and replace is off (also when another writer was first).
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    with _private_directory(target) as temporary:
-        try:
-            yield temporary
-            for child in temporary.rglob("*"):
-                if child.is_file():
-                    with open(child, "rb") as handle:
-                        os.fsync(handle.fileno())
-            fsync_directory(temporary)
-            _publish(temporary, target, replace)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with private_directory(target, "tmp") as temporary:
+        yield temporary
+        for child in temporary.rglob("*"):
+            if child.is_file():
+                with open(child, "rb") as handle:
+                    os.fsync(handle.fileno())
+        fsync_directory(temporary)
+        _publish(temporary, target, replace)
     fsync_directory(target.parent)
 
 
 @contextlib.contextmanager
-def _private_directory(target: Path) -> Iterator[Path]:
-    """A new temporary sibling, locked by this process (and its forks) for the block; the kernel drops the lock of the
-    dead. Where the file system has no locks it is not locked, and nobody else can take it for abandoned either."""
+def private_directory(target: Path, suffix: str) -> Iterator[Path]:
+    """A new directory beside `target`, locked by this process (and its forks); what is left of it after the block is
+    deleted, and so is first what killed processes left of theirs.
+
+    The kernel drops the lock of the dead. Where the file system has no locks it is not locked, and nobody else can take it
+    for abandoned either.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target, suffix)
     while True:
-        temporary = _temporary_sibling(target)
-        temporary.mkdir()
-        with _locked(temporary):
-            if temporary.exists():  # not cleared between its making and its lock
-                yield temporary
+        directory = _temporary_sibling(target, suffix)
+        directory.mkdir()
+        with locked(directory):
+            if directory.exists():  # not cleared between its making and its lock
+                try:
+                    yield directory
+                finally:
+                    shutil.rmtree(directory, ignore_errors=True)
                 return
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[bool]:
-    """Whether this process got the lock of a directory; held for the block."""
+def locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process got the lock of a directory, which it then holds for the block; not where the file system
+    knows no such lock. wait: for whoever has it."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:
@@ -105,7 +109,7 @@ def _locked(directory: Path) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
         else:
@@ -114,12 +118,12 @@ def _locked(directory: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _remove_abandoned(target: Path) -> None:
+def _remove_abandoned(target: Path, suffix: str) -> None:
     """Delete private directories of this name that no living process holds."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.tmp")
+    name = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.{suffix}")
     for sibling in target.parent.iterdir():
         if name.fullmatch(sibling.name) and sibling.is_dir():
-            with _locked(sibling) as is_abandoned:
+            with locked(sibling) as is_abandoned:
                 if is_abandoned:
                     shutil.rmtree(sibling, ignore_errors=True)
 
@@ -143,3 +147,20 @@ def _publish(temporary: Path, target: Path, replace: bool) -> None:
         if target.exists():
             raise DataError(f"output directory exists already: {target}. Choose another one, or delete it.") from error
         raise
+
+
+def publish_files(private: Path, targets: Sequence[Path]) -> None:
+    """Rename files of a private directory to `targets` (one directory) of the same names, the last one last.
+
+    Under a lock, so that two writers of the same names never mix their files. The last target is the manifest: an old one
+    is removed first, so it never stands beside files of another run.
+    """
+    for target in targets:
+        with open(private / target.name, "rb") as handle:
+            os.fsync(handle.fileno())
+    parent = targets[-1].parent
+    with locked(parent, wait=True):
+        targets[-1].unlink(missing_ok=True)
+        for target in targets:
+            os.replace(private / target.name, target)
+        fsync_directory(parent)

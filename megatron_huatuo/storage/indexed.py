@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from megatron_huatuo import __version__
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.arrays import map_array
+from megatron_huatuo.storage.atomic import private_directory, publish_files
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sealed, verify_files, write_json
-from megatron_huatuo.storage.staging import publish_files, staging_directory
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -250,7 +250,7 @@ class IndexedWriter:
         self.documents = self.sequences = self.tokens = self.trained_tokens = 0
         self._targets = index_paths(path_prefix)
         self._stack = contextlib.ExitStack()
-        self._staging = self._stack.enter_context(staging_directory(path_prefix))
+        self._staging = self._stack.enter_context(private_directory(Path(path_prefix), "staging"))
         self._bin = self._open(self._targets[0].name)
         self._lengths, self._modes, self._counts = (self._open(name) for name in ("lengths", "modes", "counts"))
         self._origins: HashedFile | None = None
