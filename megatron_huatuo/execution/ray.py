@@ -13,7 +13,7 @@ from typing import Any
 from datatrove.executor.local import LocalPipelineExecutor
 
 from megatron_huatuo.errors import ConfigError, HuatuoError
-from megatron_huatuo.execution.executors import be_quiet
+from megatron_huatuo.execution.processes import be_quiet
 from megatron_huatuo.log import progress
 
 

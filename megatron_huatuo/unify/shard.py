@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
-from loguru import logger as datatrove_logger
 
+from megatron_huatuo.execution.processes import be_quiet
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines
@@ -36,7 +36,7 @@ class UnifyShard(PipelineStep):
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Write the shard."""
         # datatrove logs errors together with the values of all variables, an API key among them.
-        datatrove_logger.disable("datatrove")
+        be_quiet()
         started_s = time.monotonic()
         bad_lines = BadLines(self.job.max_bad_lines)
         with atomic_directory(self.job.shard_path(rank), replace=True) as directory:
