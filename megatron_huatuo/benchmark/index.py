@@ -12,8 +12,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-from megatron_huatuo.benchmark.measure import Timing, interleave, rate_record, surroundings
+from megatron_huatuo.benchmark.measure import Timing, interleave, peak_mib, rate_record, surroundings
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.blocks import CHUNK_BYTES
 from megatron_huatuo.index.build import build_index
@@ -252,12 +250,7 @@ def _memory_record(directory: Path, tokenizer: str, megabytes: float) -> dict[st
 def _peak_mib(path: Path, prefix: Path, tokenizer: str) -> float:
     """Peak resident memory of a process of its own, which builds with one worker."""
     code = (
-        "import re, sys\n"
-        "from megatron_huatuo.index.build import build_index\n"
-        "build_index([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1)\n"
-        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "import sys; from megatron_huatuo.index.build import build_index; "
+        "build_index([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code, str(path), str(prefix), tokenizer]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout) / 1024
+    return peak_mib(code, str(path), str(prefix), tokenizer)

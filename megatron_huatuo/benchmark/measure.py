@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,18 @@ def rate_record(
         "runs": {"ours": [vars(run) for run in ours], "peer": [vars(run) for run in peer], "threads": threads},
         **surroundings(packages),
     }
+
+
+def peak_mib(code: str, *arguments: str) -> float:
+    """Peak resident memory of a Python process of its own that runs `code`, which finds the arguments in sys.argv[1:].
+
+    Not by getrusage, which keeps the peak of the parent across fork and exec.
+    """
+    code += "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def surroundings(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.benchmark.measure import interleave, rate_record, surroundings
+from megatron_huatuo.benchmark.measure import interleave, peak_mib, rate_record, surroundings
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
@@ -133,15 +132,10 @@ def _memory_record(directory: Path, documents: int, base_url: str) -> dict[str, 
         path = directory / f"memory-{number}.jsonl"
         _write_documents(path, number)
         code = (
-            "import re, sys\n"
-            "from megatron_huatuo.unify import unify\n"
-            "unify([sys.argv[1]], sys.argv[2], backend='openai', base_url=sys.argv[3], model='m')\n"
-            "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
+            "import sys; from megatron_huatuo.unify import unify; "
+            "unify([sys.argv[1]], sys.argv[2], backend='openai', base_url=sys.argv[3], model='m')"
         )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", code, str(path), str(directory / f"memory-{number}"), base_url]
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        peaks.append(int(done.stdout) / 1024)
+        peaks.append(peak_mib(code, str(path), str(directory / f"memory-{number}"), base_url))
     return {
         "name": "unify: peak memory, 10 times the documents",
         "ours": peaks[1],
