@@ -162,11 +162,12 @@ class HuggingFaceTokenizer(Tokenizer):
         """The model without its dummy prefix."""
         import tokenizers
 
-        content = json.loads(self._model.to_str())
-        parts = {name: _without_dummy_prefix(content[name]) for name in ("normalizer", "pre_tokenizer")}
-        if content | parts == content:
+        # The parts alone first: the whole, with its vocabulary, is megabytes of JSON in every worker.
+        found = {name: _part(getattr(self._model, name)) for name in ("normalizer", "pre_tokenizer")}
+        parts = {name: _without_dummy_prefix(part) for name, part in found.items()}
+        if parts == found:
             return self._model
-        model = tokenizers.Tokenizer.from_str(json.dumps(content | parts))
+        model = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self._model.to_str()) | parts))
         _take_text_as_text(model)
         return model
 
@@ -200,6 +201,11 @@ def _take_text_as_text(model: Any) -> None:
     model.encode_special_tokens = True
     model.no_truncation()
     model.no_padding()
+
+
+def _part(component: Any) -> dict[str, Any] | None:
+    """What tokenizer.json says of a normalizer or pre-tokenizer; None where there is none."""
+    return None if component is None else json.loads(component.__getstate__())
 
 
 def _without_dummy_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
