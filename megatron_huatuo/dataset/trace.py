@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from megatron_huatuo.blend.inspect import BlendView
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.inspect import shorten
-from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, open_binary, read_records, split_lines
+from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, open_binary, read_jsonl, read_records, split_lines
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
 from megatron_huatuo.storage.records import Conversation, parse_conversations
 
@@ -93,22 +93,12 @@ def _read_passages(file: str, pairs: Iterable[Conversation]) -> dict[str, str]:
     missing = {pair.provenance["passage"] for pair in pairs if pair.provenance and "passage" in pair.provenance}
     found: dict[str, str] = {}
     for source in read_json(manifest)["inputs"] if missing and manifest.is_file() else ():
-        for name, text in _texts(source) if Path(source).is_file() else ():
-            if name in missing:
-                found[name] = text
+        for _, _, record in read_jsonl(source, BadLines(sys.maxsize)) if Path(source).is_file() else ():
+            if record.get("id") in missing and isinstance(record.get("text"), str):
+                found[record["id"]] = record["text"]
                 if len(found) == len(missing):
                     return found
     return found
-
-
-def _texts(file: str) -> Iterator[tuple[Any, str]]:
-    for line in split_lines(file):
-        try:
-            record = orjson.loads(line.raw or b"null")
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("text"), str):
-            yield record.get("id"), record["text"]
 
 
 def _describe_pair(pair: Conversation, passages: Mapping[str, str]) -> list[str]:
