@@ -1,20 +1,23 @@
 """Configuration: dataclasses from YAML files and the command line, through jsonargparse.
 
 Invariant: an unknown key or a value of a wrong type is an error that names it, before any work starts. Each section is
-a dataclass beside its owner; its field docstrings are the `--help`.
+a dataclass beside its owner; its field docstrings are the `--help`. Every refused value is said in the same words.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+from megatron_huatuo.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -62,3 +65,28 @@ def add_dashed_fields(parser: ArgumentParser, section: type[Any], *, skip: Colle
 def from_dashed_fields(section: type[T], arguments: Namespace) -> T:
     """The dataclass whose fields `add_dashed_fields` added."""
     return section(**{field.name: arguments[field.name] for field in dataclasses.fields(section)})  # type: ignore[arg-type]
+
+
+def at_least(name: str, value: float | None, minimum: float) -> None:
+    """Refuse a number below `minimum`, NaN and infinity. None, a setting left out, passes. Raises: ConfigError."""
+    if value is not None and not minimum <= value < math.inf:
+        raise ConfigError(f"wrong {name}: got {value}, need {minimum} or more.")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Refuse what is not above 0, NaN too. Raises: ConfigError."""
+    if not value > 0:
+        raise ConfigError(f"wrong {name}: got {value}, need more than 0.")
+
+
+def within(name: str, value: float, lowest: float, highest: float) -> None:
+    """Refuse what is not in [lowest, highest], NaN too. Raises: ConfigError."""
+    if not lowest <= value <= highest:
+        raise ConfigError(f"wrong {name}: got {value}, need {lowest} to {highest}.")
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuse what is not among the allowed values; the message calls None null, as YAML does. Raises: ConfigError."""
+    if value not in (choices := list(allowed)):
+        shown = ", ".join("null" if choice is None else str(choice) for choice in choices)
+        raise ConfigError(f"wrong {name}: got {value!r}, need one of {shown}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_huatuo.config import above_zero, one_of, within
 from megatron_huatuo.errors import ConfigError
 
 
@@ -40,12 +41,9 @@ class CurationSettings:
                     f"wrong sizes: got {low}={shortest} and {high}={longest}, need 0 <= {low} < {high}. Change one."
                 )
         for name in ("min_density_zh", "min_density_en", "min_letter_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need 0 to 1.")
-        if not self.near_duplicate_similarity > 0:
-            raise ConfigError(f"wrong near_duplicate_similarity: got {self.near_duplicate_similarity}, need above 0.")
-        if self.contamination_action not in ("drop", "report"):
-            raise ConfigError(f"wrong contamination_action: got {self.contamination_action!r}, need drop or report.")
+            within(name, getattr(self, name), 0, 1)
+        above_zero("near_duplicate_similarity", self.near_duplicate_similarity)
+        one_of("contamination_action", self.contamination_action, ("drop", "report"))
 
     def max_size(self, language: str) -> int:
         """Longest passage in the unit of the language."""

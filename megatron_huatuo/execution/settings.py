@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.errors import ConfigError
 
 
@@ -22,9 +23,7 @@ class ExecutorSettings:
     """Memory of one task under SLURM and Ray, in GiB"""
 
     def __post_init__(self) -> None:
-        if self.executor not in ("local", "slurm", "ray"):
-            raise ConfigError(f"unknown executor: got {self.executor!r}, need local, slurm or ray.")
-        if self.workers < 1:
-            raise ConfigError(f"wrong workers: got {self.workers}, need at least 1.")
+        one_of("executor", self.executor, ("local", "slurm", "ray"))
+        at_least("workers", self.workers, 1)
         if self.executor == "slurm" and not self.slurm_partition:
             raise ConfigError("the slurm executor needs --slurm-partition.")

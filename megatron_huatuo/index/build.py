@@ -15,6 +15,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from megatron_huatuo.config import at_least
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chat_format import CHAT_FORMAT, encode_tag
 from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
@@ -116,8 +117,7 @@ class _Totals:
 
 
 def _check(paths: list[str], workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise ConfigError(f"wrong number of workers: got {workers}, need at least 1. Mend --workers.")
+    at_least("--workers", workers, 1)
     if not paths:
         raise ConfigError("no input: need at least one file. Give --input FILE.")
     for path in paths:

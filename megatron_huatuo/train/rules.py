@@ -6,8 +6,7 @@ model. Each refusal names the key, the value and what would work.
 
 from __future__ import annotations
 
-import math
-
+from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
@@ -45,36 +44,30 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
 
 def _check_choices(config: TrainConfig) -> None:
     training = config.training
-    _choose("training.precision", training.precision, ("bf16", "fp32"))
-    _choose("training.fp8", training.fp8, (None, "hybrid", "e4m3"))
-    _choose("training.fp8_recipe", training.fp8_recipe, tuple(FP8_RECIPES))
-    _choose("training.recompute_granularity", training.recompute_granularity, (None, "selective", "full"))
-    _choose("training.on_nonfinite", training.on_nonfinite, ("stop", "skip"))
-    _choose("runtime.device", config.runtime.device, ("auto", "cpu", "cuda"))
+    one_of("training.precision", training.precision, ("bf16", "fp32"))
+    one_of("training.fp8", training.fp8, (None, "hybrid", "e4m3"))
+    one_of("training.fp8_recipe", training.fp8_recipe, tuple(FP8_RECIPES))
+    one_of("training.recompute_granularity", training.recompute_granularity, (None, "selective", "full"))
+    one_of("training.on_nonfinite", training.on_nonfinite, ("stop", "skip"))
+    one_of("runtime.device", config.runtime.device, ("auto", "cpu", "cuda"))
     for name in config.checkpoint.allow_changed:
-        _choose("checkpoint.allow_changed", name, ("blend", "tokenizer", "config"))
-
-
-def _choose(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        choices = ", ".join("null" if choice is None else str(choice) for choice in allowed)
-        raise ConfigError(f"wrong {name}: got {value!r}, need one of {choices}.")
+        one_of("checkpoint.allow_changed", name, ("blend", "tokenizer", "config"))
 
 
 def _check_ranges(config: TrainConfig) -> None:
     checkpoint, schedule, lr = config.checkpoint, config.schedule, config.optimizer.lr
-    _at_least("training.recompute_num_layers", config.training.recompute_num_layers, 1)
-    _at_least("checkpoint.save_interval", checkpoint.save_interval, 1)
-    _at_least("checkpoint.save_timeout_minutes", checkpoint.save_timeout_minutes, 0.01)
-    _at_least("checkpoint.keep", checkpoint.keep, 1)
-    _at_least("checkpoint.keep_every", checkpoint.keep_every, 1)
-    _at_least("logging.log_interval", config.logging.log_interval, 1)
-    _at_least("logging.validation_interval", config.logging.validation_interval, 1)
-    _at_least("optimizer.lr", lr, 0)
-    _at_least("optimizer.clip_grad", config.optimizer.clip_grad, 0)
-    _at_least("schedule.min_lr", schedule.min_lr, 0)
-    _at_least("schedule.decay_iters", schedule.decay_iters, 1)
-    _at_least("runtime.distributed_timeout_minutes", config.runtime.distributed_timeout_minutes, 0.05)
+    at_least("training.recompute_num_layers", config.training.recompute_num_layers, 1)
+    at_least("checkpoint.save_interval", checkpoint.save_interval, 1)
+    at_least("checkpoint.save_timeout_minutes", checkpoint.save_timeout_minutes, 0.01)
+    at_least("checkpoint.keep", checkpoint.keep, 1)
+    at_least("checkpoint.keep_every", checkpoint.keep_every, 1)
+    at_least("logging.log_interval", config.logging.log_interval, 1)
+    at_least("logging.validation_interval", config.logging.validation_interval, 1)
+    at_least("optimizer.lr", lr, 0)
+    at_least("optimizer.clip_grad", config.optimizer.clip_grad, 0)
+    at_least("schedule.min_lr", schedule.min_lr, 0)
+    at_least("schedule.decay_iters", schedule.decay_iters, 1)
+    at_least("runtime.distributed_timeout_minutes", config.runtime.distributed_timeout_minutes, 0.05)
     if not 0 <= schedule.warmup_fraction < 1:
         raise ConfigError(
             f"wrong schedule.warmup_fraction: got {schedule.warmup_fraction}, need 0 or more and below 1."
@@ -88,11 +81,6 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"wrong logging.profile_steps: got {steps}, need 1 <= first <= last.")
 
 
-def _at_least(name: str, value: float | None, minimum: float) -> None:
-    if value is not None and not (math.isfinite(value) and value >= minimum):
-        raise ConfigError(f"wrong {name}: got {value}, need {minimum} or more.")
-
-
 def _check_recomputation(config: TrainConfig, architecture: Architecture) -> None:
     training = config.training
     modules, granularity = training.recompute_modules, training.recompute_granularity
@@ -102,7 +90,7 @@ def _check_recomputation(config: TrainConfig, architecture: Architecture) -> Non
             "its matrix products, where nothing is left to recompute; without it megatron-core 0.16 fails."
         )
     for module in modules:
-        _choose("training.recompute_modules", module, ("core_attn", "mlp"))
+        one_of("training.recompute_modules", module, ("core_attn", "mlp"))
     if granularity == "selective" and not modules:
         raise ConfigError("wrong training.recompute_modules: got none, need core_attn, mlp or both with selective.")
     if granularity != "selective" and modules != TrainingConfig().recompute_modules:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_huatuo.config import above_zero
 from megatron_huatuo.errors import ConfigError, HuatuoError
 from megatron_huatuo.unify.prices import Price
 
@@ -32,8 +33,7 @@ class Purse:
     limit_usd: float
 
     def __post_init__(self) -> None:
-        if not self.limit_usd > 0:
-            raise ConfigError(f"wrong budget: got {self.limit_usd}, need more than 0 US dollars.")
+        above_zero("--budget-usd", self.limit_usd)
 
     def refill(self, spent_usd: float) -> None:
         """Start from what was really spent. Only while no task runs: grants of killed tasks return."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from megatron_huatuo.config import above_zero, at_least, one_of, within
 from megatron_huatuo.errors import ConfigError
 
 
@@ -25,13 +26,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_question_tokens", "max_answer_tokens", "tries"):
-            _at_least(self, name, 1)
-        if not 0 <= self.temperature <= 2:
-            raise ConfigError(f"wrong temperature: got {self.temperature}, need 0 to 2.")
-        if self.token_limit_key not in ("max_tokens", "max_completion_tokens"):
-            raise ConfigError(
-                f"wrong token_limit_key: got {self.token_limit_key!r}, need max_tokens or max_completion_tokens."
-            )
+            at_least(name, getattr(self, name), 1)
+        within("temperature", self.temperature, 0, 2)
+        one_of("token_limit_key", self.token_limit_key, ("max_tokens", "max_completion_tokens"))
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,10 @@ class PatienceSettings:
     """The run stops after so many requests without any success between them"""
 
     def __post_init__(self) -> None:
-        _at_least(self, "max_retries", 0)
-        _at_least(self, "max_failures_in_a_row", 1)
+        at_least("max_retries", self.max_retries, 0)
+        at_least("max_failures_in_a_row", self.max_failures_in_a_row, 1)
         for name in ("request_timeout_s", "backoff_s", "max_wait_s", "max_retry_after_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need more than 0 seconds.")
+            above_zero(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class EndpointSettings:
     patience: PatienceSettings = field(default_factory=PatienceSettings)
 
     def __post_init__(self) -> None:
-        _at_least(self, "max_concurrency", 1)
+        at_least("max_concurrency", self.max_concurrency, 1)
         parts = urlsplit(self.base_url)
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -95,7 +91,7 @@ class CheckSettings:
     """Longest reply of the second model, in tokens"""
 
     def __post_init__(self) -> None:
-        _at_least(self, "max_check_tokens", 1)
+        at_least("max_check_tokens", self.max_check_tokens, 1)
         if self.check_model is None and (self.check_base_url or self.check_api_key_env):
             raise ConfigError("--check-base-url and --check-api-key-env have no effect without --check-model. Name it.")
         if self.check_api_key_env and not self.check_base_url:
@@ -127,20 +123,12 @@ class QualitySettings:
 
     def __post_init__(self) -> None:
         for name in ("max_question_characters_zh", "max_question_characters_en"):
-            _at_least(self, name, 1)
+            at_least(name, getattr(self, name), 1)
         if not 0 <= self.min_answer_characters < self.max_answer_characters:
             raise ConfigError(
                 f"wrong answer lengths: got min_answer_characters={self.min_answer_characters} and "
                 f"max_answer_characters={self.max_answer_characters}, need 0 <= min < max. Change one."
             )
         for name in ("min_faithfulness", "min_sentence_faithfulness", "min_coverage"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"wrong {name}: got {getattr(self, name)}, need 0 to 1.")
-        if not self.near_duplicate_similarity > 0:
-            raise ConfigError(f"wrong near_duplicate_similarity: got {self.near_duplicate_similarity}, need above 0.")
-
-
-def _at_least(settings: object, name: str, least: int) -> None:
-    value = getattr(settings, name)
-    if value < least:
-        raise ConfigError(f"wrong {name}: got {value}, need at least {least}.")
+            within(name, getattr(self, name), 0, 1)
+        above_zero("near_duplicate_similarity", self.near_duplicate_similarity)

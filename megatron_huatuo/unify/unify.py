@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_huatuo.config import to_plain
+from megatron_huatuo.config import at_least, one_of, to_plain
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
@@ -96,10 +96,10 @@ def unify(
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines` or when no pair is left; EndpointError when the
     endpoint refuses or fails for good.
     """
-    if documents_per_task < 1:
-        raise ConfigError(f"wrong --documents-per-task: got {documents_per_task}, need at least 1.")
-    if language not in (None, *LANGUAGES):
-        raise ConfigError(f"wrong --language: got {language!r}, need one of {', '.join(LANGUAGES)}.")
+    at_least("--documents-per-task", documents_per_task, 1)
+    at_least("--preview", preview, 0)
+    if language is not None:
+        one_of("--language", language, LANGUAGES)
     model_options = _choose_model(
         backend, language, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
         api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
@@ -148,13 +148,12 @@ def _choose_model(
     **options: Any,
 ) -> ModelOptions | None:
     """What is asked; None for the template backend, which refuses all that it would ignore."""
+    one_of("--backend", backend, ("template", "openai"))
     if backend == "template":
         given = {"base_url": base_url, "model": model, **options}
         if found := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(found)} has no effect with the template backend. Leave it out.")
         return None
-    if backend != "openai":
-        raise ConfigError(f"unknown backend: got {backend!r}, need 'template' or 'openai'.")
     if not base_url or not model:
         raise ConfigError("the openai backend needs --base-url and --model.")
     # openai takes half a second to import, and only this backend needs it.

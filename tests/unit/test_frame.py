@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.config import argument_parser, dump_yaml, to_plain
+from megatron_huatuo.config import above_zero, argument_parser, at_least, dump_yaml, one_of, to_plain, within
 from megatron_huatuo.errors import ConfigError, DataError, exit_on_error
 from megatron_huatuo.log import progress
 
@@ -81,6 +82,21 @@ def test_later_flags_override_the_file_and_unknown_keys_are_named(
     with pytest.raises(SystemExit):
         parser.parse_args(["--config", str(file)])
     assert "sise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refuse", [lambda value: at_least("x", value, 1), lambda value: within("x", value, 1, 9),
+                                    lambda value: above_zero("x", value)])  # fmt: skip
+@pytest.mark.parametrize("value", [0, -1.5, float("nan"), float("-inf")])
+def test_numbers_outside_a_range_are_refused_by_name_and_not_numbers_too(refuse: Callable[[float], None], value: float):
+    with pytest.raises(ConfigError, match=f"wrong x: got {value}, need "):
+        refuse(value)
+    refuse(1)
+
+
+def test_a_choice_is_refused_with_what_would_do() -> None:
+    one_of("x", None, (None, "a"))
+    with pytest.raises(ConfigError, match=r"wrong x: got 'b', need one of null, a\."):
+        one_of("x", "b", (None, "a"))
 
 
 @pytest.mark.parametrize(

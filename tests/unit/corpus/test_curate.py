@@ -321,8 +321,11 @@ def test_personal_data_is_masked_and_counted(tmp_path):
         (lambda: CurationSettings(max_characters_zh=5, min_characters_zh=5), "wrong sizes: got min_characters_zh=5"),
         (lambda: CurationSettings(min_letter_share=2), "wrong min_letter_share: got 2"),
         (lambda: CurationSettings(near_duplicate_similarity=0), "wrong near_duplicate_similarity: got 0"),
-        (lambda: CurationSettings(contamination_action="keep"), "got 'keep', need drop or report"),
-        (lambda: ExecutorSettings(executor="cloud"), "unknown executor: got 'cloud'"),
+        (
+            lambda: CurationSettings(contamination_action="keep"),
+            "wrong contamination_action: got 'keep', need one of drop, report",
+        ),
+        (lambda: ExecutorSettings(executor="cloud"), "wrong executor: got 'cloud', need one of local, slurm, ray"),
         (lambda: ExecutorSettings(workers=0), "wrong workers: got 0"),
         (lambda: ExecutorSettings(executor="slurm"), "needs --slurm-partition"),
     ],

@@ -228,7 +228,7 @@ def test_all_conversations_dropped_is_an_error_that_says_why(tmp_path):
 def test_settings_that_cannot_work_are_refused(tmp_path, corpus, trained):
     with pytest.raises(DataError, match=r"no such file: .*absent\.jsonl"):
         build_index([*corpus, tmp_path / "absent.jsonl"], tmp_path / "p", trained)
-    with pytest.raises(ConfigError, match="wrong number of workers: got 0"):
+    with pytest.raises(ConfigError, match="wrong --workers: got 0, need 1 or more"):
         build_index(corpus, tmp_path / "p", trained, workers=0)
     with pytest.raises(ConfigError, match="no input"):
         build_index([], tmp_path / "p", trained)

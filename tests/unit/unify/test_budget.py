@@ -119,7 +119,7 @@ def test_a_budget_needs_prices(write_documents, tmp_path, prices):
         unify([write_documents(1)], tmp_path / "out", model="m", budget_usd=5, **settings)
     with pytest.raises(ConfigError, match="no price for model 'other'"):
         unify([write_documents(1)], tmp_path / "out", model="other", prices=prices, **settings)
-    with pytest.raises(ConfigError, match="wrong budget: got -1"):
+    with pytest.raises(ConfigError, match="wrong --budget-usd: got -1, need more than 0"):
         unify([write_documents(1)], tmp_path / "out", model="m", prices=prices, budget_usd=-1, **settings)
 
 

@@ -129,7 +129,7 @@ def test_loops_are_found(text, looped):
         (lambda: QualitySettings(min_coverage=1.5), "wrong min_coverage: got 1.5, need 0 to 1"),
         (lambda: QualitySettings(near_duplicate_similarity=0), "wrong near_duplicate_similarity"),
         (lambda: QualitySettings(max_question_characters_zh=0), "wrong max_question_characters_zh: got 0"),
-        (lambda: SamplingSettings(tries=0), "wrong tries: got 0, need at least 1"),
+        (lambda: SamplingSettings(tries=0), "wrong tries: got 0, need 1 or more"),
         (lambda: SamplingSettings(temperature=3), "wrong temperature: got 3"),
         (lambda: SamplingSettings(token_limit_key="n"), "wrong token_limit_key"),
         (lambda: PatienceSettings(max_retries=-1), "wrong max_retries: got -1"),

@@ -299,5 +299,5 @@ def test_a_slurm_array_does_the_tasks_with_a_key_that_stays_in_the_environment(
 
 
 def test_a_task_of_no_documents_is_refused(write_documents, tmp_path):
-    with pytest.raises(ConfigError, match="wrong --documents-per-task: got 0, need at least 1"):
+    with pytest.raises(ConfigError, match="wrong --documents-per-task: got 0, need 1 or more"):
         unify([write_documents(1)], tmp_path / "out", documents_per_task=0)

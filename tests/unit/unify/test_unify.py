@@ -122,7 +122,8 @@ def test_no_pair_at_all_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backend": "oracle"}, "unknown backend: got 'oracle'"),
+        ({"backend": "oracle"}, "wrong --backend: got 'oracle', need one of template, openai"),
+        ({"preview": -1}, "wrong --preview: got -1, need 0 or more"),
         ({"backend": "openai"}, "needs --base-url and --model"),
         ({"backend": "openai", "base_url": "http://h/v1", "model": "m", "language": "fr"}, "wrong --language: got 'fr'"),
         ({"backend": "openai", "base_url": "http://h/v1", "model": "m", "api_key_env": "HUATUO_NOT_SET"}, "HUATUO_NOT_SET is empty"),
