@@ -1,13 +1,22 @@
-"""kill -9 for the data tools: the work runs in processes of its own that start at once, and are killed for real."""
+"""kill -9 for the data stages: the work runs in processes of its own that start at once, and are killed for real."""
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.forkserver import CONTEXT
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
@@ -34,3 +43,24 @@ def random_moments(seed: int, duration_s: float) -> Callable[[], float]:
     """Moments between start and a little after the usual end."""
     generator = random.Random(seed)
     return lambda: generator.uniform(0.02, 1.05) * duration_s
+
+
+def start_tool(name: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """A tool as a user starts it; its messages are in `stderr`."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+
+def find_writer(pid: int, pattern: str) -> psutil.Process:
+    """The first process, of this one and all below it, that has a file open whose path the pattern fits."""
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            try:
+                if any(re.search(pattern, file.path) for file in process.open_files()):
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(0.002)
+    raise AssertionError(f"nobody below process {pid} wrote {pattern}")

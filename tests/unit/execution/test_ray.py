@@ -11,7 +11,7 @@ import pytest
 from megatron_huatuo.corpus import curate
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.execution import ExecutorSettings
-from tests.unit.corpus.test_executors import FILES, assert_equal, find_worker, write_inputs
+from tests.unit.execution.curation import FILES, assert_equal, find_worker, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_an_error_in_a_task_is_raised_and_finished_tasks_are_kept(tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_an_error(tmp_path):
     inputs = write_inputs(tmp_path / "in", 2, 20_000)
-    killer = threading.Thread(target=lambda: find_worker(os.getpid(), tmp_path / ".out.work").kill(), daemon=True)
+    killer = threading.Thread(target=lambda: find_worker(os.getpid(), tmp_path / "out").kill(), daemon=True)
     killer.start()
     with pytest.raises(HuatuoError, match=r"a Ray worker died.*Run the same command again"):
         on_ray(inputs, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Documents and settings that the tests of unification share."""
+"""Documents, settings and a comparison that the tests of unification share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from megatron_huatuo.unify import PatienceSettings
 
+FILES = ("conversations.jsonl", "rejected.jsonl", "report.json")
 SUBJECTS = [
     "高血压",
     "糖尿病",
@@ -47,6 +48,10 @@ def make_documents(number: int) -> list[dict]:
         }
         for index in range(number)
     ]
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
 
 
 @pytest.fixture

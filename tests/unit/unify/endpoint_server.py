@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
@@ -68,6 +68,11 @@ def echo_writer(asked: Asked) -> Reply:
     chinese = "【内容】" in asked.prompt
     head = text[:12].rstrip("。，. ")
     return completion(f"请说明{head}的要点是什么？" if chinese else f"What should a patient know about {head}?")
+
+
+def slow_writer(delay_s: float) -> Handler:
+    """`echo_writer`, which takes its time over each reply."""
+    return lambda asked: replace(echo_writer(asked), delay_s=delay_s)
 
 
 class EndpointServer:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import unify
 from tests.unit import kill
-from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, echo_writer
+from tests.unit.unify.conftest import same_bytes
+from tests.unit.unify.endpoint_server import EndpointServer, Reply, slow_writer
 
-TOOL = Path(__file__).parents[3] / "tools" / "unify_corpus.py"
-FILES = ("conversations.jsonl", "rejected.jsonl", "report.json")
 KILLS = 20
 CONCURRENCY = 4
 
 
-def start(documents: Path, output: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(TOOL), "--input", str(documents), "--output", str(output), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+def start(documents: Path, output: Path, *flags: str) -> subprocess.Popen[bytes]:
+    return kill.start_tool("unify_corpus", "--input", documents, "--output", output, *flags)
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -33,21 +31,18 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, error.decode()
 
 
-def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_same_bytes(write_documents, tmp_path):
-    documents, output = write_documents(60), tmp_path / "out"
-
-    def handler(asked: Asked) -> Reply:
-        reply = echo_writer(asked)
-        reply.delay_s = 0.01
-        return reply
-
-    with EndpointServer(handler) as server:
-        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "max_concurrency": CONCURRENCY}
-        undisturbed = tmp_path / "undisturbed"
+@pytest.mark.parametrize(("number", "settings"), [(60, {}), (30, {"documents_per_task": 8})])
+def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_same_bytes(
+    number, settings, write_documents, tmp_path
+):
+    """As one task and as several."""
+    documents, output, undisturbed = write_documents(number), tmp_path / "out", tmp_path / "undisturbed"
+    with EndpointServer(slow_writer(0.01)) as server:
+        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "max_concurrency": CONCURRENCY,
+                    **settings}  # fmt: skip
         kill.run(unify, [documents], undisturbed, **settings)  # the first one also starts the fork server
         forget(server, undisturbed)
         duration_s = kill.run(unify, [documents], undisturbed, **settings)
-        expected = {name: (undisturbed / name).read_bytes() for name in FILES}
         server.asked.clear()
         next_moment = kill.random_moments(7, duration_s)
         kills = kills_of_this_output = 0
@@ -55,19 +50,14 @@ def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_s
             killed = kill.run_and_kill(next_moment() / 2, unify, [documents], output, **settings)
             kills, kills_of_this_output = kills + killed, kills_of_this_output + killed
             if (output / "manifest.json").exists():
-                assert_equal(output, expected)
+                assert same_bytes(undisturbed, output)
                 assert_few_repeats(server, kills_of_this_output)
                 forget(server, output)
                 kills_of_this_output = 0
         kill.run(unify, [documents], output, **settings)
-        assert_equal(output, expected)
+        assert same_bytes(undisturbed, output)
         assert_few_repeats(server, kills_of_this_output)
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
-
-
-def assert_equal(output: Path, expected: dict[str, bytes]) -> None:
-    for name in FILES:
-        assert (output / name).read_bytes() == expected[name], name
+    assert not list(tmp_path.glob("*.work")) and not list(tmp_path.glob(".*.tmp"))
 
 
 def assert_few_repeats(server: EndpointServer, kills: int) -> None:
@@ -97,6 +87,26 @@ def test_an_answered_request_is_committed_before_the_run_goes_on(write_documents
     assert sum(payloads.values()) - len(payloads) <= 1 and len(payloads) == 60
     ledger = json.loads((output / "ledger.json").read_text())
     assert ledger["requests"] == 60 and ledger["requests_without_reply"] <= 1
+
+
+def test_a_killed_worker_ends_the_run_and_the_same_command_repeats_no_answered_request(write_documents, tmp_path):
+    documents, output = write_documents(60), tmp_path / "out"
+    with EndpointServer(slow_writer(0.05)) as server:
+        flags = ["--backend", "openai", "--base-url", server.base_url, "--model", "m", "--max-concurrency", "2",
+                 "--workers", "2", "--documents-per-task", "15"]  # fmt: skip
+        process = start(documents, output, *flags)
+        while len(server.asked) < 24:
+            time.sleep(0.002)
+        kill.find_writer(process.pid, "/out.requests/task-").kill()
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 1 and b"a worker was killed" in error and not output.exists()
+        finish(start(documents, output, *flags))
+        payloads = Counter(json.dumps(asked.payload) for asked in server.asked)
+        assert len(payloads) == 120 and sum(payloads.values()) <= 120 + 4
+        unify([documents], tmp_path / "one", backend="openai", base_url=server.base_url, model="m")
+    assert same_bytes(output, tmp_path / "one")
+    ledger = read_json(output / "ledger.json")
+    assert ledger["requests"] == 120 and ledger["requests_without_reply"] <= 4
 
 
 def test_ctrl_c_ends_in_seconds_and_leaves_no_output(write_documents, tmp_path):

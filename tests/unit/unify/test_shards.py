@@ -1,18 +1,11 @@
-"""Many tasks, one output: the same bytes as one task, whatever is killed, and one budget for all."""
+"""Many tasks, one output: the same bytes as one task, and one budget for all."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
@@ -25,16 +18,11 @@ from megatron_huatuo.unify.budget import Purse
 from megatron_huatuo.unify.ledger import read_totals
 from megatron_huatuo.unify.reading import cut, read_documents
 from megatron_huatuo.unify.request_log import Reply, RequestLog, fold_logs, known_log, task_log
-from tests.unit import kill
-from tests.unit.corpus.test_executors import SBATCH, SCONTROL, SRUN
-from tests.unit.unify.conftest import make_documents
-from tests.unit.unify.endpoint_server import Asked, EndpointServer, echo_writer
-from tests.unit.unify.endpoint_server import Reply as Sent
+from tests.unit.execution import slurm
+from tests.unit.unify.conftest import make_documents, same_bytes
+from tests.unit.unify.endpoint_server import EndpointServer
 from tests.unit.unify.test_budget import COST_A_REQUEST_USD, PRICES
 
-TOOL = Path(__file__).parents[3] / "tools" / "unify_corpus.py"
-FILES = ("conversations.jsonl", "rejected.jsonl", "report.json")
-KILLS = 20
 TWO = ExecutorSettings(workers=2)
 
 
@@ -49,10 +37,6 @@ def mixed_documents(folder: Path) -> Path:
     path = folder / "documents.jsonl"
     path.write_text("\n".join(lines), "utf-8")  # the last line has no end
     return path
-
-
-def same_bytes(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
 
 
 @pytest.mark.parametrize("lines_a_shard", [1, 7, 40, 100])
@@ -108,88 +92,6 @@ def test_bad_lines_of_all_tasks_count_together(tmp_path):
     with pytest.raises(DataError, match="2 bad so far, allowed 1"):
         unify([path], tmp_path / "out", documents_per_task=3, max_bad_lines=1)
     assert unify([path], tmp_path / "out", documents_per_task=3, max_bad_lines=2)["pairs"] == 4
-
-
-def test_killed_at_any_moment_in_any_process_shards_end_with_the_same_bytes(write_documents, tmp_path):
-    documents, output = write_documents(30), tmp_path / "out"
-
-    def slow(asked: Asked) -> Sent:
-        reply = echo_writer(asked)
-        reply.delay_s = 0.005
-        return reply
-
-    with EndpointServer(slow) as server:
-        settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "max_concurrency": 4,
-                    "documents_per_task": 8}  # fmt: skip
-        kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
-        duration_s = kill.run(unify, [documents], tmp_path / "undisturbed", **settings)
-        next_moment = kill.random_moments(11, duration_s)
-        server.asked.clear()
-        kills = kills_of_this_output = 0
-        while kills < KILLS:
-            killed = kill.run_and_kill(next_moment(), unify, [documents], output, **settings)
-            kills, kills_of_this_output = kills + killed, kills_of_this_output + killed
-            if (output / "manifest.json").exists():
-                assert_few_repeats(server, kills_of_this_output)
-                assert same_bytes(tmp_path / "undisturbed", output)
-                shutil.rmtree(output)
-                shutil.rmtree(output.with_name("out.requests"))
-                server.asked.clear()
-                kills_of_this_output = 0
-        kill.run(unify, [documents], output, **settings)
-        assert_few_repeats(server, kills_of_this_output)
-    assert same_bytes(tmp_path / "undisturbed", output)
-    assert not list(tmp_path.glob("*.work")) and not list(tmp_path.glob(".*.tmp"))
-
-
-def assert_few_repeats(server: EndpointServer, kills: int) -> None:
-    repeats = sum(count - 1 for count in Counter(json.dumps(asked.payload) for asked in server.asked).values())
-    assert repeats <= 4 * kills
-
-
-def start(documents: Path, output: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(TOOL), "--input", str(documents), "--output", str(output), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-
-
-def test_a_killed_worker_ends_the_run_and_the_same_command_repeats_no_answered_request(write_documents, tmp_path):
-    documents, output = write_documents(60), tmp_path / "out"
-
-    def slow(asked: Asked) -> Sent:
-        reply = echo_writer(asked)
-        reply.delay_s = 0.05
-        return reply
-
-    with EndpointServer(slow) as server:
-        flags = ["--backend", "openai", "--base-url", server.base_url, "--model", "m", "--max-concurrency", "2",
-                 "--workers", "2", "--documents-per-task", "15"]  # fmt: skip
-        process = start(documents, output, *flags)
-        while len(server.asked) < 24:
-            time.sleep(0.002)
-        find_writer(process.pid, tmp_path / "out.requests").kill()
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == 1 and b"a worker was killed" in error and not output.exists()
-        process = start(documents, output, *flags)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == 0, error.decode()
-        payloads = Counter(json.dumps(asked.payload) for asked in server.asked)
-        assert len(payloads) == 120 and sum(payloads.values()) <= 120 + 4
-        unify([documents], tmp_path / "one", backend="openai", base_url=server.base_url, model="m")
-    assert same_bytes(output, tmp_path / "one")
-    ledger = read_json(output / "ledger.json")
-    assert ledger["requests"] == 120 and ledger["requests_without_reply"] <= 4
-
-
-def find_writer(pid: int, requests: Path) -> psutil.Process:
-    """A process that writes the request log of a task."""
-    while True:
-        for process in psutil.Process(pid).children(recursive=True):
-            try:
-                if any(file.path.startswith(str(requests / "task-")) for file in process.open_files()):
-                    return process
-            except psutil.Error:
-                continue
 
 
 def test_all_tasks_together_keep_to_one_budget(write_documents, impatient, tmp_path):
@@ -270,29 +172,18 @@ def test_changed_input_asks_only_what_is_new(write_documents, impatient, tmp_pat
 def test_a_slurm_array_does_the_tasks_with_a_key_that_stays_in_the_environment(
     write_documents, impatient, tmp_path, monkeypatch
 ):
-    """A stand-in for sbatch runs datatrove's own launch script for every task at once."""
-    (tmp_path / "bin").mkdir()
-    for name, content in (
-        ("sbatch", SBATCH.replace('echo "$script"', 'cat "$script"')),
-        ("srun", SRUN),
-        ("scontrol", SCONTROL),
-    ):
-        (tmp_path / "bin" / name).write_text(content)
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(TOOL.parents[1]))
-    monkeypatch.setenv("SBATCH_LOG", str(tmp_path / "sbatch.log"))
+    slurm.stand_in(tmp_path, monkeypatch)
     monkeypatch.setenv("HUATUO_TEST_KEY", "sk-canary-51c3")
-    slurm = ExecutorSettings(executor="slurm", slurm_partition="cpu", slurm_time="01:30:00", workers=2)
+    array = ExecutorSettings(executor="slurm", slurm_partition="cpu", slurm_time="01:30:00", workers=2)
     with EndpointServer() as server:
         settings = {"backend": "openai", "base_url": server.base_url, "model": "m", "patience": impatient,
-                    "api_key_env": "HUATUO_TEST_KEY", "documents_per_task": 4, "execution": slurm}  # fmt: skip
+                    "api_key_env": "HUATUO_TEST_KEY", "documents_per_task": 4, "execution": array}  # fmt: skip
         documents = write_documents(8)
         assert unify([documents], tmp_path / "out", **settings)["pairs"] == 8
-        script = (tmp_path / "sbatch.log").read_text()
+        script = (tmp_path / slurm.SCRIPTS).read_text()
         for line in ("--array=0-1%2", "--partition=cpu", "--time=01:30:00", "--job-name=unify"):
             assert f"#SBATCH {line}" in script, script
-        assert len(server.asked) == 16, (tmp_path / "sbatch.log.out").read_text()
+        assert len(server.asked) == 16, (tmp_path / slurm.OUTPUT).read_text()
         assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer sk-canary-51c3"}
         for path in tmp_path.rglob("*"):
             assert not path.is_file() or b"sk-canary-51c3" not in path.read_bytes(), path
