@@ -63,3 +63,15 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("small_model")
     write_json(directory / "config.json", config_json(architecture, "float32"))
     return directory
+
+
+@pytest.fixture(scope="session")
+def saved_checkpoint(tmp_path_factory: pytest.TempPathFactory, sample_blend: Path, small_model: Path) -> Path:
+    """The checkpoint of a real run of one step on two ranks; treat it as read-only."""
+    from tests.distributed.engine import make_config, train_rank
+    from tests.distributed.runner import run_ranks
+
+    run_dir = tmp_path_factory.mktemp("saved")
+    model = {"preset": None, "hf": str(small_model)}
+    run_ranks(2, train_rank, make_config(run_dir, sample_blend, model=model, training={"train_iters": 1}))
+    return run_dir / "checkpoints" / "iter_0000001"

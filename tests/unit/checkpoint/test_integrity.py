@@ -14,22 +14,12 @@ import torch
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harmless
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.manifest import read_json, read_manifest, write_manifest
-from tests.distributed.engine import make_config, train_rank
-from tests.distributed.runner import run_ranks
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, sample_blend: Path, small_model: Path) -> Path:
-    """A checkpoint as a run writes it."""
-    run_dir = tmp_path_factory.mktemp("run")
-    model = {"preset": None, "hf": str(small_model)}
-    run_ranks(2, train_rank, make_config(run_dir, sample_blend, model=model, training={"train_iters": 1}))
-    return run_dir / "checkpoints" / "iter_0000001"
+from tests.unit.flips import random_flip
 
 
 @pytest.fixture
-def checkpoint(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / saved.name))
+def checkpoint(saved_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_checkpoint, tmp_path / saved_checkpoint.name))
 
 
 def hash_again(checkpoint: Path) -> None:
@@ -49,8 +39,8 @@ class Malice:
         return os.mkdir, (str(self.trace),)
 
 
-def test_what_a_run_writes_is_sound_and_complete(saved: Path) -> None:
-    manifest = verify_checkpoint(saved)
+def test_what_a_run_writes_is_sound_and_complete(saved_checkpoint: Path) -> None:
+    saved, manifest = saved_checkpoint, verify_checkpoint(saved_checkpoint)
     on_disk = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
     assert set(manifest["files"]) | {"manifest.json"} == on_disk
     assert {"training.json", "architecture.json", "config.yaml", "state/.metadata", "state/common.pt"} <= on_disk
@@ -88,18 +78,9 @@ def test_no_random_bit_flip_is_accepted(checkpoint: Path) -> None:
     draw = random.Random(20)
     names = sorted(read_manifest(checkpoint, "checkpoint")["files"])
     for number in range(100):
-        path = checkpoint / names[number % len(names)]
-        place, bit = draw.randrange(path.stat().st_size), 1 << draw.randrange(8)
-        with open(path, "r+b") as handle:
-            handle.seek(place)
-            [before] = handle.read(1)
-            handle.seek(place)
-            handle.write(bytes([before ^ bit]))
-        with pytest.raises(IntegrityError, match=names[number % len(names)]):
+        name = names[number % len(names)]
+        with random_flip(checkpoint / name, draw), pytest.raises(IntegrityError, match=name):
             verify_checkpoint(checkpoint)
-        with open(path, "r+b") as handle:
-            handle.seek(place)
-            handle.write(bytes([before]))
     verify_checkpoint(checkpoint)
 
 
