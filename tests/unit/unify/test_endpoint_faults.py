@@ -236,7 +236,7 @@ def test_the_api_key_is_in_no_output(write_documents, impatient, tmp_path, monke
         if "第1组" in asked.prompt:
             return Reply(json.dumps({"error": {"message": f"bad request with {key}"}}).encode(), 400)
         if asked.wants_answer and "第2组" in asked.prompt:
-            return completion(f"很抱歉，{key}")
+            return completion(f"很抱歉，{key}", finish_reason=key)
         return Reply(f"<html>{key}</html>".encode(), 401) if "第3组" in asked.prompt else echo_writer(asked)
 
     with EndpointServer(handler) as server:
