@@ -15,24 +15,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_huatuo.config import at_least, one_of, to_plain
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.config import at_least, one_of
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.lock import exclusive
-from megatron_huatuo.storage.manifest import (
-    check_replaceable,
-    describe_files,
-    read_json,
-    write_json,
-    write_manifest,
-)
+from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.unify.gates import Gates
 from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.preview import side_by_side
+from megatron_huatuo.unify.publish import KIND, publish
 from megatron_huatuo.unify.reading import cut
 from megatron_huatuo.unify.run import Run
 from megatron_huatuo.unify.settings import (
@@ -44,13 +38,9 @@ from megatron_huatuo.unify.settings import (
 )
 
 if TYPE_CHECKING:
-    from megatron_huatuo.unify.merge import Merge
     from megatron_huatuo.unify.model import ModelOptions
 
-KIND = "unified"
-_FILES = ("conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json")
 _WHOLE_FILE = 1 << 62  # lines
-_OFF = 2.0  # no two texts are so similar
 
 
 def unify(
@@ -127,7 +117,7 @@ def unify(
         if not _run_tasks(job, execution or ExecutorSettings()):
             get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", job.work)
             return {"state": "submitted", "work": str(job.work)}
-        report = _publish(job, files, target)
+        report = publish(job, files, target)
         if report["state"] == "complete":
             shutil.rmtree(job.root, ignore_errors=True)
     get_logger(__name__).info(
@@ -201,37 +191,3 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
         if content is None or (content["stopped"] and content["budget_usd"] != job.budget_usd):
             (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
     return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution)
-
-
-def _publish(job: Job, files: list[str], target: Path) -> dict[str, Any]:
-    """Merge the shards into the output; returns the report."""
-    from megatron_huatuo.unify.merge import Merge
-
-    with atomic_directory(target, replace=True) as directory:
-        merge = Merge(job, directory)
-        # Taken-over pairs stay as they are unless the gates are asked for.
-        merge.write(_OFF if job.pairs and not job.gate_pairs else job.quality.near_duplicate_similarity)
-        report = merge.to_report()
-        if not report["pairs"]:
-            raise DataError(
-                f"nothing left: {report['documents']} documents in, no pair out; {merge.stopped or ''} "
-                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
-            )
-        write_json(directory / "report.json", report)
-        write_json(directory / "ledger.json", _ledger(job, merge))
-        content = {
-            "inputs": {path: describe_files(Path(), [path])[path] for path in files},
-            "backend": job.describe_backend(),
-            "quality": to_plain(job.quality),
-            "complete": merge.stopped is None,
-        }
-        write_manifest(directory, KIND, content, _FILES)
-    return report
-
-
-def _ledger(job: Job, merge: Merge) -> dict[str, Any]:
-    if job.model is None:
-        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
-    from megatron_huatuo.unify.ledger import ledger
-
-    return ledger(job.model, job.requests, (content["usage"] for content in merge.contents))
