@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.unify.task import Query
 
+ENDPOINT_FAILED = "endpoint failed"
+"""The reason of documents that no request could be answered for; they are asked again by a later run."""
+
 
 @dataclass(frozen=True)
 class Draft:

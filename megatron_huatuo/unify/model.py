@@ -12,7 +12,7 @@ from typing import Any
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.backend import Draft
+from megatron_huatuo.unify.backend import ENDPOINT_FAILED, Draft
 from megatron_huatuo.unify.budget import Budget, Purse
 from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
 from megatron_huatuo.unify.prices import Price
@@ -152,7 +152,7 @@ class ModelBackend:
         try:
             reply = await self._endpoint.complete(payload, attempt)
         except RequestFailed as failed:
-            return Draft("", f"endpoint failed: {failed.reason}", final=True)
+            return Draft("", f"{ENDPOINT_FAILED}: {failed.reason}", final=True)
         if reply.finish_reason == "length":
             return Draft(reply.content, f"cut off: at {max_tokens} tokens")
         if reply.finish_reason == "content_filter":

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from megatron_huatuo.storage.records import Document
+from megatron_huatuo.unify.backend import ENDPOINT_FAILED
 from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
 from megatron_huatuo.unify.prompt import Prompt
 from megatron_huatuo.unify.rewrite import without_thinking
@@ -42,7 +43,7 @@ class SecondModel:
         try:
             reply = await self._endpoint.complete(payload, 0)
         except RequestFailed as failed:
-            return f"endpoint failed: {failed.reason}"
+            return f"{ENDPOINT_FAILED}: {failed.reason}"
         verdict = read_verdict(reply.content)
         if verdict is None or reply.finish_reason == "length":
             return f"{_UNREADABLE}: {reply.content[:_MAX_SHOWN_CHARACTERS] or 'empty reply'}"

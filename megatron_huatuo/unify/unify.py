@@ -23,6 +23,7 @@ from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
+from megatron_huatuo.unify.backend import ENDPOINT_FAILED
 from megatron_huatuo.unify.gates import Gates
 from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.preview import side_by_side
@@ -120,11 +121,21 @@ def unify(
         report = publish(job, files, target)
         if report["state"] == "complete":
             shutil.rmtree(job.root, ignore_errors=True)
-    get_logger(__name__).info(
+    _summarise(report, target)
+    return report
+
+
+def _summarise(report: dict[str, Any], target: Path) -> None:
+    logger = get_logger(__name__)
+    logger.info(
         "unified %d documents into %d pairs (%d rejected, %d not reached): %s",
         report["documents"], report["pairs"], report["rejected"], report["not_reached"], target,
     )  # fmt: skip
-    return report
+    if failed := report["rejected_by_reason"].get(ENDPOINT_FAILED):
+        when = "" if report["state"] == "complete" else ", once the output is complete"
+        logger.warning(
+            "%d documents failed at the endpoint; the same command again asks for them alone%s", failed, when
+        )
 
 
 def _choose_model(

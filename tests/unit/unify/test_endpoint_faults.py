@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import DataError, EndpointError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, unify
@@ -217,12 +218,18 @@ def test_a_rerun_asks_only_what_has_no_reply(write_documents, impatient, tmp_pat
     assert read_json(output / "ledger.json")["requests"] == 50
 
 
-def test_failed_documents_are_asked_again_by_the_next_run(write_documents, impatient, tmp_path):
+def test_failed_documents_are_named_at_the_end_and_asked_again_by_the_next_run(
+    write_documents, impatient, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(get_logger("megatron_huatuo"), "propagate", True)
     documents, output = write_documents(3), tmp_path / "out"
     with EndpointServer(lambda a: Reply(b"", 500) if "第1组" in a.prompt else echo_writer(a)) as server:
         assert run(server, documents, output, impatient)["rejected_by_reason"] == {"endpoint failed": 1}
+    assert "1 documents failed at the endpoint; the same command again asks for them alone" in caplog.text
+    caplog.clear()
     with EndpointServer() as server:
         assert run(server, documents, output, impatient)["pairs"] == 3
+        assert "failed at the endpoint" not in caplog.text
         assert len(server.asked) == 2
 
 
