@@ -21,14 +21,16 @@ def run_tasks(
     tasks: int,
     logging_dir: Path,
     settings: ExecutorSettings,
+    figures: Callable[[], dict[str, str]] | None = None,
 ) -> bool:
     """Run all tasks that are not done; returns whether all are done now (SLURM runs them later).
 
     name: of the stage, for progress bars and job names. make_pipeline: (show a progress bar of its own) -> steps.
+    figures: what a bar over several local tasks shows besides their number; without secrets, it goes to the workers too.
     """
     common = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
     if settings.executor == "local":
-        executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), **common)
+        executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), figures, **common)
     elif settings.executor == "slurm":
         from datatrove.executor.slurm import SlurmPipelineExecutor
 

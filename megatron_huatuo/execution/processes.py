@@ -5,7 +5,8 @@ datatrove's own local executor waits for ever when a worker is killed, so the pr
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from multiprocessing import get_context
@@ -17,14 +18,18 @@ from loguru import logger as datatrove_logger
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.log import progress
 
+_LOOK_EVERY_S = 10.0
+
 
 class ProcessExecutor(LocalPipelineExecutor):
     """Local tasks in processes that are missed when they die. One worker runs in this very process."""
 
-    def __init__(self, name: str, pipeline: list[Any], **options: Any) -> None:
-        """name: of the stage, for the progress bar."""
+    def __init__(
+        self, name: str, pipeline: list[Any], figures: Callable[[], dict[str, str]] | None = None, **options: Any
+    ) -> None:
+        """name: of the stage, for the progress bar over several workers; figures: what else it shows."""
         super().__init__(pipeline, **options)
-        self.name = name
+        self.name, self.figures = name, figures or dict
 
     def run(self) -> None:
         """Run all tasks that are not done. Raises HuatuoError when a worker is killed."""
@@ -41,9 +46,15 @@ class ProcessExecutor(LocalPipelineExecutor):
         context = get_context("forkserver")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=be_quiet)
         try:
-            futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
-            for future in progress(as_completed(futures), total=len(futures), description=self.name, unit="task"):
-                future.result()
+            waiting = {pool.submit(self._run_for_rank, rank) for rank in ranks}
+            with progress(total=len(waiting), description=self.name, unit="task") as bar:
+                while waiting:
+                    done, waiting = wait(waiting, _LOOK_EVERY_S, FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                    bar.set_postfix(self.figures(), refresh=not done)
+                    if done:
+                        bar.update(len(done))
         except BrokenProcessPool as error:
             raise HuatuoError(
                 "a worker was killed (out of memory?). Run the same command again: finished tasks are kept; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,8 @@ from megatron_huatuo.unify.request_log import RequestLog, Totals, fold_logs, kno
 def read_totals(requests: Path) -> tuple[list[Totals], dict[str, int]]:
     """(sums by model, failed tries by reason) of all runs. Raises DataError while a task is writing its log."""
     fold_logs(requests)
-    log = RequestLog(known_log(requests))
-    try:
-        return log.totals(), log.failures()
-    finally:
-        log.close()
+    with closing(RequestLog(known_log(requests))) as log:
+        return log.sums()
 
 
 def spent_usd(options: ModelOptions, totals: Iterable[Totals]) -> float:

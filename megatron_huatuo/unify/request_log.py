@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ INSERT INTO log SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT 1 FROM
 """
 _FIND = """SELECT content, finish_reason, prompt_tokens, completion_tokens, counted FROM requests
 WHERE key = ? AND attempt = ? AND done_at IS NOT NULL LIMIT 1"""
+_TOTALS = """SELECT model, COUNT(done_at), COALESCE(SUM(counted = 0), 0), SUM(done_at IS NULL),
+COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM requests GROUP BY model ORDER BY model"""
 
 
 class Reply(NamedTuple):
@@ -122,18 +124,9 @@ class RequestLog:
                 (reason, self._id),
             )
 
-    def failures(self) -> dict[str, int]:
-        """{reason: failed tries} over all runs."""
-        return dict(self._connection.execute("SELECT reason, SUM(count) FROM failures GROUP BY reason ORDER BY reason"))
-
-    def totals(self) -> list[Totals]:
-        """Sums by model over all runs."""
-        rows = self._connection.execute(
-            "SELECT model, COUNT(done_at), COALESCE(SUM(counted = 0), 0), "
-            "SUM(done_at IS NULL), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) "
-            "FROM requests GROUP BY model ORDER BY model"
-        )
-        return [Totals(*row) for row in rows]
+    def sums(self) -> tuple[list[Totals], dict[str, int]]:
+        """(sums by model, failed tries by reason) over all runs."""
+        return _sums(self._connection)
 
     def take_in(self, path: Path) -> None:
         """Copy all requests and failures of another log; doing it twice changes nothing."""
@@ -161,6 +154,19 @@ class RequestLog:
                 f"cannot use the request log: {error} ({self.path}). Check the disk; replies committed so far are safe. "
                 "If it is no request log, move it away."
             ) from error
+
+
+def peek(path: Path) -> tuple[list[Totals], dict[str, int]]:
+    """The sums of a log that another process of this machine may be writing; empty where there is none to read."""
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(address, uri=True)) as connection:
+        return _sums(connection)
+    return [], {}
+
+
+def _sums(connection: sqlite3.Connection) -> tuple[list[Totals], dict[str, int]]:
+    totals = [Totals(*row) for row in connection.execute(_TOTALS)]
+    return totals, dict(connection.execute("SELECT reason, SUM(count) FROM failures GROUP BY reason ORDER BY reason"))
 
 
 def known_log(folder: Path) -> Path:

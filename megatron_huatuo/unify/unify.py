@@ -201,4 +201,9 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
         content = read_json(path) if path.exists() else None
         if content is None or (content["stopped"] and content["budget_usd"] != job.budget_usd):
             (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
-    return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution)
+    figures = None
+    if job.model is not None:
+        from megatron_huatuo.unify.live import LiveFigures
+
+        figures = LiveFigures(job, job.model)
+    return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution, figures)

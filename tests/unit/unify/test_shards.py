@@ -13,11 +13,17 @@ from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import read_json
-from megatron_huatuo.unify import SamplingSettings, unify
+from megatron_huatuo.unify import QualitySettings, SamplingSettings, unify
 from megatron_huatuo.unify.budget import Purse
+from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.ledger import read_totals
+from megatron_huatuo.unify.live import LiveFigures
+from megatron_huatuo.unify.model import ModelOptions
+from megatron_huatuo.unify.prices import Price
 from megatron_huatuo.unify.reading import cut, read_documents
 from megatron_huatuo.unify.request_log import Reply, RequestLog, fold_logs, known_log, task_log
+from megatron_huatuo.unify.settings import EndpointSettings
+from tests.unit import kill
 from tests.unit.execution import slurm
 from tests.unit.unify.conftest import make_documents, same_bytes
 from tests.unit.unify.endpoint_server import EndpointServer
@@ -116,6 +122,41 @@ def test_all_tasks_together_keep_to_one_budget(write_documents, impatient, tmp_p
         assert run(server, 100.0)["state"] == "complete"
         assert len(server.asked) == 48, "a paid request was repeated"
     assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(48 * COST_A_REQUEST_USD)
+
+
+def test_one_bar_over_several_workers_shows_requests_and_money(write_documents, tmp_path):
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    with EndpointServer() as server:
+        process = kill.start_tool(
+            "unify_corpus", "--input", write_documents(8), "--output", tmp_path / "out", "--backend", "openai",
+            "--base-url", server.base_url, "--model", "m", "--prices", tmp_path / "prices.yaml", "--workers", "2",
+            "--documents-per-task", "2",
+        )  # fmt: skip
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and b"4/4" in error, error.decode()
+    assert f"requests=16, usd={16 * COST_A_REQUEST_USD:.2f}" in error.decode()
+
+
+def test_figures_of_tasks_at_work_are_read_from_their_logs(write_documents, tmp_path):
+    model = ModelOptions(
+        EndpointSettings("http://host/v1", "m"), SamplingSettings(), {}, prices={"m": Price(1000, 3000)}
+    )
+    shards = tuple(cut(str(write_documents(4)), 2))
+    job = Job(shards, tmp_path / "work", tmp_path / "requests", QualitySettings(), model, None, 1, False, False, 0)
+    figures = LiveFigures(job, model)
+    assert figures() == {"requests": "0", "usd": "0.00"}
+    for rank in (0, 1):
+        log = RequestLog(task_log(job.requests, rank))
+        log.note_sent("answered", 0, "m")
+        log.note_sent("in flight", 0, "m")
+        log.note_reply("answered", 0, Reply("text", "stop", 11, 7))
+        log.note_failure("time-out")
+        assert figures() == {"requests": str(2 * rank + 2), "usd": f"{(rank + 1) * COST_A_REQUEST_USD:.2f}"}
+        log.close()
+        job.shard_path(rank).mkdir(parents=True)
+        assert figures()["requests"] == str(2 * rank + 2)
+    task_log(job.requests, 0).unlink()
+    assert figures()["requests"] == "4", "a finished task is read once"
 
 
 def test_a_purse_gives_no_more_than_it_holds_and_takes_back(tmp_path):

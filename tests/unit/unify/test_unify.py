@@ -15,7 +15,7 @@ from megatron_huatuo.unify import QualitySettings, unify
 from megatron_huatuo.unify.ordered import ordered_map
 from megatron_huatuo.unify.preview import display_width, side_by_side, wrap
 from megatron_huatuo.unify.prompt import load_prompts
-from megatron_huatuo.unify.request_log import Reply, RequestLog
+from megatron_huatuo.unify.request_log import Reply, RequestLog, peek
 from megatron_huatuo.unify.rewrite import tidy_answer, tidy_question
 from megatron_huatuo.unify.task import Task
 from megatron_huatuo.unify.template import template_question
@@ -245,9 +245,9 @@ def test_request_log_knows_replies_unanswered_requests_and_failures(tmp_path):
     log.close()
     log = RequestLog(tmp_path / "log.sqlite")
     assert log.find("a", 0) == Reply("text", "stop", 3, 4) and log.find("a", 1) is None and log.find("b", 0) is None
-    (totals,) = log.totals()
+    (totals,), failures = log.sums()
     assert (totals.replies, totals.unanswered, totals.prompt_tokens, totals.completion_tokens) == (1, 1, 3, 4)
-    assert log.failures() == {"HTTP 500": 2}
+    assert failures == {"HTTP 500": 2} and peek(log.path) == log.sums() and peek(tmp_path / "none") == ([], {})
     log.close()
 
 
