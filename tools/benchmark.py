@@ -24,6 +24,8 @@ BENCHMARKS = {
     "loader": "rows of a blend to batches",
     "convert": "Hugging Face directories to checkpoints and back",
     "train": "training steps",
+    "start": "the first step of a run over millions of documents",
+    "save": "the stall of a save that is written in the background",
 }
 
 

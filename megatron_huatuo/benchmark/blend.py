@@ -25,18 +25,15 @@ from megatron.core.datasets import helpers_cpp
 from numpy.typing import NDArray
 
 from megatron_huatuo.benchmark.measure import Timing, interleave, surroundings
+from megatron_huatuo.benchmark.recipe import DOCUMENTS, EPOCHS, PRIORITIES, SIZES, log_normal_lengths, write_sources
 from megatron_huatuo.blend.draws import Draws, fresh_draws
 from megatron_huatuo.blend.packing import DEFAULT_WINDOW, pack_rows
 from megatron_huatuo.blend.priority import OrderPlan
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.manifest import write_json
 
-SIZES = np.array([640_621, 367_000, 827_000, 168_000, 398_000, 142_000, 1_950_000, 840_000, 142_248])
-PRIORITIES = np.array([32.0, 32.0, 16.0, 16.0, 8.0, 8.0, 4.0, 4.0, 1.0])
-EPOCHS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 3])
-"""The recipe's nine sources, the last one drawn three times: 5,759,365 draws."""
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ABSTRACTS, TOKENIZER = SHARED / "pubmed_abstracts_200.jsonl", SHARED / "baichuan2" / "tokenizer.model"
 """Real documents beside the checkout, where they are present."""
@@ -64,7 +61,7 @@ def run(*, full: bool = False, device: str = "cpu", repeats: int = 5) -> list[di
         _memory_record(large),
         *_block_records(10**9 if full else 10**8, threads),
         *_packing_records(10**7 if full else 10**6, repeats),
-        *_build_records(5_713_052 if full else 571_305),
+        *_build_records(DOCUMENTS if full else DOCUMENTS // 10),
     ]
 
 
@@ -249,7 +246,7 @@ def _block_records(total: int, threads: int) -> list[dict[str, Any]]:
 def _packing_records(documents: int, repeats: int) -> list[dict[str, Any]]:
     """Rate and padding in rows of 4,096: log-normal lengths of mean 300 (sigma 1 in the logarithm), and real ones."""
     rng = np.random.default_rng(0)
-    kinds = {"log-normal lengths": np.maximum(1, rng.lognormal(np.log(300) - 0.5, 1.0, documents)).astype(np.int32)}
+    kinds = {"log-normal lengths": log_normal_lengths(rng, documents, 300)}
     if ABSTRACTS.is_file() and TOKENIZER.is_file():
         kinds["lengths of PubMed abstracts"] = rng.choice(_abstract_lengths(), documents)
     else:
@@ -287,16 +284,12 @@ print(time.perf_counter() - began, int(peak.split()[1]) / 1024)
 
 def _build_records(documents: int) -> list[dict[str, Any]]:
     """The whole blend directory from nine indexes of short documents, in a process of its own."""
+    tokenizer = {"sha256": "benchmark", "vocab_size": 1000, "eos_id": 1}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources = []
-        for number, size in enumerate(np.maximum(1, SIZES * documents // int(SIZES.sum()))):
-            prefix = folder / f"source{number}"
-            _write_index(prefix, int(size), number)
-            priority, epochs = PRIORITIES[number], EPOCHS[number]
-            sources.append(f"  - {{name: s{number}, path_prefix: {prefix}, priority: {priority}, epochs: {epochs}}}")
+        sources = write_sources(folder, documents, _short_lengths, tokenizer["vocab_size"], tokenizer)
         config = folder / "blend.yaml"
-        config.write_text("\n".join(["seq_length: 128", "seed: 1", "sources:", *sources]))
+        write_json(config, {"seq_length": 128, "seed": 1, "sources": sources})
         child = [sys.executable, "-c", _BUILD_CHILD, str(config), str(folder / "blend")]
         output = subprocess.run(child, capture_output=True, text=True, check=True).stdout
     seconds, mebibytes = map(float, output.split()[-2:])
@@ -304,16 +297,8 @@ def _build_records(documents: int) -> list[dict[str, Any]]:
     return [_figure(name, seconds, "s"), _figure(f"{name}: peak memory of the process", mebibytes, "MiB")]
 
 
-def _write_index(prefix: Path, documents: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    with IndexedWriter(prefix, 1000) as writer:
-        for start in range(0, documents, 200_000):
-            count = min(200_000, documents - start)
-            lengths = rng.integers(2, 10, 2 * count)
-            tokens = np.full(int(lengths.sum()), 5, dtype=np.uint16)
-            writer.add_documents(tokens, lengths, np.tile([0, 1], count), np.full(count, 2))
-        writer.finish({"tokenizer": {"sha256": "benchmark", "vocab_size": 1000, "eos_id": 1}})
-    assert len(IndexedReader(prefix)) == documents
+def _short_lengths(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    return rng.integers(2, 10, count)
 
 
 def _gpu_records(total: int) -> list[dict[str, Any]]:
