@@ -27,7 +27,6 @@ def parse_config(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, N
     parser.add_argument("--mfu", type=float, default=0.45, help="assumed share of the peak; docs/performance.md")
     parser.add_argument("--rows", type=int | None, default=None, metavar="N", help="rows (default: of data.blend)")
     parser.add_argument("--seq-length", type=int | None, default=None, metavar="N", help="default: of data.blend, 4096")
-    parser.add_argument("--transformer-engine", type=bool, default=True, help="whether its fused norms are there")
     parser.add_class_arguments(TrainConfig)
     options = parser.instantiate(parser.parse_args(arguments))
     return TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)}), options
@@ -37,14 +36,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, N
 def main() -> None:
     """Print the plan; refuse what does not fit."""
     config, options = parse_config()
-    cluster = Cluster(
-        get_gpu(options.gpu),
-        options.gpus,
-        options.gpus_per_node,
-        options.mfu,
-        options.host_memory_gib,
-        options.transformer_engine,
-    )
+    gpu = get_gpu(options.gpu)
+    cluster = Cluster(gpu, options.gpus, options.gpus_per_node, options.mfu, options.host_memory_gib)
     blend_rows, blend_length = rows_of_blend(config.data.blend) or (None, 4096)
     rows = blend_rows if options.rows is None else options.rows
     plan = plan_run(config, cluster, seq_length=options.seq_length or blend_length, rows=rows)

@@ -79,24 +79,23 @@ class LayerActivations:
 def layer_activations(
     architecture: Architecture,
     *,
-    transformer_engine: bool,
     width: int,
     recompute: str | None = None,
     modules: Sequence[str] = ("core_attn",),
 ) -> LayerActivations:
     """What the backward pass of one layer needs of the forward pass; `width`: bytes of a value (2 in bf16).
 
-    Norms: input and output each; without Transformer Engine also two float32 copies. Attention: queries, keys and
-    values before and after rotation, the context twice (for the kernel and for the projection) and the softmax
-    statistics in float32. Gated unit: both halves and their product. Selective recomputation of core_attn drops the
-    context and the statistics, of mlp the gated unit; full recomputation all but the layer's input. After Korthikanti et al. 2022, section 4, for RMSNorm, a
-    gated unit, flash attention and no dropout.
+    Norms: input and output each. Attention: queries, keys and values before and after rotation, the context twice (for
+    the kernel and for the projection) and the softmax statistics in float32. Gated unit: both halves and their product.
+    Selective recomputation of core_attn drops the context and the statistics, of mlp the gated unit; full recomputation
+    all but the layer's input. After Korthikanti et al. 2022, section 4, for RMSNorm, a gated unit, flash attention and
+    no dropout.
     """
     hidden, heads = architecture.hidden_size, architecture.num_attention_heads
     if recompute == "full":
         return LayerActivations(outside=width * hidden, inside=0.0)
     query, key_value = heads * architecture.head_dim, architecture.num_query_groups * architecture.head_dim
-    norms = 2 * hidden * (2 * width if transformer_engine else width + 8)
+    norms = 2 * hidden * 2 * width
     rotated = 0 if architecture.alibi else query + key_value
     attention = width * (query + 2 * key_value + rotated + query)
     again = modules if recompute == "selective" else ()
@@ -128,7 +127,6 @@ def rank_memory(
     world_size: int,
     seq_length: int,
     stage: int,
-    transformer_engine: bool = True,
 ) -> RankMemory:
     """Memory of a rank of one pipeline stage at the fullest moment of a step; `config` is validated."""
     parallel, training = config.parallel, config.training
@@ -143,7 +141,6 @@ def rank_memory(
     recompute = training.recompute_granularity
     kept = layer_activations(
         architecture,
-        transformer_engine=transformer_engine,
         width=width,
         recompute=recompute,
         modules=training.recompute_modules,
@@ -151,7 +148,7 @@ def rank_memory(
     in_flight = layers_in_flight(config, architecture.num_layers, stage, num_microbatches)
     per_token = kept.on_rank(parallel) * in_flight
     if recompute == "full":  # one input a block, and one block that is computed again
-        whole = layer_activations(architecture, transformer_engine=transformer_engine, width=width)
+        whole = layer_activations(architecture, width=width)
         per_token = per_token / training.recompute_num_layers + training.recompute_num_layers * whole.on_rank(parallel)
     # While a layer is differentiated: gradients inside its gated unit, and an input gathered from the other ranks.
     per_token += width * (3 * architecture.ffn_hidden_size / tensor_parallel + 2 * architecture.hidden_size)

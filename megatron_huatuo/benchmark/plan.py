@@ -36,8 +36,6 @@ class Cluster:
     """Assumed model FLOPs of a step without recomputation and pipeline bubbles, as a share of the peak."""
     host_memory_gib: float | None = None
     """Memory of one node's host; None leaves it unchecked."""
-    transformer_engine: bool = True
-    """Whether its fused norms are there."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,6 @@ def plan_run(config: TrainConfig, cluster: Cluster, *, seq_length: int, rows: in
             world_size=cluster.gpus,
             seq_length=seq_length,
             stage=stage,
-            transformer_engine=cluster.transformer_engine,
         )
         for stage in range(stages)
     ]

@@ -17,17 +17,21 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron_huatuo.dataset.packed_rows import PackedRows, Row
 from megatron_huatuo.dataset.sampler import BatchLayout
 
+_POSITIONS = 128
+
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch; b = micro_batch_size, L = seq_length.
 
     tokens, labels, position_ids: int64 [b, L]. loss_mask: float32 [b, L]. source_of_token: int64 [b, L], -1 in padding.
+    loss_positions: int64 [t], where logits are computed: ascending numbers of positions of the hidden states [L, b].
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor
+    loss_positions: torch.Tensor
     position_ids: torch.Tensor
     source_of_token: torch.Tensor
     packed_seq_params: PackedSeqParams | None
@@ -51,10 +55,12 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
     def stack(arrays: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(device, non_blocking=True)
 
+    masks = [row.loss_mask for row in rows]
     return Batch(
         tokens=stack([row.tokens for row in rows]),
         labels=stack([row.labels for row in rows]),
-        loss_mask=stack([row.loss_mask for row in rows]),
+        loss_mask=stack(masks),
+        loss_positions=torch.from_numpy(_loss_positions(np.stack(masks))).to(device, non_blocking=True),
         position_ids=torch.from_numpy(positions).to(device, non_blocking=True),
         source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
         packed_seq_params=packed,
@@ -64,6 +70,14 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
 def _positions(bounds: np.ndarray, length: int) -> np.ndarray:
     """int64 [L]: 0, 1, 2 … from the start of each document."""
     return np.arange(length, dtype=np.int64) - np.repeat(bounds[:-1], np.diff(bounds)).astype(np.int64)
+
+
+def _loss_positions(loss_mask: np.ndarray) -> np.ndarray:
+    """int64 [t]: every trained position of loss_mask [b, L], numbered as in [L, b], and as many others as make t a
+    multiple of `_POSITIONS` or all: tensors of few different sizes suit the GPU's allocator and kernels."""
+    trained = loss_mask.T.flatten() > 0
+    count = max(1, -(-int(trained.sum()) // _POSITIONS)) * _POSITIONS
+    return np.sort(np.argsort(~trained, kind="stable")[:count])
 
 
 class StepBatches:

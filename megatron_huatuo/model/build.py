@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import layers as mcore_layers
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -26,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.attention_backend import choose_backend, core_attention, has_transformer_engine
+from megatron_huatuo.model.gpt import PackedGPTModel
 from megatron_huatuo.model.norm import RMSNorm
 from megatron_huatuo.model.norm_head import NormHead
 from megatron_huatuo.model.rotary import RowRotaryEmbedding
@@ -114,7 +114,7 @@ def build_model(
     vp_stage: int | None = None,
     attention: str = "auto",
     **settings: Any,
-) -> GPTModel:
+) -> PackedGPTModel:
     """One model chunk of this rank; megatron-core's process groups must exist.
 
     pre_process, post_process: whether the chunk holds the embedding, and the final norm with the output layer.
@@ -125,7 +125,7 @@ def build_model(
     """
     config = transformer_config(architecture, **settings)
     with_rope = not architecture.alibi
-    model = GPTModel(
+    model = PackedGPTModel(
         config,
         _block_spec(architecture, config, vp_stage, attention),
         vocab_size=architecture.vocab_size,
@@ -150,7 +150,7 @@ def build_model(
     return model
 
 
-def _mark_tensor_parallel_weights(model: GPTModel) -> None:
+def _mark_tensor_parallel_weights(model: PackedGPTModel) -> None:
     """Without `perform_initialization` megatron-core 0.16 leaves out the marks by which the gradient norm tells a rank's
     own slice from a copy; norms, and so clipping, would be wrong on several tensor-parallel ranks."""
     for module in model.modules():

@@ -1,6 +1,7 @@
 """What Transformer Engine and apex fuse on GPUs, in plain torch for the CPU: the same numbers in fewer passes over memory.
 
-Invariant: each has the name, the arguments and the result of the kernel in whose place `host.enable_host()` puts it.
+Invariant: each has the name, the arguments and the result of the kernel in whose place `host.enable_host()` puts it;
+`rms_norm`, which has none there, is called by `model/norm.py`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,34 @@ class _SwiGLU(torch.autograd.Function):
 def bias_swiglu(gate_and_up: torch.Tensor, bias: torch.Tensor | None, *_: Any) -> torch.Tensor:
     """[..., 2f] -> [..., f]: silu of the first half times the second, after adding `bias` [2f]."""
     return _SwiGLU.apply(gate_and_up if bias is None else gate_and_up + bias)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Autograd would keep and pass over five tensors of x's size. With r = 1 / sqrt(mean(x²) + eps), over n values:
+    dx = r · (w · dy) - x · r³ / n · Σ(w · dy · x) and dw = Σ(r · dy · x) over the positions, two products with dy · x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        values = x.float()
+        mean_square = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_().div_(x.size(-1))
+        r = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (values * r).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight, r = ctx.saved_tensors
+        dy, values, w = grad.float(), x.float(), weight.float()
+        products = (dy * values).flatten(0, -2)
+        of_weight = r.flatten() @ products
+        pull = (products @ w).view(r.shape).mul_(r.pow(3)).div_(x.size(-1))
+        of_x = (dy * r).mul_(w).addcmul_(values, pull, value=-1)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [..., h] / sqrt(mean(x²) + eps) · weight [h], computed in float32; dtype of x."""
+    return _RMSNorm.apply(x, weight, eps)
 
 
 class WeightGradient:

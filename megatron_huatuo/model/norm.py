@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_huatuo.model.cpu_kernels import rms_norm
+
 
 class RMSNorm(torch.nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last axis; any shape [..., hidden_size], dtype of x kept."""
@@ -23,4 +25,6 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu":
+            return rms_norm(x, self.weight, self.eps)
         return torch.nn.functional.rms_norm(x, (x.size(-1),), self.weight, self.eps)

@@ -69,6 +69,7 @@ def forward_step(data: Iterator[Batch], model: Any, *, num_sources: int) -> tupl
         None,
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
+        loss_positions=batch.loss_positions,
     )
     return output, partial(_sum_losses, batch, num_sources)
 

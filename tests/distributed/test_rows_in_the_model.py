@@ -111,3 +111,50 @@ def test_loss_is_the_sum_over_the_trained_tokens_of_all_ranks(config, sample_ble
         of_source = [loss for tokens in by_row for number, loss in tokens if number == source]
         assert line["trained_tokens_by_source"][name] == len(of_source)
         assert line["loss_by_source"].get(name, 0.0) == pytest.approx(np.mean(of_source) if of_source else 0, abs=1e-6)
+
+
+def _with_and_without_other_logits(config: Any) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """(losses, gradient by weight) of two rows: first with logits of every position, then of the trained ones alone."""
+    from megatron_huatuo.dataset.batch import build_batch
+
+    rows, model = build(config)
+    batch = build_batch([rows.row(0), rows.row(1)], torch.device("cpu"))
+    trained = torch.nonzero(batch.loss_mask.t().flatten()).flatten()
+    assert 0 < len(trained) < batch.loss_mask.numel()
+    results = []
+    for positions in (None, trained):
+        for weight in model.parameters():
+            weight.main_grad.zero_()
+            weight.grad = None
+        losses = model(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            packed_seq_params=batch.packed_seq_params,
+            loss_positions=positions,
+        )
+        (losses * batch.loss_mask).sum().backward()
+        gradients = {
+            name: (weight.main_grad if weight.grad is None else weight.main_grad + weight.grad).numpy().copy()
+            for name, weight in model.named_parameters()
+        }
+        results.append((losses.detach().numpy(), gradients))
+    assert not results[1][0][batch.loss_mask.numpy() == 0].any()
+    results[0][0][batch.loss_mask.numpy() == 0] = 0
+    return results
+
+
+@pytest.mark.parametrize(("ranks", "sequence_parallel"), [(1, False), (2, True), (2, False)])
+def test_logits_of_untrained_positions_change_neither_loss_nor_gradient(config, ranks: int, sequence_parallel: bool):
+    config.parallel.tensor_model_parallel_size = ranks
+    config.parallel.sequence_parallel = sequence_parallel
+    for (losses, gradients), (fewer_losses, fewer_gradients) in run_ranks(
+        ranks, _with_and_without_other_logits, config
+    ):
+        np.testing.assert_allclose(fewer_losses, losses, atol=1e-6, rtol=1e-6)
+        assert losses.any()
+        for name, gradient in gradients.items():
+            largest = np.abs(gradient).max()
+            assert largest > 0, name
+            np.testing.assert_allclose(fewer_gradients[name], gradient, atol=1e-5 * largest, err_msg=name)

@@ -168,26 +168,26 @@ def test_activations_are_what_autograd_keeps() -> None:
     which a GPU makes, are counted and not kept here. So the plan lies above, by less than half."""
     saved = run_ranks(1, _saved_by_recompute)[0]
     of_the_cpu = 2 * SMALL.ffn_hidden_size + 4 * SMALL.head_dim
-    planned = layer_activations(SMALL, transformer_engine=False, width=2)
+    planned = layer_activations(SMALL, width=2)
     assert saved["none"] - of_the_cpu <= planned.outside + planned.inside < 1.5 * (saved["none"] - of_the_cpu)
-    assert layer_activations(SMALL, transformer_engine=False, width=2, recompute="full").outside == saved["full"]
+    assert layer_activations(SMALL, width=2, recompute="full").outside == saved["full"]
 
 
 def test_activations_of_a_7b_layer_by_hand() -> None:
     """h = q = kv = 4096, f = 11008: norms 8h, q k v and their rotation 6h + 4h, context 4h, softmax 4 · 32, unit 6f."""
-    activations = layer_activations(PRESETS["baichuan2-7b"], transformer_engine=True, width=2)
+    activations = layer_activations(PRESETS["baichuan2-7b"], width=2)
     assert activations.outside == 8 * 4096
     assert activations.inside == 14 * 4096 + 128 + 6 * 11008
 
 
 def test_13b_without_rotation_keeps_no_rotated_copies() -> None:
-    with_alibi = layer_activations(PRESETS["baichuan2-13b"], transformer_engine=True, width=2)
+    with_alibi = layer_activations(PRESETS["baichuan2-13b"], width=2)
     assert with_alibi.inside == 10 * 5120 + 4 * 40 + 6 * 13696
 
 
 def test_sequence_parallelism_divides_the_norms_too() -> None:
     config, architecture = make_config(tensor_model_parallel_size=4), PRESETS["baichuan2-7b"]
-    kept = layer_activations(architecture, transformer_engine=True, width=2)
+    kept = layer_activations(architecture, width=2)
     assert kept.on_rank(config.parallel) == (kept.outside + kept.inside) / 4
     config.parallel.sequence_parallel = False
     assert kept.on_rank(config.parallel) == kept.outside + kept.inside / 4

@@ -29,6 +29,17 @@ def test_a_batch_of_two_rows_by_hand() -> None:
     assert (batch.tokens.dtype, batch.labels.dtype, batch.loss_mask.dtype) == (torch.int64, torch.int64, torch.float32)
 
 
+def test_logits_are_wanted_at_every_trained_position_and_at_few_others(sample_blend: Path) -> None:
+    rows = PackedRows(sample_blend)
+    chosen = [rows.row(0), rows.row(1), empty_row(rows.seq_length, len(rows.source_names))]
+    for some in (chosen, chosen[:1], chosen[2:]):
+        batch = build_batch(some, CPU)
+        positions, trained = batch.loss_positions, torch.nonzero(batch.loss_mask.t().flatten()).flatten()
+        assert set(trained.tolist()) <= set(positions.tolist())
+        assert positions.tolist() == sorted(set(positions.tolist()))
+        assert len(positions) == min(batch.tokens.numel(), max(1, -(-len(trained) // 128)) * 128)
+
+
 def test_without_isolation_a_row_is_one_sequence() -> None:
     batch = build_batch([ROW], CPU, isolate_documents=False)
     assert batch.packed_seq_params is None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
-from megatron_huatuo.model.cpu_kernels import WeightGradient, apply_rotary_pos_emb, bias_swiglu
+from megatron_huatuo.model.cpu_kernels import WeightGradient, apply_rotary_pos_emb, bias_swiglu, rms_norm
 
 SEQ, BATCH, HEADS, DIM = 7, 2, 3, 8
 
@@ -51,6 +51,28 @@ def test_gated_unit_equals_plain_autograd(generator: torch.Generator) -> None:
     for got, want in zip(ours, result_and_gradient(plain, x), strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(bias_swiglu(x, None), bias_swiglu(x, torch.zeros(2 * DIM)))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_norm_equals_torch_in_double_precision(
+    generator: torch.Generator, dtype: torch.dtype, tolerance: float
+) -> None:
+    weight = (torch.rand(DIM, generator=generator) + 0.5).to(dtype).requires_grad_()
+    x = (torch.randn(BATCH, SEQ, DIM, generator=generator) * 3).to(dtype)
+    x[0, 0] = 1e-4  # so small that eps counts
+    x = x.transpose(0, 1)
+
+    def gradients(norm: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        y = norm(x, weight)
+        slope = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
+        return [y.detach(), *torch.autograd.grad((y * slope).sum(), (x, weight))]
+
+    ours = gradients(lambda x, weight: rms_norm(x, weight, 1e-5), x, weight)
+    exact = gradients(lambda x, weight: F.rms_norm(x, (DIM,), weight, 1e-5), x.double(), weight.double())
+    for got, want in zip(ours, exact, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), want, atol=tolerance * want.abs().max().item(), rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
