@@ -23,7 +23,7 @@ from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import dump_line, read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.records import Document, parse_document
-from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, first_of_group
+from megatron_huatuo.text.minhash import first_of_group_in_files
 
 Indices = npt.NDArray[np.int64]
 
@@ -96,16 +96,10 @@ class Merge:
 
     def _near_duplicates(self, number: int, threshold: float) -> Indices:
         """For each passage the first one of its group, int64 [number]."""
-        if threshold > 1 or not number:
+        if threshold > 1:  # no signatures were written
             return np.arange(number, dtype=np.int64)
-        scratch = self.target / "signatures.tmp"
-        with open(scratch, "wb") as whole:
-            for shard in self.shards:
-                with open(shard / "signatures.bin", "rb") as part:
-                    shutil.copyfileobj(part, whole)
-        signatures = np.memmap(scratch, np.uint32, "r", shape=(number, NUM_PERMUTATIONS))
-        scratch.unlink()
-        return first_of_group(signatures, threshold)
+        signatures = (shard / "signatures.bin" for shard in self.shards)
+        return first_of_group_in_files(signatures, threshold, self.target / "signatures.tmp")
 
     def _names_of_firsts(self, exact: Indices, near: Indices) -> dict[int, str]:
         """Ids of the passages that others are duplicates of."""

@@ -5,6 +5,10 @@ Invariant: the outcome depends on the texts and their order alone; of a group of
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -89,6 +93,24 @@ def first_of_group(signatures: npt.NDArray[np.uint32], threshold: float) -> npt.
     for index in np.flatnonzero(parent != np.arange(number)).tolist():
         parent[index] = parent[parent[index]]
     return parent
+
+
+def first_of_group_in_files(paths: Iterable[Path], threshold: float, scratch: Path) -> npt.NDArray[np.int64]:
+    """`first_of_group` over files of signatures, in order: int64 [N]; a threshold above 1 leaves every text alone.
+
+    scratch: path of a file that holds them all meanwhile.
+    """
+    with open(scratch, "wb") as whole:
+        for path in paths:
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, whole)
+    number = scratch.stat().st_size // (4 * NUM_PERMUTATIONS)
+    if threshold > 1 or not number:
+        first = np.arange(number)
+    else:
+        first = first_of_group(np.memmap(scratch, np.uint32, "r", shape=(number, NUM_PERMUTATIONS)), threshold)
+    scratch.unlink()
+    return first
 
 
 def _candidates(band: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.records import Conversation, parse_conversations
-from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, first_of_group
+from megatron_huatuo.text.minhash import first_of_group_in_files
 from megatron_huatuo.unify.backend import Refusal
 from megatron_huatuo.unify.job import Job
 from megatron_huatuo.unify.report import UnificationReport
@@ -44,7 +43,8 @@ class Merge:
 
     def write(self, near_duplicate_similarity: float) -> None:
         """Write conversations.jsonl and rejected.jsonl."""
-        first = self._first_of_group(near_duplicate_similarity)
+        signatures = (folder / "signatures.bin" for folder in self.folders)
+        first = first_of_group_in_files(signatures, near_duplicate_similarity, self.target / "signatures.tmp")
         ids = {int(number): "" for number in np.unique(first[first != np.arange(len(first))])}
         with (
             open(self.target / "conversations.jsonl", "wb") as kept,
@@ -68,21 +68,6 @@ class Merge:
         for folder in progress(self.folders, description="merge", unit="shard"):
             with open(folder / "conversations.jsonl", "rb") as conversations:
                 yield from conversations
-
-    def _first_of_group(self, threshold: float) -> npt.NDArray[np.int64]:
-        """For each pair the first one of its group, int64 [pairs]."""
-        scratch = self.target / "signatures.tmp"
-        with open(scratch, "wb") as whole:
-            for folder in self.folders:
-                with open(folder / "signatures.bin", "rb") as part:
-                    shutil.copyfileobj(part, whole)
-        number = scratch.stat().st_size // (4 * NUM_PERMUTATIONS)
-        if threshold > 1 or not number:
-            first = np.arange(number)
-        else:
-            first = first_of_group(np.memmap(scratch, np.uint32, "r", shape=(number, NUM_PERMUTATIONS)), threshold)
-        scratch.unlink()
-        return first
 
     def _reject(self, conversation: Conversation, first_id: str, rejected: IO[bytes]) -> None:
         question, answer = conversation.turns[0].value, conversation.turns[-1].value
