@@ -5,7 +5,6 @@ Invariant: a document that is drawn keeps something to train on after it is cut 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +126,3 @@ def index_fingerprint(index: IndexedReader, name: str) -> dict[str, Any]:
         )
     tokenizer = index.manifest.get("tokenizer", {}).get("sha256", "")
     return {"bin": files[bin_path.name]["sha256"], "idx": found, "tokenizer": tokenizer}
-
-
-def same_path(first: str, second: str) -> bool:
-    """Whether two path prefixes name one index."""
-    return os.path.abspath(first) == os.path.abspath(second)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo import __version__
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.corpus.readers import expand_inputs
 from megatron_huatuo.corpus.settings import CurationSettings
@@ -22,7 +22,13 @@ from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.lock import exclusive
-from megatron_huatuo.storage.manifest import check_replaceable, fingerprint, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.manifest import (
+    check_replaceable,
+    fingerprint_work,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
 
 KIND = "corpus"
 _FILES = ("documents.jsonl", "rejected.jsonl", "contamination.jsonl", "report.json", "report.png", "rates.json")
@@ -49,6 +55,8 @@ def curate(
     the same call, once they are done, finishes the work.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
     """
+    from megatron_huatuo.corpus.pipeline import build_pipeline  # datatrove takes half a second to import
+
     settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
     files = expand_inputs(inputs)
     target = Path(output)
@@ -61,8 +69,9 @@ def curate(
     }
     with exclusive(target):
         check_replaceable(target, KIND)
-        work = root / _fingerprint(files, decisive)
-        if not _run_tasks(files, work, source, settings, lexicon, exams, max_bad_lines, execution):
+        work = root / fingerprint_work(files, decisive)
+        make_pipeline = partial(build_pipeline, files, work, source, settings, lexicon, exams, max_bad_lines)
+        if not _run_tasks(len(files), work, make_pipeline, execution):
             get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", work)
             return {"state": "submitted", "work": str(work)}
         report = _merge(work, files, target, decisive, settings, max_bad_lines)
@@ -84,35 +93,16 @@ def _hash_lexicon(lexicon: str | None) -> str | None:
     return sha256_file(path)
 
 
-def _fingerprint(files: list[str], decisive: dict[str, Any]) -> str:
-    """Changes with the files (name, size, time of change), the settings and the version of this code."""
-    states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-    return fingerprint([__version__, states, decisive])[:16]
-
-
-def _run_tasks(
-    files: list[str],
-    work: Path,
-    source: str | None,
-    settings: CurationSettings,
-    lexicon: str | None,
-    exams: Sequence[str],
-    max_bad_lines: int,
-    execution: ExecutorSettings,
-) -> bool:
+def _run_tasks(tasks: int, work: Path, make_pipeline: Callable[[bool], list[Any]], execution: ExecutorSettings) -> bool:
     """Run what is not done; whether all is done now."""
-    from megatron_huatuo.corpus.pipeline import build_pipeline  # datatrove takes half a second to import
     from megatron_huatuo.corpus.shard import shard_path
     from megatron_huatuo.execution.executors import run_tasks
 
-    for rank in range(len(files)):
+    for rank in range(tasks):
         if not (shard_path(work, rank) / "shard.json").exists():
             (work / "datatrove" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
 
-    def make_pipeline(show_progress: bool) -> list[Any]:
-        return build_pipeline(files, work, source, settings, lexicon, exams, max_bad_lines, show_progress)
-
-    return run_tasks("curate", make_pipeline, len(files), work / "datatrove", execution)
+    return run_tasks("curate", make_pipeline, tasks, work / "datatrove", execution)
 
 
 def _merge(

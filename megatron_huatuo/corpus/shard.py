@@ -5,9 +5,9 @@ Invariant: a shard directory is published whole or not at all, so a task that wa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import IO, Any
@@ -18,10 +18,11 @@ import numpy.typing as npt
 from megatron_huatuo.corpus.account import Account
 from megatron_huatuo.corpus.contamination import Hit
 from megatron_huatuo.corpus.item import Item, Rejected
+from megatron_huatuo.storage.atomic import private_directory
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, signature
+from megatron_huatuo.text.minhash import signature
 
 KEY_DTYPE = np.dtype([("id", "<u8"), ("text_high", "<u8"), ("text_low", "<u8")])
 _FILES = ("passages.jsonl", "rejected.jsonl", "contamination.jsonl", "keys.bin", "signatures.bin")
@@ -39,8 +40,8 @@ class ShardWriter:
     def open(self, rank: int, path: str, bad_lines: BadLines) -> None:
         """Start the shard of task `rank`, which reads `path`."""
         self._target = shard_path(self.folder, rank)
-        self._private = self._target.with_name(f".{self._target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        self._private.mkdir(parents=True)
+        self._lifetime = contextlib.ExitStack()
+        self._private = self._lifetime.enter_context(private_directory(self._target, "tmp"))
         self._input, self._bad_lines = path, bad_lines
         self._handles = {name: open(self._private / name, "wb") for name in _FILES}  # noqa: SIM115
         self.account = Account()
@@ -76,13 +77,14 @@ class ShardWriter:
         write_json(self._private / "shard.json", content)
         shutil.rmtree(self._target, ignore_errors=True)
         self._private.rename(self._target)
+        self._lifetime.close()
 
     def discard(self) -> None:
         """Delete an unfinished shard."""
         if not self._handles:
             return
         self._close()
-        shutil.rmtree(self._private, ignore_errors=True)
+        self._lifetime.close()
 
     def _close(self) -> None:
         for handle in self._handles.values():
@@ -104,8 +106,3 @@ def make_key(passage: Document) -> npt.NDArray[Any]:
 def read_keys(folder: Path) -> npt.NDArray[Any]:
     """Keys of a shard, KEY_DTYPE [passages]."""
     return np.fromfile(folder / "keys.bin", KEY_DTYPE)
-
-
-def signature_bytes() -> int:
-    """Bytes of one signature."""
-    return 4 * NUM_PERMUTATIONS

@@ -39,6 +39,13 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def fingerprint_work(files: Iterable[str], decisive: Any) -> str:
+    """Name of a folder of unfinished work: changes with its input files (name, size, time of change), with what else
+    decides the result, and with the version of this code."""
+    states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    return fingerprint([__version__, states, decisive])[:16]
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write indented JSON atomically. NaN and infinity are refused: they are no JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

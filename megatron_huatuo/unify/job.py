@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_huatuo import __version__
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.storage.jsonl import BadLines
-from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.storage.manifest import fingerprint_work
 from megatron_huatuo.unify.backend import Backend
 from megatron_huatuo.unify.layouts import read_pairs
 from megatron_huatuo.unify.reading import Shard, read_documents
@@ -46,12 +44,9 @@ class Job:
 
     @cached_property
     def work(self) -> Path:
-        """Folder of this job's shards: changes with files (name, size, time of change), settings and code."""
-        states = [
-            [path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in {s.file: None for s in self.shards}
-        ]
+        """Folder of this job's shards, for these files, settings and code alone."""
         decisive = [self.shards, self.describe_backend(), to_plain(self.quality), self.pairs, self.gate_pairs]
-        return self.root / fingerprint([__version__, states, decisive])[:16]
+        return self.root / fingerprint_work(dict.fromkeys(shard.file for shard in self.shards), decisive)
 
     @property
     def budget_usd(self) -> float | None:
