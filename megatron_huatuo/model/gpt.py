@@ -38,4 +38,4 @@ class PackedGPTModel(GPTModel):
         losses = super()._postprocess(hidden_states=wanted, labels=labels_of_wanted, **settings)
         head.sequence_parallel = is_divided
         everywhere = losses.new_zeros(labels.numel()).index_copy(0, positions, losses.flatten())
-        return everywhere.view(labels.shape[::-1]).t()
+        return everywhere.view(labels.shape[::-1]).t().contiguous()
