@@ -28,7 +28,8 @@ from megatron_huatuo.index.chat_format import encode_tag, segment_texts
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.index.workers import available_cores
-from megatron_huatuo.storage.indexed import IndexedWriter, token_dtype
+from megatron_huatuo.storage.indexed import token_dtype
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.jsonl import dump_line, read_records, write_jsonl
 from megatron_huatuo.storage.records import Conversation, Turn, parse_conversations, parse_document
 

@@ -21,7 +21,8 @@ from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.dataset.batch import build_batch
 from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import read_json
 
 _PACKAGES = ("numpy", "torch", "megatron-core")

@@ -15,7 +15,8 @@ from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.log import progress
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 
 SIZES = np.array([640_621, 367_000, 827_000, 168_000, 398_000, 142_000, 1_950_000, 840_000, 142_248])
 PRIORITIES = np.array([32.0, 32.0, 16.0, 16.0, 8.0, 8.0, 4.0, 4.0, 1.0])

@@ -22,7 +22,7 @@ from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_input
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.indexed import IndexedWriter
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.manifest import sha256_file
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 
 _log = get_logger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
-from megatron_huatuo.storage.indexed import IndexedWriter
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks
 

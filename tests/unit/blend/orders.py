@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.blend.draws import fresh_draws
 from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.storage.indexed import IndexedWriter
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 
 RECIPE_NAMES = ["web_cn", "web_en", "lit_en", "lit_cn", "enc_cn", "enc_en", "books_cn", "books_en", "sft"]
 RECIPE_SIZES = [640_621, 367_000, 827_000, 168_000, 398_000, 142_000, 1_950_000, 840_000, 142_248]

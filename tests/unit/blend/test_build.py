@@ -18,7 +18,8 @@ from megatron_huatuo.blend import pack_rows, priority_order
 from megatron_huatuo.blend.build import build_blend, describe_changes
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 from tests.unit.blend.orders import write_index
 

@@ -13,7 +13,8 @@ from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.dataset.packed_rows import PackedRows, empty_row, fill_row
 from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import sealed
 
 EOS = 2

@@ -8,7 +8,8 @@ import numpy as np
 
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.chat_format import cut_document, targets_of
-from megatron_huatuo.storage.indexed import IndexedReader, IndexedWriter
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 
 PAGE = (Path(__file__).parents[3] / "docs/data_formats.md").read_text(encoding="utf-8")
 EOS = 2

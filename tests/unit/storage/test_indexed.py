@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.storage.indexed import HEADER, IndexedReader, IndexedWriter, token_dtype
+from megatron_huatuo.storage.indexed import HEADER, IndexedReader, token_dtype
+from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import sealed
 
 # Two conversations: [question+tag, answer+eos] and two turns.
@@ -347,7 +348,7 @@ def test_an_older_index_stays_until_the_new_one_is_complete(tmp_path, prefix):
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_not(tmp_path):
     code = (
         "import os, signal, sys, numpy as np\n"
-        "from megatron_huatuo.storage.indexed import IndexedWriter\n"
+        "from megatron_huatuo.storage.indexed_writer import IndexedWriter\n"
         "writer = IndexedWriter(sys.argv[1], 100)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
