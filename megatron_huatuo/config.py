@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import docstring_parser
 import yaml
@@ -24,12 +25,63 @@ T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+class _Parser(ArgumentParser):
+    """Says one line where the stock one prints the usage of every flag first."""
+
+    file: str | None = None
+    """Configuration file that is being read, for messages."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message with the file's name and exit with 2."""
+        program = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        where = f" ({self.file})" if self.file else ""
+        print(f"error: {' '.join(message.split()).rstrip('.')}{where}. See {program} --help", file=sys.stderr)
+        self.exit(2)
+
+
+class _ConfigFile(ActionConfigFile):
+    """`--config FILE`: an unknown key is answered with the keys that exist."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        known = to_plain(parser.get_defaults().as_dict())
+        del known[self.dest]
+        _refuse_unknown_keys(read_yaml(values), known, values)
+        parser.file = values
+        super().__call__(parser, cfg, values, option_string)
+        parser.file = None
+
+
 def argument_parser(description: str, *, config_file: bool = False) -> ArgumentParser:
-    """Parser of a tool. With `config_file`, `--config FILE` reads YAML; flags after it override the file."""
-    parser = ArgumentParser(description=description)
+    """Parser of a tool. With `config_file`, `--config FILE` reads YAML; flags after it override the file.
+
+    What it refuses, it says in one line: unknown keys of the file as ConfigError, all else with exit code 2.
+    """
+    parser = _Parser(description=description)
     if config_file:
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML file; flags after it override it")
+        parser.add_argument("--config", action=_ConfigFile, help="YAML file; flags after it override it")
     return parser
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Content of a YAML file. Raises: ConfigError naming the file, and the line where it is no YAML."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return yaml.safe_load(handle)
+    except OSError as error:
+        raise ConfigError(f"configuration cannot be read: {path} ({error.strerror}). Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration is no YAML: {path} ({' '.join(str(error).split())})") from error
+
+
+def _refuse_unknown_keys(content: Any, known: Mapping[str, Any], path: str, section: str = "") -> None:
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"wrong configuration: got {content!r}, need a mapping of keys to values ({path}).")
+    for key, value in content.items():
+        name = f"{section}{key}"
+        if str(key).split(".")[0] not in known:
+            raise ConfigError(f"unknown key {name!r} in {path}: need one of {', '.join(known)}.")
+        if isinstance(value, Mapping) and isinstance(known.get(key), Mapping):
+            _refuse_unknown_keys(value, known[key], path, f"{name}.")
 
 
 def to_plain(value: Any) -> Any:

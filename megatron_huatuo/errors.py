@@ -34,8 +34,9 @@ class EndpointError(HuatuoError):
 def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a tool's `main` into one that returns an exit code.
 
-    HuatuoError gives one line on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything
-    else is a defect of ours and keeps its traceback.
+    HuatuoError, and an error of the system that names a file (no permission, no such folder, disk full), give one line
+    on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything else is a defect of ours and
+    keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -51,5 +52,10 @@ def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
         except BrokenPipeError:
             sys.stderr.close()
             return 0
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {error.strerror}: {error.filename}. Check the path and its permissions.", file=sys.stderr)
+            return 1
 
     return wrapped

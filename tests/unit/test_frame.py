@@ -51,6 +51,16 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
         main()
 
 
+def test_a_path_that_cannot_be_written_is_one_line_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert exit_on_error(lambda: (tmp_path / "file" / "below").mkdir())() == 1
+    assert capsys.readouterr().err == (
+        f"error: Not a directory: {tmp_path}/file/below. Check the path and its permissions.\n"
+    )
+
+
 def test_interrupt_gives_130_and_success_gives_0() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -78,10 +88,43 @@ def test_later_flags_override_the_file_and_unknown_keys_are_named(
     file.write_text("section: {size: 5}\n")
     assert parser.parse_args(["--config", str(file)]).section.size == 5
     assert parser.parse_args(["--config", str(file), "--section.size", "7"]).section.size == 7
-    file.write_text("section: {sise: 5}\n")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--config", str(file)])
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--section.sise", "7"])
     assert "sise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("section: {sise: 5}", r"unknown key 'section\.sise' in .*c\.yaml: need one of size, path, inner\."),
+        ("sektion: {size: 5}", r"unknown key 'sektion' in .*c\.yaml: need one of section\."),
+        ("section: {inner: {name: 5}}", r"unknown key 'section\.inner\.name' in .*c\.yaml: need one of names\."),
+        ("section: {size: 5\nsize: 6", r"configuration is no YAML: .*c\.yaml \(.*line 2, column"),
+        ("- size", r"wrong configuration: got \['size'\], need a mapping of keys to values \(.*c\.yaml\)"),
+        (None, r"configuration cannot be read: .*c\.yaml \(No such file"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named_with_the_keys_that_exist(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    parser = argument_parser("test", config_file=True)
+    parser.add_argument("--section", type=Section, default=Section())
+    if content is not None:
+        (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        parser.parse_args(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_wrong_value_is_one_line_with_the_file_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argument_parser("test", config_file=True)
+    parser.add_argument("--section", type=Section, default=Section())
+    (tmp_path / "c.yaml").write_text("section: {size: big}")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--config", str(tmp_path / "c.yaml")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "section.size" in line and "big" in line and "c.yaml" in line
 
 
 @pytest.mark.parametrize("refuse", [lambda value: at_least("x", value, 1), lambda value: within("x", value, 1, 9),
