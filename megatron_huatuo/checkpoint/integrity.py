@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,12 @@ def _verify_objects(state: Path, metadata: Any) -> None:
             torch.load(io.BytesIO(handle.read(stored.length)), map_location="cpu", weights_only=True)
 
 
-def verify_checkpoint(directory: Path, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+def verify_checkpoint(
+    directory: Path, *, rank: int = 0, world_size: int = 1, cancelled: threading.Event | None = None
+) -> dict[str, Any]:
     """Check the share of files of one rank (each file is hashed once a job) and, on rank 0, the pickles.
 
-    Returns the manifest. Raises: IntegrityError naming the file.
+    cancelled: as for `sha256_file`. Returns the manifest. Raises: IntegrityError naming the file.
     """
     manifest = read_manifest(directory, KIND)
     recorded = manifest["files"]
@@ -101,7 +104,7 @@ def verify_checkpoint(directory: Path, *, rank: int = 0, world_size: int = 1) ->
         path = directory / name
         expected = recorded[name]
         size = path.stat().st_size if path.is_file() else None
-        if size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+        if size != expected["bytes"] or sha256_file(path, cancelled) != expected["sha256"]:
             raise IntegrityError(
                 f"checkpoint file is damaged or missing: {path}. Older checkpoints are tried; delete this one or restore it."
             )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +65,8 @@ def export_checkpoint(
         raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
     tokenizer = _tokenizer(directory, base_hf, architecture)
     # Tensors are harmless to read before they are proved sound; nothing is published before the proof is there.
-    with ThreadPoolExecutor(_PROOFS) as threads, atomic_directory(hf_directory) as root:
-        proofs = [threads.submit(verify_checkpoint, directory, rank=i, world_size=_PROOFS) for i in range(_PROOFS)]
+    with atomic_directory(hf_directory) as root, _proving_sound(directory) as proofs:
+        _write_settings(root, architecture, tokenizer, dtype)
         shapes = hf_shapes(architecture)
         tensors = progress(
             fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
@@ -71,7 +74,6 @@ def export_checkpoint(
         files = write_weights(root, shapes, tensors, DTYPES[dtype])
         for proof in proofs:
             proof.result()
-        _write_settings(root, architecture, tokenizer, dtype)
         parity = None
         if not skip_verification:
             get_logger(__name__).info("comparing with the training model: weights, token ids, logits, continuation")
@@ -83,6 +85,18 @@ def export_checkpoint(
         content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None}
         write_manifest(root, KIND, content, described)
     return parity
+
+
+@contextlib.contextmanager
+def _proving_sound(directory: Path) -> Iterator[list[Future[Any]]]:
+    """Hash the checkpoint's files beside the block, which asks for the results. When it fails, the hashing ends early."""
+    given_up = threading.Event()
+    prove = functools.partial(verify_checkpoint, directory, world_size=_PROOFS, cancelled=given_up)
+    with ThreadPoolExecutor(_PROOFS) as threads:
+        try:
+            yield [threads.submit(prove, rank=rank) for rank in range(_PROOFS)]
+        finally:
+            given_up.set()
 
 
 def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architecture: Architecture) -> Tokenizer | None:
@@ -97,6 +111,8 @@ def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architec
     tokenizer = load_tokenizer(carried if carried.is_dir() else str(base_hf))
     if carried.is_dir() and base_hf is not None:
         same = Path(base_hf) / tokenizer.path.name
+        if not Path(base_hf).is_dir():
+            raise ConfigError(f"no base model: {base_hf} is no directory. Check --base-hf.")
         if not same.is_file() or sha256_file(same) != tokenizer.sha256:
             raise DataError(
                 f"wrong base model: {same} is not the tokenizer that the checkpoint was trained with. "

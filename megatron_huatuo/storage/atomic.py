@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import DataError, HuatuoError
 
 
 def _temporary_sibling(path: Path, suffix: str = "tmp") -> Path:
@@ -62,11 +62,18 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     """Give a private empty directory that becomes `path` when the block ends well.
 
     replace: take the place of an existing directory (the old one is moved away first and then deleted).
-    Raises: DataError when `path` exists and replace is off (also when another writer was first).
+    Raises: DataError when `path` exists and replace is off: at once, and again at the end when another writer was first.
+        What the block raises names files by their place below `path`, for the private directory is gone by then.
     """
     target = Path(path)
+    if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
+        raise _exists_already(target)
     with private_directory(target, "tmp") as temporary:
-        yield temporary
+        try:
+            yield temporary
+        except HuatuoError as error:
+            error.args = tuple(str(part).replace(str(temporary), str(target)) for part in error.args)
+            raise
         for child in temporary.rglob("*"):
             if child.is_file():
                 with open(child, "rb") as handle:
@@ -145,8 +152,12 @@ def _publish(temporary: Path, target: Path, replace: bool) -> None:
         os.rename(temporary, target)
     except OSError as error:
         if target.exists():
-            raise DataError(f"output directory exists already: {target}. Choose another one, or delete it.") from error
+            raise _exists_already(target) from error
         raise
+
+
+def _exists_already(target: Path) -> DataError:
+    return DataError(f"output directory exists already: {target}. Choose another one, or delete it.")
 
 
 def publish_files(private: Path, targets: Sequence[Path]) -> None:

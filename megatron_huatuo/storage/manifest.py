@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,17 @@ SEAL = "manifest_sha256"
 _CHUNK_BYTES = 1 << 20
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file as 64 hexadecimal digits, read in chunks of 1 MiB."""
+def sha256_file(path: str | os.PathLike[str], cancelled: threading.Event | None = None) -> str:
+    """sha256 of a file as 64 hexadecimal digits, read in chunks of 1 MiB.
+
+    cancelled: another thread sets it when nobody waits for the hash any more. Raises: InterruptedError then.
+    """
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(_CHUNK_BYTES))  # one for all reads: fresh memory costs more than reading into it
     with open(path, "rb", buffering=0) as handle:
         while count := handle.readinto(chunk):
+            if cancelled is not None and cancelled.is_set():
+                raise InterruptedError(f"hashing was given up: {path}")
             digest.update(chunk[:count])
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,36 @@ def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: P
     assert done.returncode == 0 and done.stdout == f"model: {tmp_path / 'quick'} (not verified)\n", done.stderr[-2000:]
     failed = run("verify", "--checkpoint", str(tmp_path / "ck"), "--hf", str(exports["llama"][0]))
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("error: "), failed.stderr[-2000:]
+
+
+def test_an_error_ends_the_hashing_of_the_checkpoint(checkpoints, tmp_path: Path, monkeypatch) -> None:
+    """A gigabyte of hashing would hold up Ctrl-C by a second, a whole model's by minutes."""
+    from megatron_huatuo.checkpoint import integrity
+
+    begun, given_up = threading.Event(), []
+    hashing = integrity.sha256_file
+
+    def slow(path: Path, cancelled: threading.Event) -> str:
+        begun.set()
+        given_up.append(cancelled.wait(60))
+        return hashing(path, cancelled)
+
+    def interrupted(*_: Any) -> None:
+        begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(integrity, "sha256_file", slow)
+    monkeypatch.setattr(publish, "write_weights", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out")
+    assert given_up and all(given_up), "told to stop, not waited for"
+    with pytest.raises(InterruptedError, match=r"hashing was given up: .*distcp"):
+        cancelled = threading.Event()
+        cancelled.set()
+        hashing(next(resolve_checkpoint(checkpoints["llama"]).glob("state/*.distcp")), cancelled)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_model_that_is_not_there_is_named(checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no base model: .*nowhere is no directory"):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=tmp_path / "nowhere")

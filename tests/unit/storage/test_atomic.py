@@ -151,3 +151,18 @@ def test_the_next_builder_clears_what_a_killed_one_left_and_spares_living_ones(t
     with atomic_directory(path, replace=True):
         assert not half.exists()
     assert names(tmp_path) == [".out.part.1-00000000.tmp", "out"]
+
+
+def test_a_directory_that_exists_is_refused_before_any_work(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("1")
+    begun = []
+    with pytest.raises(DataError, match="output directory exists already"), atomic_directory(tmp_path / "out"):
+        begun.append(True)
+    assert not begun and names(tmp_path) == ["out"]
+
+
+def test_errors_name_the_place_that_a_user_knows(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(DataError, match=f"^torn: {path}/a$"), atomic_directory(path) as folder:
+        raise DataError(f"torn: {folder / 'a'}")
