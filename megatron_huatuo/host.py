@@ -2,9 +2,9 @@
 
 megatron-core 0.16 names the CUDA device in its own code. `enable_host()` sends those names to the CPU: the functions of
 `torch.cuda` that it calls, the tensor factories' `device="cuda"`, `Tensor.cuda`, the type names that its optimizer
-compares, the random-number states of its tensor-parallel generator, and the two collectives of its data parallelism.
-Norm and optimizer seams follow from missing Transformer Engine and apex, not from missing CUDA, and live in model/ and
-checkpoint/.
+compares, the random-number states of its tensor-parallel generator, the two collectives of its data parallelism, and what
+it has taken from Transformer Engine and apex where they are installed. Norm and optimizer seams follow from their absence,
+not from missing CUDA, and live in model/ and checkpoint/.
 
 Invariant: patches are applied once a process, only for the versions they were written for, only when the run's device
 is the CPU.
@@ -90,6 +90,7 @@ def enable_host() -> None:
         setattr(torch, name, _on_host(getattr(torch, name)))
     _patch_tensor_methods()
     _patch_collectives()
+    _patch_gpu_packages()
     _patch_kernels()
 
 
@@ -159,7 +160,12 @@ def _patch_collectives() -> None:
     from megatron.core.distributed import param_and_grad_buffer
 
     def reduce_scatter(
-        share: torch.Tensor, whole: torch.Tensor, *, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup, async_op: bool
+        share: torch.Tensor,
+        whole: torch.Tensor,
+        *,
+        op: dist.ReduceOp.RedOpType,
+        group: dist.ProcessGroup,
+        async_op: bool,
     ) -> None:
         """Each rank adds up its own share, in a fixed order: its neighbour's part, then the next one's."""
         assert op == dist.ReduceOp.SUM, op
@@ -186,6 +192,26 @@ def _patch_collectives() -> None:
 
     param_and_grad_buffer.dist_reduce_scatter_func = reduce_scatter
     param_and_grad_buffer.dist_all_gather_func = all_gather
+
+
+def _patch_gpu_packages() -> None:
+    """megatron-core takes the parts of Transformer Engine and apex by what can be imported, not by the device; they know no
+    CPU. Back to what it has without them."""
+    import megatron.core.optimizer as mcore_optimizer
+    import megatron.core.tensor_parallel.layers as linear_layers
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+    from megatron.core.transformer import attention, transformer_block
+
+    mcore_optimizer.USING_PYTORCH_OPTIMIZER, mcore_optimizer.Adam = True, torch.optim.AdamW
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    for module in (clip_grads, optimizer):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    linear_layers.HAVE_TE = False
+    attention.SplitAlongDim = None
+    transformer_block.get_cpu_offload_context = None
 
 
 def _patch_kernels() -> None:

@@ -1,4 +1,5 @@
-"""Three seams between torch's AdamW and megatron-core's distributed optimizer, where Transformer Engine and apex are absent.
+"""Three seams between torch's AdamW and megatron-core's distributed optimizer, where Transformer Engine and apex are absent
+or, on the CPU, not used.
 
 Their fused Adam keeps one step a group; torch's AdamW keeps one a parameter, as a tensor. megatron-core 0.16 therefore
 (1) fails when it gathers the optimizer state into its reshardable format, (2) asks a fresh optimizer for state that it
@@ -11,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def _distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
@@ -22,7 +23,7 @@ def _distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
 def leave_step_out_of_gathered_state() -> None:
     """Seam 1. Applied once a process; does nothing where fused optimizers are installed."""
     gather = DistributedOptimizer._get_main_param_and_optimizer_states
-    if HAVE_APEX_OR_TE or getattr(gather, "leaves_step_out", False):
+    if distrib_optimizer.HAVE_APEX_OR_TE or getattr(gather, "leaves_step_out", False):
         return
 
     def gather_without_step(self: Any, model_param: torch.nn.Parameter) -> dict[str, torch.Tensor]:
@@ -44,7 +45,7 @@ def leave_step_out_of_gathered_state() -> None:
 
 def give_fresh_state(optimizer: MegatronOptimizer) -> None:
     """Seam 2: zero moments and step for every parameter that has none."""
-    if HAVE_APEX_OR_TE:
+    if distrib_optimizer.HAVE_APEX_OR_TE:
         return
     for distributed in _distributed_optimizers(optimizer):
         adam = distributed.optimizer
@@ -60,7 +61,7 @@ def give_fresh_state(optimizer: MegatronOptimizer) -> None:
 
 def give_each_parameter_its_step(optimizer: MegatronOptimizer) -> None:
     """Seam 3: after `load_state_dict`, a step tensor of its own for every parameter."""
-    if HAVE_APEX_OR_TE:
+    if distrib_optimizer.HAVE_APEX_OR_TE:
         return
     for distributed in _distributed_optimizers(optimizer):
         for state in distributed.optimizer.state.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
+from megatron.core.optimizer import distrib_optimizer
 from megatron.core.tensor_parallel import layers as mcore_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -31,7 +31,8 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
             _NO_GPU if not on_gpu else "NVIDIA apex is not installed" if not accumulates else "it is switched off",
         ),
         "fused Adam": _unless(
-            HAVE_APEX_OR_TE, "neither Transformer Engine nor NVIDIA apex is installed; torch's AdamW runs"
+            distrib_optimizer.HAVE_APEX_OR_TE,
+            "neither Transformer Engine nor NVIDIA apex is installed; torch's AdamW runs",
         ),
     }
 
