@@ -3,7 +3,8 @@
 #
 # Run it once on every node, from the repository root, with the same command line: started again, it resumes. The
 # run.sh of each example and slurm/train.sbatch call it. From the environment (docs/cluster.md has them all):
-#   NNODES=1  NODE_RANK=0  MASTER_ADDR  MASTER_PORT=29500  GPUS_PER_NODE=8  MAX_RESTARTS=3  RUN_ID  LOG_DIR  PYTHON
+#   NNODES=1  NODE_RANK=0  MASTER_ADDR  MASTER_PORT=29500  GPUS_PER_NODE=8  MAX_RESTARTS=3  SHUTDOWN_TIMEOUT=600  RUN_ID
+#   LOG_DIR  PYTHON
 set -euo pipefail
 
 config=${1:?"usage: launch_node.sh CONFIG [FLAGS OF tools/train.py...]"}
@@ -24,7 +25,9 @@ export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:Tr
 # Restarted ranks of several nodes must not find the addresses of the dead in torchrun's store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}
 
-launcher=(--nproc-per-node "${GPUS_PER_NODE:-8}" --max-restarts "${MAX_RESTARTS:-3}")
+# SIGTERM to torchrun asks the ranks to save and stop: they get that long before they are killed.
+launcher=(--nproc-per-node "${GPUS_PER_NODE:-8}" --max-restarts "${MAX_RESTARTS:-3}"
+  --shutdown-timeout "${SHUTDOWN_TIMEOUT:-600}")
 if [[ $nnodes == 1 ]]; then
   launcher+=(--standalone)
 else

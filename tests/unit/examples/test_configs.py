@@ -114,6 +114,11 @@ def test_every_config_of_the_examples_is_checked_here() -> None:
     assert validate(load_config("toy_cpu/train.yaml"), seq_length=256, num_rows=1930, world_size=2) == 965
 
 
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_no_run_of_several_nodes_holds_them_while_one_exports(name: str, world_size: int, preset: str) -> None:
+    assert (load_config(name).checkpoint.export_hf is None) == (world_size > 8)
+
+
 @pytest.mark.parametrize("size", ["7b", "13b", "34b"])
 def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
     config = read_blend_config(EXAMPLES / f"huatuo2_{size}" / "blend.yaml")
@@ -154,16 +159,17 @@ def start(script: str, fake_python: Path, *arguments: str, **environment: str) -
 
 def test_one_node_starts_standalone_with_eight_ranks(fake_python: Path) -> None:
     lines = start("huatuo2_7b/run.sh", fake_python, "--training.train_iters", "3").stdout.splitlines()
-    expected = ["-m", "torch.distributed.run", "--nproc-per-node", "8", "--max-restarts", "3", "--standalone"]
-    assert lines[:7] == expected
-    assert lines[7:12] == [
+    expected = ["-m", "torch.distributed.run", "--nproc-per-node", "8", "--max-restarts", "3"]
+    expected += ["--shutdown-timeout", "600", "--standalone"]
+    assert lines[:9] == expected
+    assert lines[9:14] == [
         str(ROOT / "tools" / "train.py"),
         "--config",
         str(EXAMPLES / "huatuo2_7b" / "train.yaml"),
         "--training.train_iters",
         "3",
     ]
-    assert set(lines[12:]) == {
+    assert set(lines[14:]) == {
         "OMP_NUM_THREADS=1",
         "CUDA_DEVICE_MAX_CONNECTIONS=1",
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
@@ -201,6 +207,7 @@ def test_options_of_the_launcher_exist_in_torchrun(fake_python: Path, tmp_path: 
     arguments = get_args_parser().parse_args(lines[2 : lines.index("--config") + 2])
     assert arguments.training_script == str(ROOT / "tools" / "train.py")
     assert (arguments.nnodes, arguments.rdzv_backend, arguments.tee) == ("4", "c10d", "3")
+    assert arguments.shutdown_timeout == 600
 
 
 def test_container_builds_nvidias_apex_and_never_the_other_one() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 
-# A run as the batch script sees it: it removes an old STOP when it starts, then does what BEHAVIOUR says.
+# A run as the batch script sees it, doing what BEHAVIOUR says. Like the real one it counts a STOP from before its start,
+# and removes the file when it stops by it; torchrun takes a while to end after that.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
 env | grep -E '^(MASTER|NNODES|RUN_ID|LOG_DIR|GPUS_PER_NODE)' >>"$CALLS"
@@ -21,13 +22,15 @@ mkdir -p "$RUN/checkpoints"
 status() { echo "{\\n  \\"state\\": \\"$1\\",\\n  \\"iteration\\": $2\\n}" | sed 's/\\\\n/\\n/g' >"$RUN/status.json"; }
 status running 0
 touch "$CALLS.started"
+save() { echo "$SAVED" >"$RUN/checkpoints/latest"; }
+stop() { save; status stopped "$SAVED"; rm -f "$RUN/STOP"; sleep 1.2; exit 0; }
 sleep "${SETUP_S:-0}"
-rm -f "$RUN/STOP"
 touch "$CALLS.running"
 case $BEHAVIOUR in
-  until_stop) for _ in $(seq 600); do if [[ -e $RUN/STOP ]]; then break; fi; sleep 0.05; done
-    echo "$SAVED" >"$RUN/checkpoints/latest"; status stopped "$SAVED" ;;
-  finish) echo "$SAVED" >"$RUN/checkpoints/latest"; status finished "$SAVED" ;;
+  until_stop) for _ in $(seq 600); do if [[ -e $RUN/STOP ]]; then stop; fi; sleep 0.05; done ;;
+  finish) if [[ -e $RUN/STOP ]]; then stop; fi; save; status finished "$SAVED" ;;
+  fail_at_stop) for _ in $(seq 600); do if [[ -e $RUN/STOP ]]; then break; fi; sleep 0.05; done
+    save; status failed -1; exit 1 ;;
   fail) echo "$SAVED" >"$RUN/checkpoints/latest"; status failed -1; exit 1 ;;
   crash) exit 137 ;;
 esac
@@ -60,7 +63,7 @@ class Job:
 
     def start(self, behaviour: str, saved: int, before: int | None = None, **more: str) -> subprocess.Popen[str]:
         if before is not None:
-            (self.run / "checkpoints").mkdir(parents=True)
+            (self.run / "checkpoints").mkdir(parents=True, exist_ok=True)
             (self.run / "checkpoints" / "latest").write_text(f"{before}\n")
         script = ROOT / "examples" / "slurm" / "train.sbatch"
         return subprocess.Popen(
@@ -84,7 +87,7 @@ class Job:
         return "scontrol requeue 4711" in self.calls
 
     def wait_until(self, state: str) -> None:
-        """state: "started" before the fake run removes STOP, "running" after it."""
+        """state: "started" before the fake run's SETUP_S, "running" after it."""
         deadline = time.monotonic() + 30
         while not Path(f"{self.calls_file}.{state}").exists():
             assert time.monotonic() < deadline
@@ -101,14 +104,14 @@ def test_every_node_gets_one_launcher_and_the_address_of_the_first(job: Job) -> 
     assert code == 0, text
     assert not job.requeued
     launcher = f"examples/launch_node.sh examples/huatuo2_13b/train.yaml --run_dir {job.run} --training.train_iters 9"
-    assert job.calls[0] == f"srun --kill-on-bad-exit=1 {launcher}"
+    assert job.calls[0] == f"srun --kill-on-bad-exit=1 --cpu-bind=none {launcher}"
     assert {"MASTER_ADDR=node-a", "MASTER_PORT=24711", "NNODES=2", "RUN_ID=4711.0"} <= set(job.calls)
     assert f"LOG_DIR={job.run}/logs/4711.0" in job.calls
 
 
 def test_flags_for_srun_are_passed_on(job: Job) -> None:
     job.finish(job.start("finish", saved=9, SRUN_FLAGS="--container-image=image --mpi=none"))
-    assert job.calls[0].startswith("srun --kill-on-bad-exit=1 --container-image=image --mpi=none examples/")
+    assert job.calls[0].startswith("srun --kill-on-bad-exit=1 --cpu-bind=none --container-image=image --mpi=none examples/")
 
 
 def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
@@ -122,12 +125,39 @@ def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
 
 
 def test_time_limit_during_start_is_not_forgotten(job: Job) -> None:
-    """The run removes STOP while it starts; the request must outlive that."""
     process = job.start("until_stop", saved=40, before=30, SETUP_S="2.5")
     job.wait_until("started")
     process.send_signal(signal.SIGUSR1)
     code, text = job.finish(process)
     assert code == 0 and job.requeued, text
+
+
+@pytest.mark.parametrize("behaviour", ["until_stop", "fail_at_stop"])
+def test_the_attempt_after_a_time_limit_runs_to_the_end(job: Job, behaviour: str) -> None:
+    """Whether the run stops by the script's STOP or fails meanwhile, none is left to stop the next attempt."""
+    process = job.start(behaviour, saved=40, before=30)
+    job.wait_until("running")
+    process.send_signal(signal.SIGUSR1)
+    _, text = job.finish(process)
+    assert job.requeued, text
+    assert not (job.run / "STOP").exists()
+    code, text = job.finish(job.start("finish", saved=90, SLURM_RESTART_COUNT="1"))
+    assert code == 0 and "run is 'finished' after 90 steps" in text, text
+
+
+def test_the_attempt_after_a_killed_job_runs_to_the_end(job: Job) -> None:
+    """Slurm kills the script itself where a save outlasts the time limit; its STOP must not stop the next job."""
+    process = job.start("until_stop", saved=40, SETUP_S="2")
+    job.wait_until("started")
+    process.send_signal(signal.SIGUSR1)
+    stop = job.run / "STOP"
+    while not (left := stop.read_text() if stop.exists() else ""):
+        time.sleep(0.02)
+    process.kill()
+    job.finish(process)
+    stop.write_text(left)  # the fake run outlives the script, and has taken it
+    code, text = job.finish(job.start("finish", saved=90))
+    assert code == 0 and "run is 'finished'" in text, text
 
 
 def test_stop_by_a_person_is_not_requeued(job: Job) -> None:
@@ -136,6 +166,22 @@ def test_stop_by_a_person_is_not_requeued(job: Job) -> None:
     (job.run / "STOP").touch()
     code, text = job.finish(process)
     assert code == 0 and not job.requeued, text
+
+
+def test_stop_by_a_person_ends_the_chain_though_the_time_limit_is_near(job: Job) -> None:
+    process = job.start("until_stop", saved=40, before=30, SETUP_S="1")
+    job.wait_until("started")
+    (job.run / "STOP").touch()
+    process.send_signal(signal.SIGUSR1)
+    code, text = job.finish(process)
+    assert code == 0 and not job.requeued, text
+
+
+def test_stop_by_a_person_between_two_attempts_counts(job: Job) -> None:
+    job.run.mkdir()
+    (job.run / "STOP").touch()
+    code, text = job.finish(job.start("finish", saved=31, before=30))
+    assert code == 0 and "stopped on request" in text and not job.requeued, text
 
 
 def test_failure_after_progress_is_requeued_with_its_exit_code(job: Job) -> None:
@@ -164,13 +210,3 @@ def test_old_status_does_not_speak_for_a_crash(job: Job) -> None:
     (job.calls_file).touch()
     code, _ = job.finish(job.start("crash", saved=0))
     assert code == 137 and not job.requeued
-
-
-def test_nothing_is_left_running(job: Job) -> None:
-    process = job.start("until_stop", saved=40, before=30)
-    job.wait_until("running")
-    process.send_signal(signal.SIGUSR1)
-    job.finish(process)
-    (job.run / "STOP").unlink(missing_ok=True)
-    time.sleep(1.3)
-    assert not (job.run / "STOP").exists()
