@@ -17,7 +17,7 @@ from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.hf.mapping import WeightRule, each_weight
 from megatron_huatuo.hf.state_tensors import StateWriter
-from megatron_huatuo.hf.streaming import TwoBuffers, ahead
+from megatron_huatuo.hf.streaming import TwoBuffers, ahead, one_torch_thread
 from megatron_huatuo.hf.weight_files import WeightFiles, open_weights
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger, progress
@@ -26,6 +26,7 @@ from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
 
 
+@one_torch_thread()
 def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Path:
     """Write `checkpoint`/iter_0000000 from a Hugging Face directory; returns it.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.hf.streaming import bytes_of, hashing_file
+from megatron_huatuo.hf.streaming import bytes_of, hashing_file, one_torch_thread
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
@@ -24,6 +24,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _CODES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
+@one_torch_thread()
 def write_weights(
     directory: str | os.PathLike[str],
     shapes: Mapping[str, tuple[int, ...]],
