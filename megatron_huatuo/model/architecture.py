@@ -17,6 +17,18 @@ FAMILIES = ("llama", "qwen2", "baichuan2")
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretched rotary embeddings (rope_type "llama3" of transformers): wavelengths above
+    original_max_position_embeddings / low_freq_factor grow by `factor`, those below … / high_freq_factor stay, and
+    between the two it is blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes and choices of one decoder-only transformer (RMSNorm, SwiGLU, causal)."""
 
@@ -46,6 +58,8 @@ class Architecture:
     pad_token_id: int | None = None
     initializer_range: float = 0.02
     """Standard deviation of initial weights."""
+    rope_scaling: RopeScaling | None = None
+    """None: plain rotary embeddings."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -62,7 +76,17 @@ class Architecture:
         missing = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in content]
         if unknown or missing:
             raise ConfigError(f"wrong fields of an architecture: unknown {unknown}, missing {missing}.")
-        return cls(**content)
+        scaling = content.get("rope_scaling")
+        return cls(**{**content, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+
+    def differences(self, other: Architecture) -> list[tuple[str, Any, Any]]:
+        """(field, own value, the other's) of all that changes the function which the weights compute."""
+        values = ((name, getattr(self, name), getattr(other, name)) for name in self.to_dict())
+        return [(name, own, others) for name, own, others in values if own != others and name not in _WITHOUT_EFFECT]
+
+
+# Lengths are not limited, initial values are replaced, and which ids end a text the tokenizer says.
+_WITHOUT_EFFECT = ("max_position_embeddings", "initializer_range", "eos_token_id", "bos_token_id", "pad_token_id")
 
 
 def _check(architecture: Architecture) -> None:
@@ -92,6 +116,10 @@ def _check(architecture: Architecture) -> None:
             f"wrong positions: got rope_theta = {architecture.rope_theta} with alibi = {architecture.alibi}, "
             "need exactly one of the two."
         )
+    if not architecture.alibi and architecture.head_dim % 2:
+        raise ConfigError(f"wrong head_dim: got {architecture.head_dim}, need an even number for rotary embeddings.")
+    if not architecture.norm_epsilon > 0:
+        raise ConfigError(f"wrong norm_epsilon: got {architecture.norm_epsilon}, need a number above 0.")
     if architecture.norm_head and architecture.tied_embeddings:
         raise ConfigError("wrong head: got norm_head with tied_embeddings, need at most one of the two.")
 
@@ -110,9 +138,9 @@ def _llama(**sizes: Any) -> Architecture:
 
 
 def _qwen2(**sizes: Any) -> Architecture:
+    sizes = {"norm_epsilon": 1e-6, **sizes}
     return _sized(
         family="qwen2",
-        norm_epsilon=1e-6,
         rope_theta=1e6,
         max_position_embeddings=131072,
         vocab_size=152064,
@@ -180,9 +208,10 @@ PRESETS: Mapping[str, Architecture] = {
         eos_token_id=128001,
     ),
     "qwen2.5-7b": _qwen2(layers=28, hidden=3584, ffn=18944, heads=28, groups=4),
-    "qwen2.5-14b": _qwen2(layers=48, hidden=5120, ffn=13824, heads=40, groups=8),
+    "qwen2.5-14b": _qwen2(layers=48, hidden=5120, ffn=13824, heads=40, groups=8, norm_epsilon=1e-5),
 }
-"""Known backbones by name, as their published config.json files give them; `toy` is the size of the demo."""
+"""Known backbones by name, as the config.json files of the published base models give them (Qwen2.5-14B-Instruct has
+another norm_epsilon); `toy` is the size of the demo."""
 
 
 def get_preset(name: str) -> Architecture:

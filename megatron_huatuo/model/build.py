@@ -142,6 +142,7 @@ def build_model(
             architecture.head_dim,
             rotary_percent=1.0,
             rotary_base=architecture.rope_theta,
+            scaling=architecture.rope_scaling,
             use_cpu_initialization=config.use_cpu_initialization,
         )
     if architecture.norm_head and post_process:

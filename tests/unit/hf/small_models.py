@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_huatuo.hf.config import config_json
 from megatron_huatuo.hf.mapping import hf_shapes
-from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.model.architecture import Architecture, RopeScaling
 from tests.unit.model import baichuan_oracle
 
 _LLAMA = Architecture(
@@ -35,8 +35,14 @@ _BAICHUAN = dataclasses.replace(
 )
 SMALL = {
     "llama": _LLAMA,
-    "llama-odd-heads-tied": dataclasses.replace(
-        _LLAMA, hidden_size=80, num_attention_heads=5, num_query_groups=5, head_dim=12, tied_embeddings=True
+    "llama-odd-heads-tied": dataclasses.replace(  # tied and with scaled positions, as Llama 3.2
+        _LLAMA,
+        hidden_size=80,
+        num_attention_heads=5,
+        num_query_groups=5,
+        head_dim=12,
+        tied_embeddings=True,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64),
     ),
     "qwen2-tied": dataclasses.replace(_LLAMA, family="qwen2", qkv_bias=True, tied_embeddings=True, norm_epsilon=1e-6),
     "qwen2": dataclasses.replace(_LLAMA, family="qwen2", qkv_bias=True, num_query_groups=6),

@@ -68,7 +68,7 @@ def test_old_layout_of_rope_theta_is_read() -> None:
         ({"model_type": "baichuan", "vocab_size": 64000}, "Baichuan 1"),
         ({"hidden_size": None}, "missing setting 'hidden_size'"),
         ({"num_key_value_heads": 5}, "wrong num_query_groups: got 5, need a divisor of num_attention_heads = 32"),
-        ({"num_hidden_layers": 0}, "wrong num_layers: got 0"),
+        ({"num_hidden_layers": 0}, "wrong setting 'num_hidden_layers': got 0, need a whole number above 0"),
     ],
 )
 def test_unsupported_settings_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -78,8 +78,9 @@ def test_unsupported_settings_are_refused_by_name(tmp_path: Path, changes: dict[
 
 
 def test_missing_and_torn_configuration_are_named(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match=r"file is missing: .*config\.json"):
-        load_architecture(tmp_path)
+    for path in (tmp_path, "Qwen/Qwen2.5-7B"):
+        with pytest.raises(ConfigError, match=rf"{path} is no local directory with a config\.json.*hf download"):
+            load_architecture(path)
     (tmp_path / "config.json").write_text('{"model_type": "lla')
     with pytest.raises(IntegrityError, match=r"torn or no JSON: .*config\.json"):
         load_architecture(tmp_path)
