@@ -46,7 +46,7 @@ format: setup
 
 bench: setup
 	mkdir -p runs/bench
-	for name in blend unify index loader convert train; do \
+	for name in blend unify index loader convert train start save; do \
 	  $(BIN)/python tools/benchmark.py $$name --json runs/bench/$$name.json || exit 1; done
 
 # The GPU targets use $(PYTHON) as it is and install nothing, not even this package.

@@ -6,7 +6,8 @@ Model FLOPs count the arithmetic of one forward and backward pass, 2 per multipl
 
 N are the weights that take part in a matrix product: all but the input embedding (with tied embeddings it counts, as the
 output). The second term is attention over whole rows with causal masking *not* subtracted (PaLM, appendix B; Megatron-LM
-counts alike); packed rows do less, so figures for short documents are a convention, not work done.
+counts alike); packed rows do less, and no logits are computed where nothing is trained (`model/gpt.py`), so figures for short documents
+are a convention, not work done.
 """
 
 from __future__ import annotations
