@@ -6,7 +6,6 @@ Invariant: no model is built and no remote code runs; weights go from file to fi
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,6 +76,4 @@ def _copy_tokenizer(hf_directory: Path, target: Path, architecture: Architecture
             f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
             f"{architecture.vocab_size} rows ({tokenizer.path}). Use the model's own tokenizer."
         )
-    target.mkdir()
-    for name, path in tokenizer.files.items():
-        shutil.copyfile(path, target / name)
+    tokenizer.copy_to(target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.manifest import sha256_file, write_json
 
 # What a published model directory may hold beside its main tokenizer file, and an export copies along.
 _COMPANIONS = (
@@ -65,6 +66,12 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
         return [int(token) for token in self.encode_batch([text])[0]]
+
+    def copy_to(self, directory: Path) -> None:
+        """Make a directory that holds the files and nothing else; `load_tokenizer` gives the same tokenizer there."""
+        directory.mkdir()
+        for name, path in self.files.items():
+            shutil.copyfile(path, directory / name)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -137,25 +144,40 @@ class HuggingFaceTokenizer(Tokenizer):
         self.files = {"tokenizer.json": path, **_companions(path.parent)}
 
     def _find_eos(self) -> int:
-        directory = self.path.parent
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            token = _read_object(directory / name).get("eos_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                number = self._model.token_to_id(token)
-                if number is None:
-                    raise ConfigError(
-                        f"eos_token {token!r} of {directory / name} is not in {self.path}. Mend eos_token."
-                    )
-                return int(number)
-        found = _read_object(directory / "config.json").get("eos_token_id")
+        """By the settings of the tokenizer; else by the model's, which are no part of it and are not copied along."""
+        named = self._named_eos()
+        if named is not None:
+            return named
+        path = self.path.parent / "config.json"
+        found = _read_object(path).get("eos_token_id")
         first = found[0] if isinstance(found, list) and found else found
         if not isinstance(first, int):
+            settings = self.path.parent / "tokenizer_config.json"
             raise ConfigError(
-                f"tokenizer has no end-of-document token: need 'eos_token' in {directory / 'tokenizer_config.json'}. "
+                f"tokenizer has no end-of-document token: need 'eos_token' in {settings}. "
                 "Copy that file beside tokenizer.json."
             )
+        if self._model.id_to_token(first) is None:
+            raise ConfigError(f"eos_token_id {first} of {path} is not in {self.path}. Mend eos_token_id.")
         return first
+
+    def _named_eos(self) -> int | None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            token = _read_object(self.path.parent / name).get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                number = self._model.token_to_id(token) if isinstance(token, str) else None
+                if number is None:
+                    path = self.path.parent / name
+                    raise ConfigError(f"eos_token {token!r} of {path} is not in {self.path}. Mend eos_token.")
+                return int(number)
+        return None
+
+    def copy_to(self, directory: Path) -> None:
+        super().copy_to(directory)
+        if self._named_eos() is None:
+            path = directory / "tokenizer_config.json"
+            write_json(path, {**_read_object(path), "eos_token": self._model.id_to_token(self.eos_id)})
 
     @cached_property
     def _continuing(self) -> Any:

@@ -233,3 +233,17 @@ def test_rows_beyond_the_tokenizer_are_kept_on_both_ways(tmp_path: Path) -> None
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert after[name].shape == (448, 96) and torch.equal(before[name], after[name])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 448
+
+
+def test_end_that_only_config_json_names_comes_along(tmp_path: Path) -> None:
+    """A tokenizer.json without tokenizer_config.json beside it."""
+    from megatron_huatuo.index.tokenizer import load_tokenizer
+    from tests.unit.hf.test_tokenizer_files import byte_level_tokenizer
+
+    hf = write_model(tmp_path / "hf", dataclasses.replace(SMALL["qwen2"], vocab_size=448, eos_token_id=0))
+    (byte_level_tokenizer(hf) / "tokenizer_config.json").unlink()
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    verify_checkpoint(checkpoint)
+    export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
+    assert load_tokenizer(tmp_path / "out").eos_id == load_tokenizer(hf).eos_id == 0
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"

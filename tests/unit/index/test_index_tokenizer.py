@@ -88,6 +88,22 @@ def test_end_of_document_token_is_found_beside_tokenizer_json(tmp_path, name, co
     (directory / name).write_text(json.dumps(content))
     assert load_tokenizer(directory).eos_id == EOS
     assert load_tokenizer(directory / "tokenizer.json").eos_id == EOS
+    # config.json belongs to the model and is not copied with the tokenizer.
+    load_tokenizer(directory).copy_to(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "config.json").exists()
+    assert load_tokenizer(tmp_path / "copy").eos_id == EOS
+
+
+def test_a_copy_keeps_the_settings_that_name_no_end(tmp_path):
+    directory = save_tokenizer(tmp_path / "t", character_model(), companions=False)
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 7}')
+    (directory / "config.json").write_text(json.dumps({"eos_token_id": [EOS, BOS]}))
+    load_tokenizer(directory).copy_to(tmp_path / "copy")
+    settings = json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())
+    assert settings == {"model_max_length": 7, "eos_token": "</s>"}
+    (directory / "config.json").write_text(json.dumps({"eos_token_id": 99}))
+    with pytest.raises(ConfigError, match=r"eos_token_id 99 of .*config\.json is not in .*tokenizer\.json"):
+        load_tokenizer(directory)
 
 
 def test_directory_prefers_tokenizer_json_and_names_the_files_to_export(by_hand, trained):
@@ -120,6 +136,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, by_hand):
         ("{", DataError, r"no JSON: .*tokenizer_config\.json"),
         ("[]", DataError, r"no JSON object: .*tokenizer_config\.json"),
         ('{"eos_token": "<end>"}', ConfigError, r"eos_token '<end>' of .* is not in"),
+        ('{"eos_token": 2}', ConfigError, r"eos_token 2 of .* is not in"),
     ):
         (by_hand / "tokenizer_config.json").write_text(content)
         with pytest.raises(error, match=message):
