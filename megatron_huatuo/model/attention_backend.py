@@ -6,7 +6,7 @@ Invariant: all backends keep documents apart and give the same result within rou
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +17,30 @@ from megatron_huatuo.model.attention import PackedAttention
 BACKENDS = ("auto", "transformer_engine", "flash_attn", "torch")
 
 
+TRANSFORMER_ENGINE = "transformer_engine.pytorch"
+
+
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed."""
-    return importlib.util.find_spec("transformer_engine") is not None
+    """Whether Transformer Engine can be used. One that is installed and broken is said, once."""
+    return import_obstacle(TRANSFORMER_ENGINE) is None
+
+
+@functools.lru_cache
+def import_obstacle(module: str) -> str | None:
+    """Why `module` cannot be imported, tried once; None when it can."""
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == package:
+            return f"the package {package} is not installed"
+        obstacle = f"{package} is installed but broken: {error}"
+    except Exception as error:  # compiled for another torch or CUDA: ImportError, OSError, RuntimeError
+        obstacle = f"{package} is installed but broken: {type(error).__name__}: {error}"
+    else:
+        return None
+    get_logger(__name__).warning("%s", obstacle)
+    return obstacle
 
 
 def choose_backend(setting: str, *, device: str, alibi: bool, precision: str) -> str:
@@ -31,7 +52,7 @@ def choose_backend(setting: str, *, device: str, alibi: bool, precision: str) ->
     if setting not in BACKENDS:
         raise ConfigError(f"wrong attention backend: got {setting!r}, need one of {', '.join(BACKENDS)}.")
     obstacles = {
-        "transformer_engine": _obstacle("transformer_engine", device, precision)
+        "transformer_engine": _obstacle(TRANSFORMER_ENGINE, device, precision)
         or ("it has no ALiBi for packed rows" if alibi else None),
         "flash_attn": _obstacle("flash_attn", device, precision),
         "torch": None,
@@ -43,14 +64,12 @@ def choose_backend(setting: str, *, device: str, alibi: bool, precision: str) ->
     return setting
 
 
-def _obstacle(package: str, device: str, precision: str) -> str | None:
+def _obstacle(module: str, device: str, precision: str) -> str | None:
     if device != "cuda":
         return "it needs a GPU"
     if precision != "bf16":
         return "it needs precision bf16"
-    if importlib.util.find_spec(package) is None:
-        return f"the package {package} is not installed"
-    return None
+    return import_obstacle(module)
 
 
 def core_attention(backend: str, *, device: str, alibi: bool) -> Callable[..., Any]:

@@ -16,7 +16,8 @@ def attend_with_flash(
     scale: float,
     slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Shapes as in `attention.Kernel`; bf16 on a GPU. flash-attn's bias is slope · (j - i) too, summed in float32."""
+    """Shapes as in `attention.Kernel`; bf16 on a GPU. flash-attn's bias is slope · (j - i) too, summed in float32. Its
+    backward pass adds atomically, in any order, unless torch is asked for deterministic algorithms."""
     return flash_attn_varlen_func(
         query,
         key,
@@ -28,4 +29,5 @@ def attend_with_flash(
         softmax_scale=scale,
         causal=True,
         alibi_slopes=slopes,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )

@@ -5,6 +5,7 @@ With `attention_backend`, the only file that asks for Transformer Engine; megatr
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,25 @@ FinalNorm = TENorm
 def layer_spec() -> ModuleSpec:
     """Layer of Transformer Engine with its own core attention."""
     return get_gpt_layer_with_transformer_engine_spec()
+
+
+def initialize_overlap(*, tokens: int, hidden_size: int, tensor_model_parallel_size: int, fp8: bool) -> None:
+    """Make the buffers by which `parallel.tp_comm_overlap` overlaps; once a process, after the process groups.
+
+    tokens: of a micro-batch, before sequence parallelism divides them. The signature is that of Transformer Engine 2.9 to
+    2.11, which megatron-core 0.16 asks for; called as in Megatron-LM's training/initialize.py.
+    """
+    from transformer_engine.pytorch.module import base
+
+    if torch.cuda.get_device_capability() < (9, 0):  # no multicast between GPUs: without this word it refuses
+        os.environ.setdefault("UB_SKIPMC", "1")
+    modes = base.UserBufferQuantizationMode
+    base.initialize_ub(
+        shape=[tokens, hidden_size],
+        tp_size=tensor_model_parallel_size,
+        quantization_modes=[modes.FP8 if fp8 else modes.NONE],
+        bootstrap_backend="nccl",
+    )
 
 
 class PackedTEAttention(TEDotProductAttention):

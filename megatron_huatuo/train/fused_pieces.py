@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from megatron.core.optimizer import distrib_optimizer
-from megatron.core.tensor_parallel import layers as mcore_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_huatuo.model.attention_backend import has_transformer_engine
+from megatron_huatuo.model.attention_backend import TRANSFORMER_ENGINE, import_obstacle
 
 _NO_GPU = "the run is on the CPU"
-_NO_TE = "Transformer Engine is not installed"
+_APEX_ADAM = "apex.optimizers"
 
 
 def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None]:
@@ -17,9 +16,8 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
 
     config: of a model chunk, as built. device: "cpu" or "cuda".
     """
-    on_gpu = device == "cuda"
-    needs_te = None if has_transformer_engine() and on_gpu else _NO_TE if on_gpu else _NO_GPU
-    accumulates = mcore_layers._grad_accum_fusion_available
+    no_gpu = None if device == "cuda" else _NO_GPU
+    needs_te = no_gpu or import_obstacle(TRANSFORMER_ENGINE)
     return {
         "fused RMSNorm and linear layers (Transformer Engine)": needs_te,
         "fp8 matrix products": _unless(config.fp8 is not None, needs_te or "training.fp8 is null"),
@@ -28,11 +26,11 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
         "fused cross-entropy": _unless(config.cross_entropy_loss_fusion, _NO_GPU),
         "fused gradient accumulation": _unless(
             config.gradient_accumulation_fusion,
-            _NO_GPU if not on_gpu else "NVIDIA apex is not installed" if not accumulates else "it is switched off",
+            no_gpu or f"{import_obstacle('fused_weight_gradient_mlp_cuda')}, a part of NVIDIA apex",
         ),
         "fused Adam": _unless(
             distrib_optimizer.HAVE_APEX_OR_TE,
-            "neither Transformer Engine nor NVIDIA apex is installed; torch's AdamW runs",
+            f"{no_gpu or f'{needs_te}, {import_obstacle(_APEX_ADAM)}'}; torch's AdamW runs",
         ),
     }
 

@@ -39,6 +39,7 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
     )
     _check_recomputation(config, architecture)
     _check_fp8(config, architecture, seq_length)
+    _check_overlap(config)
     return _train_iters(training, num_rows)
 
 
@@ -134,6 +135,23 @@ def _check_fp8(config: TrainConfig, architecture: Architecture, seq_length: int)
                 f"wrong training.fp8: got {training.fp8!r} with recipe {training.fp8_recipe}, but the {name} is {size} on a "
                 f"rank, need a multiple of {multiple}. Change the layout, the recipe or seq_length, or leave fp8 out."
             )
+
+
+def _check_overlap(config: TrainConfig) -> None:
+    """What Transformer Engine's overlap buffers hold; sequence parallelism and the package are checked elsewhere."""
+    training = config.training
+    if not config.parallel.tp_comm_overlap:
+        return
+    if training.precision != "bf16":
+        raise ConfigError(
+            f"wrong parallel.tp_comm_overlap: got true with training.precision {training.precision}, need bf16. Set it, or "
+            "switch the overlap off."
+        )
+    if training.fp8 is not None and training.fp8_recipe == "blockwise":
+        raise ConfigError(
+            "wrong parallel.tp_comm_overlap: got true with training.fp8_recipe blockwise, need tensorwise or mxfp8. Set it, "
+            "or switch the overlap off."
+        )
 
 
 def one_pass(global_batch_size: int, num_rows: int) -> int:

@@ -75,7 +75,8 @@ def _seed(config: TrainConfig) -> None:
     tensor_parallel.random.model_parallel_cuda_manual_seed(config.training.seed)
     if config.runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # Transformer Engine's attention
+        torch.use_deterministic_algorithms(True)  # torch, and attention_flash
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
         "perform_initialization": config.model.init_from is None,
         "calculate_per_token_loss": True,
         "tp_comm_overlap": parallel.tp_comm_overlap,
+        "deterministic_mode": config.runtime.deterministic and device.type == "cuda",
         # With virtual stages the defaults train wrongly and silently: forward is right, losses are not.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,

@@ -50,6 +50,8 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
         HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
         for source in config.data.validation
     ]
+    if config.parallel.tp_comm_overlap:
+        _initialize_overlap(config, architecture, rows.seq_length)
     training = build_training(config, architecture, device, train_iters, first_weights=found is None)
     stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
     run = Run(config, rows, training, layout, device, held_out, stop, train_iters)
@@ -86,6 +88,17 @@ def exclusive_run(run_dir: Path) -> Iterator[None]:
         if problem[0] is not None:
             raise DataError(problem[0])
         yield
+
+
+def _initialize_overlap(config: TrainConfig, architecture: Architecture, seq_length: int) -> None:
+    from megatron_huatuo.model.transformer_engine import initialize_overlap
+
+    initialize_overlap(
+        tokens=config.training.micro_batch_size * seq_length,
+        hidden_size=architecture.hidden_size,
+        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
+        fp8=config.training.fp8 is not None,
+    )
 
 
 def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:

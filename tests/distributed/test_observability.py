@@ -64,7 +64,7 @@ def test_an_entry_of_several_steps_holds_their_means(tmp_path: Path, configure, 
     assert sum(seconds.values()) == pytest.approx(some[0]["step_time_s"]) and min(seconds.values()) >= 0
     assert [list(line["pauses_s"]) for line in each] == [[], [], [], ["save"], []], "step 3 is saved after its entry"
     assert "fused cross-entropy: off, the run is on the CPU" in output
-    assert "fused Adam: off, neither Transformer Engine nor NVIDIA apex is installed" in output
+    assert "fused Adam: off, the run is on the CPU; torch's AdamW runs" in output
 
 
 def test_validation_loss_of_each_held_out_source_comes_at_intervals(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.host import enable_host
 from megatron_huatuo.model.architecture import get_preset
 from megatron_huatuo.model.build import transformer_config
 from megatron_huatuo.train.config import TrainConfig
@@ -83,6 +84,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"parallel.overlap_param_gather": True}, r"wrong parallel.overlap_param_gather: needs overlap_grad_reduce"),
     ({"parallel.tp_comm_overlap": True}, r"wrong parallel.tp_comm_overlap: needs sequence_parallel"),
+    (
+        {"parallel.tp_comm_overlap": True, "parallel.tensor_model_parallel_size": 2, "training.precision": "fp32"},
+        r"wrong parallel.tp_comm_overlap: got true with training.precision fp32, need bf16",
+    ),
     ({"parallel.virtual_pipeline_model_parallel_size": 2}, r"got 2 with 1 stages, need 2 or more of both"),
     (
         {"parallel.virtual_pipeline_model_parallel_size": 2, "parallel.pipeline_model_parallel_size": 2},
@@ -144,9 +149,21 @@ def test_fp8_needs_sizes_that_divide_on_every_rank() -> None:
     assert validate(config, seq_length=4080, num_rows=100, world_size=4) == 25
 
 
+def test_overlap_has_no_buffers_for_blocks_of_fp8() -> None:
+    config = changed({"training.fp8": "hybrid", "parallel.tensor_model_parallel_size": 2})
+    config.model.preset, config.parallel.tp_comm_overlap = "baichuan2-7b", True
+    assert validate(config, seq_length=4096, num_rows=100, world_size=4) == 25
+    config.training.fp8_recipe = "blockwise"
+    with pytest.raises(
+        ConfigError, match=r"tp_comm_overlap: got true with training\.fp8_recipe blockwise, need tensorwise"
+    ):
+        validate(config, seq_length=4096, num_rows=100, world_size=4)
+
+
 @pytest.mark.parametrize("recipe", FP8_RECIPES)
 @pytest.mark.parametrize("modules", [["core_attn"], ["core_attn", "mlp"]], ids=str)
 def test_megatron_core_takes_what_the_rules_let_through(recipe: str, modules: list[str]) -> None:
+    enable_host()
     settings = {"recompute_granularity": "selective", "recompute_modules": list(modules)}
     taken = transformer_config(get_preset("toy"), precision="bf16", fp8="hybrid", fp8_recipe=recipe, **settings)
     assert (taken.fp8, taken.fp8_recipe, taken.fp8_param) == ("hybrid", recipe, False)
