@@ -23,10 +23,12 @@ from megatron_huatuo.checkpoint.integrity import verify_together
 from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.hf.from_hf import load_hf_weights
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.train.clock import StepClock
 from megatron_huatuo.train.config import TrainConfig
 
@@ -139,20 +141,34 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
 def load_first_weights(origin: str, chunks: list[MegatronModule], architecture: Architecture) -> None:
     """Weights from a Hugging Face directory (it has a config.json) or a checkpoint.
 
-    Raises: ConfigError when `origin` is neither, IntegrityError when a checkpoint is damaged.
+    Raises: ConfigError when `origin` is neither, or its weights belong to a model that computes something else;
+    IntegrityError when a checkpoint is damaged.
     """
     path = Path(origin)
     if (path / "config.json").is_file():
+        _refuse_differences(architecture, load_architecture(path), path)
         load_hf_weights(chunks, path, architecture)
         return
     if not path.is_dir():
         raise ConfigError(
-            f"wrong model.init_from: got {origin}, need a Hugging Face directory or a checkpoint. Check the path."
+            f"wrong model.init_from: got {origin}, need a Hugging Face directory or a checkpoint. Check the path; a model "
+            "of the Hub is downloaded first: hf download ORGANISATION/NAME --local-dir DIR."
         )
     directory = resolve_checkpoint(path)
     if problem := verify_together(directory):
         raise IntegrityError(problem)
+    _refuse_differences(architecture, Architecture.from_dict(read_json(directory / "architecture.json")), directory)
     load_weights(directory, chunks)
+
+
+def _refuse_differences(architecture: Architecture, published: Architecture, path: Path) -> None:
+    """Weights of equal shapes would load without a word into a model with other positions or another epsilon."""
+    if differences := architecture.differences(published):
+        told = ", ".join(f"{name} is {own} in the run and {theirs} there" for name, own, theirs in differences)
+        raise ConfigError(
+            f"model.init_from does not belong to the run's model: {told} ({path}). Name the model that the weights were "
+            "trained as: its directory under model.hf, or another model.preset."
+        )
 
 
 def _wrap(config: TrainConfig, chunks: list[MegatronModule], device: torch.device) -> list[DistributedDataParallel]:
