@@ -92,7 +92,7 @@ def _read_passages(file: str, pairs: Iterable[Conversation]) -> dict[str, str]:
     manifest = Path(file).with_name(MANIFEST_NAME)
     missing = {pair.provenance["passage"] for pair in pairs if pair.provenance and "passage" in pair.provenance}
     found: dict[str, str] = {}
-    for source in read_json(manifest)["inputs"] if missing and manifest.is_file() else ():
+    for source in read_json(manifest).get("inputs", ()) if missing and manifest.is_file() else ():
         for _, _, record in read_jsonl(source, BadLines(sys.maxsize)) if Path(source).is_file() else ():
             if record.get("id") in missing and isinstance(record.get("text"), str):
                 found[record["id"]] = record["text"]

@@ -207,12 +207,21 @@ class IndexedReader:
         return map_array(path)
 
     def origin(self, number: int) -> tuple[str, int] | None:
-        """(input file, line) that a document was made from; None where the index does not record it."""
+        """(input file, line) that a document was made from; None where the index does not record it.
+
+        Raises: IntegrityError when the manifest is of an older version, or the origins are another index's.
+        """
         origins = self.origins()
         if origins is None or self.manifest is None:
             return None
         file, line = origins[number]
-        return str(self.manifest["inputs"][file]["path"]), int(line)
+        try:
+            return str(self.manifest["inputs"][file]["path"]), int(line)
+        except (LookupError, TypeError) as error:
+            raise IntegrityError(
+                f"inputs are described otherwise: {self._json_path} was written by version "
+                f"{self.manifest.get('megatron_huatuo')}, or for other origins. Build the index again."
+            ) from error
 
     def verify(self) -> None:
         """Compare sha256 of all files with the manifest. Raises IntegrityError; reads everything (about 1 GB/s)."""

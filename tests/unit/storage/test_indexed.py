@@ -177,6 +177,16 @@ def test_origins_lead_back_to_file_and_line(tmp_path):
     assert IndexedReader(tmp_path / "q").origin(0) is None
 
 
+@pytest.mark.parametrize("inputs", [["a.jsonl"], [], None])
+def test_inputs_of_an_older_manifest_are_refused_by_name(tmp_path, inputs):
+    content = {} if inputs is None else {"inputs": inputs}
+    write(tmp_path / "p", origins=np.array([[0, 7], [0, 3]]), content=content)
+    with pytest.raises(
+        IntegrityError, match=r"inputs are described otherwise: .*p\.json was written by version .*again"
+    ):
+        IndexedReader(tmp_path / "p").origin(0)
+
+
 def test_positions_beyond_two_to_the_31_stay_exact(tmp_path):
     """A sparse file of 2^31 + 5 tokens, whose last document lies past what 32 bits can count."""
     lengths = np.array([2**31 - 1, 3, 3], dtype="<i4")

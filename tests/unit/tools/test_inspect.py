@@ -136,6 +136,7 @@ def test_a_document_is_traced_and_what_is_gone_is_said(tmp_path: Path, sample_bl
     }
     turns = [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]
     write_jsonl(pairs, [{"id": "a", "conversations": turns, "provenance": provenance}])
+    (tmp_path / "manifest.json").write_text('{"kind": "no unification"}')
     build_index([pairs], tmp_path / "p", sample_blend.parent / "tokenizer", workers=1)
     assert TOOL.describe(tmp_path / "p.bin", 0, trace=True) == [
         f"document 0 of {tmp_path}/p: pair a, {pairs}:1",
