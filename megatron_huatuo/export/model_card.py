@@ -66,5 +66,12 @@ def _parity_text(parity: Parity | None) -> str:
         f"* logits at {parity.positions} positions in float32: at most {parity.max_logit_difference:.2e} apart "
         f"(largest logit {parity.max_logit:.1f}; accepted up to {parity.tolerance:.2g} × max(1, largest logit))\n"
         f"* greedy continuations of {parity.continuation_tokens} tokens identical\n"
-        f"* token ids of {parity.tokenizer_texts} texts equal to those of the training index"
+        f"* token ids {_tokens_text(parity)}"
     )
+
+
+def _tokens_text(parity: Parity) -> str:
+    if not parity.tokenizer_texts + parity.tokenizer_mismatches:
+        return "not compared: there is no tokenizer"
+    equal = f"of {parity.tokenizer_texts} texts and conversations equal to those of training"
+    return equal + (f", of {parity.tokenizer_mismatches} not (accepted)" if parity.tokenizer_mismatches else "")

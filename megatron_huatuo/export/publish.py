@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +16,12 @@ from megatron_huatuo.checkpoint.layout import STATE, iteration_of, resolve_check
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.export.llamafy import fold_head, llama_architecture
 from megatron_huatuo.export.model_card import model_card
+from megatron_huatuo.export.run_models import check_memory
+from megatron_huatuo.export.token_ids import TokenParity, compare_tokens
 from megatron_huatuo.export.verify import Parity, load_checkpoint_architecture, verify_converted
 from megatron_huatuo.hf.config import config_json
 from megatron_huatuo.hf.mapping import hf_shapes
+from megatron_huatuo.hf.own_code import add_own_code
 from megatron_huatuo.hf.state_tensors import StateReader
 from megatron_huatuo.hf.to_hf import DTYPES, write_weights
 from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
@@ -30,7 +32,6 @@ from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
 
 KIND = "hf_model"
-REMOTE_CODE = "modeling_baichuan.py"
 _PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
 
 
@@ -51,7 +52,9 @@ def export_checkpoint(
         By default those that the checkpoint carries.
     dtype: "bfloat16" or "float32"; by default the type of the checkpoint's weights.
     llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
-    Raises: IntegrityError when the checkpoint is damaged or the result differs from it; nothing is published then.
+    allow_token_mismatch: publish also where transformers gives other token ids than training saw.
+    Raises: IntegrityError when the checkpoint is damaged or the result differs from it, ConfigError when memory does not
+        suffice to compare them; nothing is published then.
     """
     directory = resolve_checkpoint(checkpoint)
     get_logger(__name__).info("exporting %s", directory)
@@ -64,9 +67,14 @@ def export_checkpoint(
     if dtype not in DTYPES:
         raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
     tokenizer = _tokenizer(directory, base_hf, architecture)
+    if not skip_verification:
+        check_memory(architecture)
     # Tensors are harmless to read before they are proved sound; nothing is published before the proof is there.
     with atomic_directory(hf_directory) as root, _proving_sound(directory) as proofs:
         _write_settings(root, architecture, tokenizer, dtype)
+        token_ids = TokenParity(0, 0)
+        if tokenizer is not None and not skip_verification:  # before the weights, which take long
+            token_ids = compare_tokens(tokenizer, root, allow_mismatch=allow_token_mismatch)
         shapes = hf_shapes(architecture)
         tensors = progress(
             fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
@@ -76,8 +84,8 @@ def export_checkpoint(
             proof.result()
         parity = None
         if not skip_verification:
-            get_logger(__name__).info("comparing with the training model: weights, token ids, logits, continuation")
-            parity = verify_converted(directory, root, allow_token_mismatch=allow_token_mismatch)
+            get_logger(__name__).info("comparing with the training model: weights, logits, continuation")
+            parity = verify_converted(directory, root, token_ids)
         origin = _origin(directory)
         (root / "README.md").write_text(model_card(architecture, dtype, origin, parity), encoding="utf-8")
         small = [path.name for path in root.iterdir() if path.name not in files]
@@ -131,14 +139,9 @@ def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer
     config = config_json(architecture, dtype)
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.eos_id  # the id that training put at the end of every answer
-        write_tokenizer_files(tokenizer, root)
+        write_tokenizer_files(tokenizer, root, architecture.family)
     if architecture.family == "baichuan2":
-        shutil.copyfile(Path(__file__).with_name(REMOTE_CODE), root / REMOTE_CODE)
-        module = REMOTE_CODE.removesuffix(".py")
-        config["auto_map"] = {
-            "AutoConfig": f"{module}.BaichuanConfig",
-            "AutoModelForCausalLM": f"{module}.BaichuanForCausalLM",
-        }
+        add_own_code(root, config)
     write_json(root / "config.json", config)
     write_json(root / "generation_config.json", _generation_config(config, tokenizer))
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.export import publish
+from megatron_huatuo.export.model_card import _parity_text
 from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.export.verify import verify_export
 from megatron_huatuo.hf.import_checkpoint import import_hf
@@ -63,7 +64,7 @@ def test_logits_and_greedy_continuation_equal_the_training_model(exports, name: 
     _, parity = exports[name]
     assert parity.max_logit_difference < 1e-4
     assert parity.continuation_tokens == 16
-    assert parity.tokenizer_texts == 4
+    assert (parity.tokenizer_texts, parity.tokenizer_mismatches) == (8, 0)
     assert parity.positions > 50
 
 
@@ -187,10 +188,14 @@ def test_other_token_ids_are_refused_unless_told_otherwise(checkpoints, copy: Pa
     path.write_text(json.dumps({**settings, "add_prefix_space": True}))
     with pytest.raises(IntegrityError, match=r"tokenizer differs from the index: .* --allow-token-mismatch"):
         verify_export(checkpoints["llama"], copy)
-    assert verify_export(checkpoints["llama"], copy, allow_token_mismatch=True).tokenizer_texts == 0
+    parity = verify_export(checkpoints["llama"], copy, allow_token_mismatch=True)
+    assert (parity.tokenizer_texts, parity.tokenizer_mismatches) == (0, 8)
     path.write_text(json.dumps({**settings, "chat_template": "{{ messages[0]['content'] }}"}))
     with pytest.raises(IntegrityError, match="chat template gives other ids than training saw"):
         verify_export(checkpoints["llama"], copy)
+    parity = verify_export(checkpoints["llama"], copy, allow_token_mismatch=True)
+    assert (parity.tokenizer_texts, parity.tokenizer_mismatches) == (4, 4), "what was equal is still said to be"
+    assert "of 4 texts and conversations equal to those of training, of 4 not (accepted)" in _parity_text(parity)
 
 
 @pytest.mark.parametrize("damage", ["bit flip", "truncated", "missing"])

@@ -10,12 +10,16 @@ import pytest
 import sentencepiece
 import transformers
 
-from megatron_huatuo.export.verify import compare_tokens
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.export.token_ids import compare_tokens
+from megatron_huatuo.hf import tokenizer_files
+from megatron_huatuo.hf.config import config_json
 from megatron_huatuo.hf.tokenizer_files import write_tokenizer_files
 from megatron_huatuo.index.chat_format import encode_conversations, render
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.storage.records import Conversation, Turn
+from tests.unit.hf.small_models import SMALL
 
 BAICHUAN = Path(__file__).parents[4] / "shared" / "data" / "baichuan2" / "tokenizer.model"
 TEXTS = [
@@ -171,7 +175,16 @@ def llama_2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             content["pre_tokenizer"] = {
                 "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False
             }  # fmt: skip
+        bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [reference.bos_id()], "tokens": ["<s>"]}},
+        }
         path.write_text(json.dumps(content))
+        settings = json.loads((root / "json" / "tokenizer_config.json").read_text()) | {"add_bos_token": True}
+        (root / "json" / "tokenizer_config.json").write_text(json.dumps(settings))
         ours = load_tokenizer(path)
     return ours, reference, theirs
 
@@ -196,4 +209,112 @@ def test_served_conversations_of_llama_2_have_the_ids_that_were_trained_on(llama
     messages = [{"role": "user", "content": "头痛？"}, {"role": "assistant", "content": "休息。"}]
     trained = encode_conversations([Conversation("a", turns)], ours).tokens.tolist()
     assert theirs.apply_chat_template(messages, return_dict=False) == trained[:-1]
-    assert compare_tokens(ours.path.parent, Path(theirs.name_or_path)) > 0
+
+
+def test_llama_2_is_served_without_bos(llama_2, tmp_path: Path) -> None:
+    ours, *_ = llama_2
+    write_config(tmp_path, "llama")
+    write_tokenizer_files(ours, tmp_path)
+    assert compare_tokens(ours, tmp_path) == (8, 0)
+    if ours.path.suffix == ".json":
+        before, after = (json.loads((folder / "tokenizer.json").read_text()) for folder in (ours.path.parent, tmp_path))
+        assert after == before | {"post_processor": None}, "nothing else is changed"
+
+
+def write_config(directory: Path, family: str) -> None:
+    """config.json, by which transformers chooses the class of a tokenizer."""
+    (directory / "config.json").write_text(json.dumps(config_json(SMALL[family], "float32")))
+
+
+# How the published tokenizers cut text into pieces; a sign takes the line breaks behind it.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LETTERS, _OTHERS = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PIECES = {
+    "qwen2": f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}|{_OTHERS}",
+    "llama": f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}{{1,3}}|{_OTHERS}",
+}
+
+
+@pytest.fixture(scope="module", params=_PIECES)
+def joining(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(ours, family) of a tokenizer as Qwen2.5 ("qwen2") and Llama-3 ("llama") publish theirs, with the piece "？\\n"."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = Tokenizer(models.BPE())
+    isolated = pre_tokenizers.Split(Regex(_PIECES[request.param]), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolated, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["什么？\n是。\n"] * 20, trainer)
+    settings = {"eos_token": "<|endoftext|>", "bos_token": "<s>", "chat_template": "{{ 'x' }}"}
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if request.param == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+        settings |= {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False}
+    else:
+        bos = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", tokenizer.token_to_id("<s>"))])
+        tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, bos])
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return load_tokenizer(folder), request.param
+
+
+_ENDS = ("头痛？", "休息。", "药？\n", "什么！）", "Why?\n\n", "是。  ")
+
+
+def test_served_text_has_the_ids_of_its_segments(joining, tmp_path: Path, monkeypatch) -> None:
+    ours, family = joining
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write_config(tmp_path, family)
+    write_tokenizer_files(ours, tmp_path, family)
+    turns = tuple(Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(_ENDS))
+    trained = encode_conversations([Conversation("a", turns)], ours).tokens[:-1].tolist()
+    assert ours.encode(render(turns)) != trained, "the published tokenizer joins text across the tags"
+    for trusted in (False, True):
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=trusted)
+        served = theirs(render(turns))
+        assert served.input_ids == trained
+        assert set(served) == {"input_ids", "attention_mask"}, "what generate() takes"
+        assert theirs.decode(trained) == render(turns)
+    assert compare_tokens(ours, tmp_path) == (8, 0)
+
+
+def test_an_exported_tokenizer_gives_an_index_the_same_ids(joining, tmp_path: Path) -> None:
+    ours, family = joining
+    (tmp_path / "one").mkdir()
+    write_tokenizer_files(ours, tmp_path / "one", family)
+    again = load_tokenizer(tmp_path / "one")
+    assert (again.eos_id, again.vocab_size) == (ours.eos_id, ours.vocab_size)
+    turns = tuple(Turn("gpt" if number % 2 else "human", text) for number, text in enumerate(_ENDS))
+    before, after = (encode_conversations([Conversation("a", turns)], tokenizer) for tokenizer in (ours, again))
+    assert np.array_equal(before.tokens, after.tokens)
+    assert np.array_equal(before.sequence_lengths, after.sequence_lengths)
+    (tmp_path / "two").mkdir()
+    write_tokenizer_files(again, tmp_path / "two", family)
+    assert load_tokenizer(tmp_path / "two").sha256 == again.sha256, "exported again it is the same file"
+
+
+def test_text_that_is_joined_across_a_tag_is_found(joining, tmp_path: Path, monkeypatch) -> None:
+    ours, family = joining
+    write_config(tmp_path, family)
+    monkeypatch.setattr(tokenizer_files, "_with_role_tags_apart", lambda part: part)
+    write_tokenizer_files(ours, tmp_path, family)
+    with pytest.raises(
+        IntegrityError, match=r"tokenizer differs from the index: '<问>：高血压.* --allow-token-mismatch"
+    ):
+        compare_tokens(ours, tmp_path)
+    found = compare_tokens(ours, tmp_path, allow_mismatch=True)
+    assert found.different > 0 and found.equal + found.different == 8
+
+
+@pytest.mark.parametrize("part", [{"type": "Metaspace", "prepend_scheme": "always"}, None])
+def test_pieces_that_would_get_a_prefix_each_are_not_made_more(part) -> None:
+    assert tokenizer_files._with_role_tags_apart(part) is part
+    with_prefix = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    assert tokenizer_files._with_role_tags_apart(with_prefix) is with_prefix
