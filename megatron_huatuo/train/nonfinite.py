@@ -46,8 +46,13 @@ def _describe(run: Run, result: StepResult) -> str:
     dist.all_gather_object(seen, mine)
     per_rank = {rank: found for rank, found in enumerate(seen) if found}
     rows = sorted({row for found in per_rank.values() for row in found if row < len(run.rows)})
+    named = str(rows[:8])
+    if not rows:  # finite losses of all: any row of the batch can have given the gradient
+        first = run.consumed_train_samples
+        rows = list(range(first, min(first + run.config.training.global_batch_size, len(run.rows))))
+        named = f"{rows[0]} to {rows[-1]}"
     sources = sorted({run.rows.source_names[source] for row in rows for source, _ in run.rows.documents_of(row)})
     return (
         f"loss or gradient is not finite at iteration {run.iteration + 1}: ranks {sorted(per_rank) or 'all (gradient)'}, "
-        f"rows {rows[:8]}, sources {sources}, gradient norm {result.grad_norm}"
+        f"rows {named}, sources {sources}, gradient norm {result.grad_norm}"
     )

@@ -6,7 +6,7 @@ model. Each refusal names the key, the value and what would work.
 
 from __future__ import annotations
 
-from megatron_huatuo.config import at_least, one_of
+from megatron_huatuo.config import above_zero, at_least, one_of
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
@@ -40,7 +40,13 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
     _check_recomputation(config, architecture)
     _check_fp8(config, architecture, seq_length)
     _check_overlap(config)
-    return _train_iters(training, num_rows)
+    train_iters = _train_iters(training, num_rows)
+    steps = config.logging.profile_steps
+    if steps and steps[1] > train_iters:
+        raise ConfigError(
+            f"wrong logging.profile_steps: got {steps}, need at most {train_iters}, the last step of the run."
+        )
+    return train_iters
 
 
 def _check_choices(config: TrainConfig) -> None:
@@ -66,13 +72,14 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least("logging.validation_interval", config.logging.validation_interval, 1)
     at_least("optimizer.lr", lr, 0)
     at_least("optimizer.clip_grad", config.optimizer.clip_grad, 0)
+    at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    above_zero("optimizer.eps", config.optimizer.eps)
+    _below_one("optimizer.beta1", config.optimizer.beta1)
+    _below_one("optimizer.beta2", config.optimizer.beta2)
     at_least("schedule.min_lr", schedule.min_lr, 0)
     at_least("schedule.decay_iters", schedule.decay_iters, 1)
     at_least("runtime.distributed_timeout_minutes", config.runtime.distributed_timeout_minutes, 0.05)
-    if not 0 <= schedule.warmup_fraction < 1:
-        raise ConfigError(
-            f"wrong schedule.warmup_fraction: got {schedule.warmup_fraction}, need 0 or more and below 1."
-        )
+    _below_one("schedule.warmup_fraction", schedule.warmup_fraction)
     if schedule.min_lr > lr:
         raise ConfigError(f"wrong schedule.min_lr: got {schedule.min_lr}, need at most optimizer.lr = {lr}.")
     steps = config.logging.profile_steps
@@ -80,6 +87,11 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"wrong logging.profile_steps: got {steps}, need [first, last].")
     if steps and not 1 <= steps[0] <= steps[1]:
         raise ConfigError(f"wrong logging.profile_steps: got {steps}, need 1 <= first <= last.")
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"wrong {name}: got {value}, need 0 or more and below 1.")
 
 
 def _check_recomputation(config: TrainConfig, architecture: Architecture) -> None:
@@ -99,6 +111,11 @@ def _check_recomputation(config: TrainConfig, architecture: Architecture) -> Non
             f"wrong training.recompute_modules: got {modules} with recompute_granularity {granularity or 'null'}, which does "
             "not use it. Set training.recompute_granularity to selective, or leave it out."
         )
+    if granularity != "full" and training.recompute_num_layers != TrainingConfig().recompute_num_layers:
+        raise ConfigError(
+            f"wrong training.recompute_num_layers: got {training.recompute_num_layers} with recompute_granularity "
+            f"{granularity or 'null'}, which does not use it. Set training.recompute_granularity to full, or leave it out."
+        )
     if granularity == "full":
         parallel = config.parallel
         chunks = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
@@ -113,6 +130,11 @@ def _check_fp8(config: TrainConfig, architecture: Architecture, seq_length: int)
     """The sizes that one rank multiplies; head and embedding stay in bf16, so the vocabulary does not count."""
     training, parallel = config.training, config.parallel
     if training.fp8 is None:
+        if training.fp8_recipe != TrainingConfig().fp8_recipe:
+            raise ConfigError(
+                f"wrong training.fp8_recipe: got {training.fp8_recipe} without training.fp8, which uses it. Set fp8 to hybrid "
+                "or e4m3, or leave the recipe out."
+            )
         return
     if training.precision != "bf16":
         raise ConfigError(

@@ -121,8 +121,13 @@ def _plan_steps(run: Run) -> None:
     """Last step and learning-rate schedule, from the rows that are left: batch size and blend may have changed."""
     batch = run.config.training.global_batch_size
     whole_pass = run.iteration + one_pass(batch, max(0, len(run.rows) - run.consumed_train_samples))
-    if run.config.training.train_iters is None:
-        run.train_iters = whole_pass
+    wanted = run.config.training.train_iters
+    run.train_iters = whole_pass if wanted is None else min(wanted, whole_pass)
+    if wanted is not None and wanted > whole_pass and is_log_rank():
+        _log.warning(
+            "training.train_iters is %d, but the rows end at step %d with %d rows a step: the run ends there",
+            *(wanted, whole_pass, batch),
+        )
     run.training.schedule = build_schedule(
         run.config, run.training.optimizer, run.config.schedule.decay_iters or whole_pass
     )

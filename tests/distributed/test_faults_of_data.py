@@ -172,10 +172,15 @@ def test_a_step_that_is_not_finite_is_skipped_when_the_setting_says_so(tmp_path:
     assert log[2]["lm_loss"] is None and all(line["lm_loss"] for line in log if line["iteration"] != 3)
 
 
-def test_a_gradient_that_is_not_finite_is_found_too(tmp_path: Path, configure) -> None:
+def test_a_gradient_that_is_not_finite_is_found_too_and_names_the_rows_of_its_batch(
+    tmp_path: Path, sample_blend: Path, configure
+) -> None:
     with started_ranks(2, _with_a_broken_number, configure(tmp_path), [BROKEN_STEP], True) as ranks:
         assert ranks.wait(60) == [1, 1]
-        assert "not finite at iteration 3: ranks all (gradient)" in ranks.output(0)
+        output = ranks.output(0)
+    rows = PackedRows(sample_blend)
+    sources = sorted({rows.source_names[source] for row in range(8, 12) for source, _ in rows.documents_of(row)})
+    assert f"not finite at iteration 3: ranks all (gradient), rows 8 to 11, sources {sources}" in output
 
 
 def test_a_run_that_skips_every_step_is_ended(tmp_path: Path, configure) -> None:

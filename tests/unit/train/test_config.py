@@ -46,6 +46,22 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"recipe blockwise, but the hidden_size is 192 on a rank, need a multiple of 128",
     ),
     ({"training.recompute_num_layers": 0}, r"wrong training.recompute_num_layers: got 0, need 1 or more"),
+    (
+        {"training.recompute_num_layers": 2},
+        r"got 2 with recompute_granularity null, which does not use it. Set training",
+    ),
+    (
+        {"training.fp8_recipe": "blockwise"},
+        r"wrong training.fp8_recipe: got blockwise without training.fp8, which uses it",
+    ),
+    ({"optimizer.beta1": -0.1}, r"wrong optimizer.beta1: got -0.1, need 0 or more and below 1"),
+    ({"optimizer.beta2": 1.5}, r"wrong optimizer.beta2: got 1.5, need 0 or more and below 1"),
+    ({"optimizer.eps": -1e-8}, r"wrong optimizer.eps: got -1e-08, need more than 0"),
+    ({"optimizer.weight_decay": -0.1}, r"wrong optimizer.weight_decay: got -0.1, need 0 or more"),
+    (
+        {"logging.profile_steps": [20, 26]},
+        r"wrong logging.profile_steps: got \[20, 26\], need at most 25, the last step",
+    ),
     ({"training.on_nonfinite": "ignore"}, r"wrong training.on_nonfinite: got 'ignore', need one of stop, skip"),
     ({"training.train_iters": 0}, r"wrong training.train_iters: got 0, need 1 to 25"),
     ({"training.train_iters": 26}, r"got 26, need 1 to 25: one pass over 100 rows. More passes are epochs"),

@@ -1,0 +1,75 @@
+"""Where a run ends, and what its first ranks are told before a model is built."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_huatuo.model.architecture import get_preset
+from megatron_huatuo.train import setup, start
+from megatron_huatuo.train.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("wanted", "consumed", "last"),
+    [
+        (None, 64, 10),  # 2 steps of 32 rows are done, 32 rows are left for steps of 4
+        (24, 64, 10),
+        (7, 64, 7),
+        (24, 96, 2),  # nothing is left
+    ],
+)
+def test_a_run_ends_with_its_rows_whatever_batch_it_began_with(
+    wanted: int | None, consumed: int, last: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig()
+    config.training.global_batch_size, config.training.train_iters = 4, wanted
+    lengths: list[int] = []
+
+    def build_schedule(config: TrainConfig, optimizer: Any, decay_iters: int) -> SimpleNamespace:
+        lengths.append(decay_iters)
+        return SimpleNamespace(step=lambda steps: None)
+
+    monkeypatch.setattr(start, "build_schedule", build_schedule)
+    monkeypatch.setattr(start, "is_log_rank", lambda: True)
+    run: Any = SimpleNamespace(
+        config=config,
+        rows=range(96),
+        iteration=2,
+        consumed_train_samples=consumed,
+        train_iters=wanted or 24,
+        training=SimpleNamespace(optimizer=None, schedule=None),
+    )
+    with caplog.at_level(logging.WARNING):
+        start._plan_steps(run)
+    assert run.train_iters == last
+    assert lengths == [2 + (96 - consumed) // 4]
+    said = caplog.text.count(f"training.train_iters is 24, but the rows end at step {last} with 4 rows a step")
+    assert said == (wanted == 24)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_deterministic_run_tells_every_kernel_that_has_a_choice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's kernels have none; there megatron-core's slower embedding is left out."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        setup, "build_model", lambda architecture, **settings: told.update(settings) or torch.nn.Module()
+    )
+    for name in ("is_pipeline_first_stage", "is_pipeline_last_stage"):
+        monkeypatch.setattr(setup.parallel_state, name, lambda **options: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    monkeypatch.setattr(setup.tensor_parallel.random, "model_parallel_cuda_manual_seed", lambda seed: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: told.update(torch=mode))
+    for name in ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.setenv(name, "1")
+    config = TrainConfig()
+    config.runtime.deterministic = True
+    setup._seed(config)
+    setup.build_chunks(config, get_preset("toy"), torch.device(device))
+    assert told["torch"] is True and told["deterministic_mode"] is (device == "cuda")
+    assert os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] == "0"
