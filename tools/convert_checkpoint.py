@@ -18,23 +18,25 @@ def main() -> None:
     importing = argument_parser("Hugging Face directory -> checkpoint for any TP, PP and DP; runs no remote code.")
     importing.add_argument("--hf", required=True, help="Hugging Face directory (safetensors or .bin)")
     importing.add_argument("--checkpoint", required=True, help="directory to write the checkpoint into")
-    commands.add_subcommand("import", importing)
+    commands.add_subcommand("import", importing, help=importing.description)
 
     exporting = argument_parser("Checkpoint of any layout -> Hugging Face directory, verified before it is published.")
     exporting.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
     exporting.add_argument("--hf", required=True, help="directory to write")
     exporting.add_argument("--base-hf", help="published base model, for its tokenizer and generation settings")
-    exporting.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: that of the checkpoint")
+    exporting.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="default: that of the checkpoint"
+    )
     exporting.add_argument("--skip-verification", action="store_true", help="publish without comparing logits")
     exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
     exporting.add_argument("--llamafy", action="store_true", help="write a Baichuan2-7B as a Llama, no remote code")
-    commands.add_subcommand("export", exporting)
+    commands.add_subcommand("export", exporting, help=exporting.description)
 
     verifying = argument_parser("Compare weights, token ids, logits and greedy continuation.")
     verifying.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
     verifying.add_argument("--hf", required=True, help="Hugging Face directory")
     verifying.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
-    commands.add_subcommand("verify", verifying)
+    commands.add_subcommand("verify", verifying, help=verifying.description)
 
     arguments = parser.parse_args()
     options = vars(arguments[arguments.command])

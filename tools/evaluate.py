@@ -38,8 +38,8 @@ def _parser() -> ArgumentParser:
         add_dashed_fields(command, PatienceSettings)
     parser = argument_parser(__doc__ or "")
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("exam", exam)
-    commands.add_subcommand("judge", judge)
+    commands.add_subcommand("exam", exam, help=exam.description)
+    commands.add_subcommand("judge", judge, help=judge.description)
     return parser
 
 

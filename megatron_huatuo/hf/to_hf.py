@@ -19,9 +19,9 @@ from megatron_huatuo.hf.streaming import bytes_of, hashing_file, one_torch_threa
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
-_PIECE_BYTES = 64_000_000
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_CODES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+_PIECE_BYTES = 8_000_000  # looked through, hashed and written while it is in the processor's cache
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 @one_torch_thread()
@@ -98,13 +98,17 @@ def _write_shard(
             if name != expected or found != shape:
                 raise DataError(f"wrong tensor: got {name!r} {list(found)}, need {expected!r} {list(shape)}.")
             for rows in _in_pieces(blocks):
+                rows = rows.to(dtype)
                 if not all(bound.isfinite() for bound in torch.aminmax(rows)):
-                    raise DataError(f"tensor {name!r} holds NaN or infinite values. Export an earlier checkpoint.")
-                file.write(bytes_of(rows.to(dtype).contiguous()))
+                    raise DataError(
+                        f"tensor {name!r} holds NaN or infinite values as {dtype}. Export an earlier checkpoint, or, where "
+                        "the numbers are too large for float16, as bfloat16."
+                    )
+                file.write(bytes_of(rows.contiguous()))
     return file.described()
 
 
 def _in_pieces(blocks: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Rows of all blocks, some 64 MB at a time, so that a conversion of their type takes little memory."""
+    """Rows of all blocks, a piece at a time; so a conversion of their type takes little memory, too."""
     for block in blocks:
         yield from block.split(max(1, _PIECE_BYTES // block[0].nbytes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
-    """Tensors of a `.bin` file, mapped into memory rather than read; anything but tensors is refused."""
+    """Tensors of a `.bin` file; anything but tensors is refused. Mapped into memory rather than read, unless torch before
+    1.6 wrote it, which was no zip archive."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise IntegrityError(
             f"file is torn, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     directory = write_model(tmp_path / "hf", SMALL[name], dtype)
     checkpoint = import_hf(directory, tmp_path / "checkpoint")
@@ -93,6 +93,8 @@ def test_wrong_streams_are_refused(tmp_path: Path) -> None:
         write_weights(tmp_path, shapes, [*_blocks(good), ("c", [torch.ones(1)])], torch.float32)
     with pytest.raises(DataError, match="tensor 'b' holds NaN or infinite values"):
         write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, float("nan"), 3])}), torch.float32)
+    with pytest.raises(DataError, match=r"tensor 'b' holds NaN or infinite values as torch\.float16"):
+        write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, 70000.0, 3])}), torch.float16)
 
 
 def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
@@ -247,3 +249,16 @@ def test_end_that_only_config_json_names_comes_along(tmp_path: Path) -> None:
     export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
     assert load_tokenizer(tmp_path / "out").eos_id == load_tokenizer(hf).eos_id == 0
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
+
+
+def test_float16_model_comes_back_as_float16_or_as_what_is_asked_for(tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"], torch.float16)
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    export_checkpoint(checkpoint, tmp_path / "out")
+    export_checkpoint(checkpoint, tmp_path / "bf16", dtype="bfloat16")
+    before = load_file(hf / "model.safetensors")
+    for folder, dtype in (("out", torch.float16), ("bf16", torch.bfloat16)):
+        after = load_file(tmp_path / folder / "model.safetensors")
+        assert all(torch.equal(after[name], before[name].to(dtype)) for name in before)
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")

@@ -127,10 +127,11 @@ def test_truncated_file_is_named(tmp_path: Path, kept: int) -> None:
         open_weights(directory, SMALL["llama"])
 
 
-def test_old_bin_files_give_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_old_bin_files_give_the_same_weights(tmp_path: Path, zipped: bool) -> None:
     directory = write_model(tmp_path / "hf", SMALL["baichuan2-alibi"])
     weights = load_file(directory / "model.safetensors")
-    torch.save(weights, directory / "pytorch_model.bin")
+    torch.save(weights, directory / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (directory / "model.safetensors").unlink()
     files = open_weights(directory, SMALL["baichuan2-alibi"])
     for name, tensor in weights.items():
@@ -147,13 +148,27 @@ class _Harm:
         return os.mkdir, (str(self.path),)
 
 
-def test_malicious_bin_file_is_not_executed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_bin_file_is_not_executed(tmp_path: Path, zipped: bool) -> None:
     directory = write_model(tmp_path / "hf", SMALL["llama"])
     (directory / "model.safetensors").unlink()
-    torch.save({"lm_head.weight": _Harm(tmp_path / "harm")}, directory / "pytorch_model.bin")
+    content = {"lm_head.weight": _Harm(tmp_path / "harm")}
+    torch.save(content, directory / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(IntegrityError, match=r"holds more than tensors: .*pytorch_model\.bin"):
         open_weights(directory, SMALL["llama"])
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_bin_file_is_named(tmp_path: Path, zipped: bool) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    path = directory / "pytorch_model.bin"
+    torch.save(load_file(directory / "model.safetensors"), path, _use_new_zipfile_serialization=zipped)
+    (directory / "model.safetensors").unlink()
+    for kept in (0, 3, 1000, path.stat().st_size - 1000):
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(IntegrityError, match=r"file is torn, or holds more than tensors: .*pytorch_model\.bin"):
+            open_weights(directory, SMALL["llama"])
 
 
 def test_remote_code_beside_the_weights_is_not_executed(tmp_path: Path) -> None:
