@@ -52,13 +52,24 @@ def test_nothing_is_added_cut_or_padded(by_hand):
     assert tokenizer.unk_id == UNK and tokenizer.vocab_size == 17
 
 
-def test_byte_level_tokenizer_json_comes_back_to_the_same_text(tmp_path):
+# Words, numbers of up to three digits, marks with the line breaks behind them, white space (as Llama-3 publishes it).
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("split", [None, SPLIT], ids=["GPT-2's words", "Llama-3's words"])
+def test_byte_level_tokenizer_json_comes_back_to_the_same_text(tmp_path, split):
     """The kind of Llama-3 and Qwen2.5: byte-level BPE with an end-of-text token behind the vocabulary."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     built = tokenizers.Tokenizer(models.BPE())
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    if split is not None:
+        words = pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated")
+        built.pre_tokenizer = pre_tokenizers.Sequence([words, built.pre_tokenizer])
     built.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     built.train_from_iterator(MIXED, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
@@ -67,9 +78,13 @@ def test_byte_level_tokenizer_json_comes_back_to_the_same_text(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [built.get_vocab_size() - 1, 5]}))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.eos_id == tokenizer.vocab_size - 1 and tokenizer.unk_id is None
-    for text in [*MIXED, "a<|end_of_text|>b"]:
+    assert tokenizer.encode("1234a<|end_of_text|>") != built.encode("1234a<|end_of_text|>").ids
+    for text in [*MIXED, "1234567 don't ？\n\n<答>：", "a<|end_of_text|>b"]:
         ids = tokenizer.encode(text)
         assert tokenizer.eos_id not in ids and tokenizer.decode(ids) == text
+        assert tokenizer.encode_batch([text], continues=True)[0].tolist() == ids
+        if "<|" not in text:
+            assert built.encode(text).ids == ids
 
 
 @pytest.mark.parametrize(
