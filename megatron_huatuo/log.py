@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import sys
 import threading
@@ -22,11 +23,16 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("megatron_huatuo")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False
     return logging.getLogger(name if name.startswith("megatron_huatuo") else f"megatron_huatuo.{name}")
+
+
+def now() -> str:
+    """Date and time with the zone's offset, to the second, as ISO 8601 writes them."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def silence_known_warnings() -> None:

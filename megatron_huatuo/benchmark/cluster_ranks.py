@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import socket
@@ -12,9 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megatron_huatuo import __version__
+from megatron_huatuo.train.environment import installed_versions
 
-_PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "apex", "numpy")
 _VARIABLES = ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_")
 
@@ -46,20 +44,6 @@ def describe_rank(device: torch.device) -> RankFacts:
     return RankFacts(
         dist.get_rank(), socket.gethostname(), name, device_id, free_share, installed_versions(), environment
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions that must be equal on all ranks; what is not installed is left out."""
-    versions = {"megatron_huatuo": __version__, "Python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if torch.version.cuda is not None and torch.cuda.is_available():
-        versions["CUDA"] = torch.version.cuda
-        versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return versions
 
 
 def nodes_of(facts: Iterable[RankFacts]) -> dict[str, list[int]]:

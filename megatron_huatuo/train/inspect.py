@@ -12,13 +12,16 @@ from megatron_huatuo.storage.manifest import read_json
 
 
 def describe_run(run_dir: Path) -> list[str]:
-    """status.json, the last line of log.jsonl, checkpoints and settings."""
+    """status.json, the last lines of log.jsonl and starts.jsonl, checkpoints and settings."""
     lines = [f"run {run_dir}"]
     if (run_dir / "status.json").is_file():
         lines += describe_values(read_json(run_dir / "status.json"))
     last = _last_entry(run_dir / "log.jsonl")
     if last is not None:
         lines += ["[last logged step]", *describe_values(last)]
+    start = _last_entry(run_dir / "starts.jsonl")
+    if start is not None:
+        lines += ["[last start]", *describe_values(start)]
     lines += ["[checkpoints]"]
     lines += [f"  {path.name}" for path in complete_checkpoints(run_dir / "checkpoints")] or ["  none"]
     lines += [f"  unfinished: {path.name}" for path in torn_checkpoints(run_dir / "checkpoints")]

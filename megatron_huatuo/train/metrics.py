@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError, IntegrityError
-from megatron_huatuo.log import get_logger
+from megatron_huatuo.log import get_logger, now
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import read_json, write_json
 
@@ -28,6 +29,15 @@ LOG_NAME = "log.jsonl"
 def write_status(run_dir: Path, state: str, reason: str, iteration: int) -> None:
     """status.json. state: running, finished, stopped or failed."""
     write_json(run_dir / "status.json", {"state": state, "reason": reason, "iteration": iteration})
+
+
+def update_status(run_dir: Path, iteration: int) -> None:
+    """Note how far a run is that status.json calls running. A full disk costs the note, never the run."""
+    try:
+        if read_json(run_dir / "status.json")["state"] == "running":
+            write_status(run_dir, "running", "", iteration)
+    except (OSError, IntegrityError, KeyError, TypeError) as unwritable:
+        get_logger(__name__).error("status.json not written: %s", unwritable)
 
 
 def write_failure(run_dir: Path, error: BaseException, since_s: float, iteration: int | None) -> None:
@@ -80,14 +90,17 @@ class MetricsWriter:
     Not-finite numbers become null in log.jsonl, which is JSON. A full disk costs entries, never the run.
     """
 
-    def __init__(self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Any) -> None:
+    def __init__(
+        self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Any, iteration: int = 0
+    ) -> None:
+        """iteration: step that the run goes on from; what TensorBoard shows of later ones is of an attempt that ended."""
         self._file = open(run_dir / LOG_NAME, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)
         if wandb_project is not None:
             self._wandb = _start_wandb(run_dir, wandb_project, config)
 
@@ -123,13 +136,25 @@ class MetricsWriter:
 
 
 def _start_wandb(run_dir: Path, project: str, config: Any) -> Any:
+    """A resumed run goes on in the page of its first start, whose id the run directory keeps."""
     try:
         import wandb
     except ImportError as error:
         raise ConfigError(
             f"wrong logging.wandb_project: got {project!r}, but wandb is not installed. pip install wandb, or leave it out."
         ) from error
-    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, config=to_plain(config), resume="allow")
+    id_file = run_dir / "wandb_id"
+    if not id_file.is_file():
+        with atomic_write(id_file, "w") as handle:
+            handle.write(uuid.uuid4().hex)
+    return wandb.init(
+        project=project,
+        id=id_file.read_text().strip(),
+        dir=str(run_dir),
+        name=run_dir.name,
+        config=to_plain(config),
+        resume="allow",
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -162,8 +187,8 @@ def progress_line(entry: Mapping[str, Any], train_iters: int) -> str:
 
 
 def show_progress(line: str) -> None:
-    """On a terminal the line replaces the one before; in a file every line stays."""
+    """On a terminal the line replaces the one before; in a file every line stays, with its time."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
     else:
-        print(line, file=sys.stderr, flush=True)
+        print(f"{now()}  {line}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_huatuo.log import get_logger
+from megatron_huatuo.log import get_logger, now
 from megatron_huatuo.model.flops import flops_per_token, peak_flops_per_s
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.run import Run
@@ -19,6 +19,7 @@ from megatron_huatuo.train.step import StepResult
 from megatron_huatuo.train.stragglers import StragglerWatch
 
 _NO_PAUSE_S = 1e-3  # looking whether a save is due
+_NOTE_EVERY_S = 10.0
 
 
 class Reporter:
@@ -29,6 +30,8 @@ class Reporter:
         self._window: list[StepResult] = []
         self._started = time.perf_counter()
         self._pauses: dict[str, float] = {}
+        self._steps, self._paused_s = 0, 0.0  # of all entries
+        self._noted = time.monotonic()
         self._stragglers = StragglerWatch(run.config.parallel.pipeline_model_parallel_size)
         self._named: int | None = None
         self._writer = None
@@ -38,16 +41,19 @@ class Reporter:
                 tensorboard=run.config.logging.tensorboard,
                 wandb_project=run.config.logging.wandb_project,
                 config=run.config,
+                iteration=run.iteration,
             )
 
     def add(self, result: StepResult) -> None:
         """Count one step."""
         self._window.append(result)
+        self._steps += 1
         self._stragglers.add(result.seconds_to_reduction)
 
     def pause(self, reason: str, seconds: float) -> None:
         """Time that training waited for a "save" or a "validation": no part of the steps."""
         self._started += seconds
+        self._paused_s += seconds
         self._pauses[reason] = self._pauses.get(reason, 0.0) + seconds
 
     def write(self, validation: Mapping[str, float]) -> None:
@@ -56,7 +62,14 @@ class Reporter:
             entry = self._entry(validation)
             self._writer.write(entry)
             metrics.show_progress(metrics.progress_line(entry, self._run.train_iters))
+            self._note_iteration()
         self._window, self._started, self._pauses = [], time.perf_counter(), {}
+
+    def _note_iteration(self) -> None:
+        """status.json follows the run, every few seconds; what a failing rank has written there stays."""
+        if time.monotonic() - self._noted >= _NOTE_EVERY_S:
+            self._noted = time.monotonic()
+            metrics.update_status(self._run.run_dir, self._run.iteration)
 
     def close(self) -> None:
         """Flush everything."""
@@ -68,9 +81,11 @@ class Reporter:
         step_time_s = (time.perf_counter() - self._started) / steps
         per_rank = run.config.training.global_batch_size * run.rows.seq_length / step_time_s / dist.get_world_size()
         flops_per_s = per_rank * flops_per_token(run.training.architecture, run.rows.seq_length)
+        memory = self._window[-1].memory_gib
         peak = peak_flops_per_s(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
         entry = {
             "iteration": run.iteration,
+            "time": now(),
             "consumed_train_samples": run.consumed_train_samples,
             **self._losses(),
             "grad_norm": self._window[-1].grad_norm,
@@ -83,8 +98,9 @@ class Reporter:
             "data_wait_s": max(_mean([result.data_wait_s for result in self._window])),
             "seconds": self._seconds(step_time_s),
             "pauses_s": {reason: seconds for reason, seconds in self._pauses.items() if seconds > _NO_PAUSE_S},
-            "memory_gib": metrics.memory_gib(run.device),
-            "eta_s": step_time_s * (run.train_iters - run.iteration),
+            "memory_gib": max(memory),
+            "fullest_rank": memory.index(max(memory)),
+            "eta_s": (step_time_s + self._paused_s / self._steps) * (run.train_iters - run.iteration),
             "skipped_steps": sum(not result.updated for result in self._window),
         }
         if straggler := self._name_straggler():

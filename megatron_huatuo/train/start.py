@@ -23,6 +23,7 @@ from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.environment import record_start
 from megatron_huatuo.train.fused_pieces import fused_pieces
 from megatron_huatuo.train.resume import find_checkpoint
 from megatron_huatuo.train.rules import one_pass
@@ -64,6 +65,7 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
     if is_log_rank():
         _announce(run)
         _open_run_directory(run)
+    record_start(run.run_dir, run.iteration)
     dist.barrier()
     return run
 

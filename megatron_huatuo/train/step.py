@@ -20,6 +20,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from megatron_huatuo.dataset.batch import Batch
+from megatron_huatuo.train.metrics import memory_gib
 from megatron_huatuo.train.setup import Training
 
 
@@ -28,8 +29,8 @@ class StepResult:
     """What all ranks agree on after a step.
 
     loss_by_source: sums, tokens_by_source: trained tokens, both [num_sources]. someone_writes: a rank's share of a
-    checkpoint is still being written. nonfinite_microbatches: this rank's own. seconds_to_reduction, data_wait_s:
-    [ranks]. seconds: this rank's time by part of the step.
+    checkpoint is still being written. nonfinite_microbatches: this rank's own. seconds_to_reduction, data_wait_s,
+    memory_gib (the highest so far): [ranks]. seconds: this rank's time by part of the step.
     """
 
     lm_loss: float
@@ -42,6 +43,7 @@ class StepResult:
     nonfinite_microbatches: list[int]
     seconds_to_reduction: list[float]
     data_wait_s: list[float]
+    memory_gib: list[float]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -118,7 +120,8 @@ def train_step(
     by_source = by_microbatch.sum(dim=0)
     broken = bool(found_inf) or not math.isfinite(grad_norm) or not bool(torch.isfinite(by_source).all())
     computed = time.perf_counter()
-    agreed = _agree(by_source, [broken, stop_requested, is_writing], [training.clock.to_reduction_s(), data_wait_s])
+    of_rank = [training.clock.to_reduction_s(), data_wait_s, memory_gib(by_source.device)]
+    agreed = _agree(by_source, [broken, stop_requested, is_writing], of_rank)
     agreement_s = time.perf_counter() - computed
     if not agreed.flags[0]:
         _clip(optimizer, grad_norm)
@@ -135,6 +138,7 @@ def train_step(
         nonfinite_microbatches=_nonfinite(by_microbatch) if agreed.flags[0] else [],
         seconds_to_reduction=agreed.by_rank[0],
         data_wait_s=agreed.by_rank[1],
+        memory_gib=agreed.by_rank[2],
         seconds={"data_wait": data_wait_s, **training.clock.seconds(agreement_s)},
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.engine import launch_rank, read_log
+from tests.distributed.engine import launch_rank, read_log, read_status, wait_for_step
 from tests.distributed.runner import started_ranks
 
 
@@ -37,6 +38,40 @@ def test_a_late_rank_is_named(tmp_path: Path, configure) -> None:
     last = read_log(tmp_path)[-1]["straggler"]
     assert last["rank"] == 1 and last["seconds"] > last["fastest_s"] + 0.2
     assert "straggler" not in read_log(tmp_path)[0]
+
+
+def _with_a_full_rank_1_and_slow_saves(config) -> int:
+    import torch
+
+    from megatron_huatuo.train import report, saving, step
+
+    step.memory_gib = lambda device: 7.0 if torch.distributed.get_rank() == 1 else 2.0
+    report._NOTE_EVERY_S = 0.0
+    save = saving.Saver.save
+
+    def slow(saver) -> None:
+        time.sleep(0.5)
+        save(saver)
+
+    saving.Saver.save = slow
+    return launch_rank(config)
+
+
+def test_an_entry_knows_the_fullest_rank_the_time_and_what_saves_will_take(tmp_path: Path, configure) -> None:
+    config = configure(tmp_path, training={"train_iters": 6}, checkpoint={"save_interval": 1, "keep": 1})
+    with started_ranks(2, _with_a_full_rank_1_and_slow_saves, config) as ranks:
+        wait_for_step(ranks, tmp_path, 3)
+        assert read_status(tmp_path)["state"] == "running" and read_status(tmp_path)["iteration"] >= 2
+        assert ranks.wait(120) == [0, 0], ranks.output()[-4000:]
+    log = read_log(tmp_path)
+    assert {line["memory_gib"] for line in log} == {7.0} and {line["fullest_rank"] for line in log} == {1}
+    assert [line["time"] for line in log] == sorted(line["time"] for line in log)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", log[0]["time"])
+    late = log[4]  # one step and its save are left; 4 of 5 steps were followed by a save of half a second
+    assert late["eta_s"] - late["step_time_s"] >= 0.5 * 4 / 5
+    [start] = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert start["iteration"] == 0 and sum(start["hosts"].values()) == 2
+    assert {"torch", "megatron-core", "megatron_huatuo", "Python"} <= start["versions"].keys()
 
 
 def test_a_trace_of_chosen_steps_is_written_by_every_rank(tmp_path: Path, configure, finish) -> None:

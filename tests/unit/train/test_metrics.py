@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.train.metrics import MetricsWriter, cut_log_back, memory_gib, progress_line, write_status
+from megatron_huatuo.train.metrics import (
+    MetricsWriter,
+    cut_log_back,
+    memory_gib,
+    progress_line,
+    update_status,
+    write_status,
+)
 
 ENTRY = {
     "iteration": 3,
@@ -93,6 +103,33 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     assert "mfu" not in events.Tags()["scalars"]
 
 
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
+    for first, last, loss in ((1, 6, 1.0), (3, 6, 2.0)):
+        writer = MetricsWriter(tmp_path, tensorboard=True, wandb_project=None, config={}, iteration=first - 1)
+        for iteration in range(first, last + 1):
+            writer.write(ENTRY | {"iteration": iteration, "lm_loss": loss})
+        writer.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("lm_loss")]
+    assert shown == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+def test_wandb_goes_on_in_the_page_of_the_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+    stand_in = types.ModuleType("wandb")
+    stand_in.init = lambda **options: begun.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    (tmp_path / "other").mkdir()
+    for run_dir in (tmp_path, tmp_path, tmp_path / "other"):
+        MetricsWriter(run_dir, tensorboard=False, wandb_project="mine", config={}).close()
+    first, resumed, other = (options["id"] for options in begun)
+    assert first == resumed != other and len(first) == 32
+    assert all(options["resume"] == "allow" for options in begun)
+
+
 def test_wandb_that_is_absent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"wrong logging.wandb_project: got 'mine', but wandb is not installed"):
@@ -103,6 +140,14 @@ def test_status_says_state_reason_and_iteration(tmp_path: Path) -> None:
     write_status(tmp_path, "stopped", "file STOP", 7)
     status = json.loads((tmp_path / "status.json").read_text())
     assert status == {"state": "stopped", "reason": "file STOP", "iteration": 7}
+
+
+def test_status_follows_a_run_and_leaves_a_failure(tmp_path: Path) -> None:
+    for state, expected in (("running", 9), ("failed", 7)):
+        write_status(tmp_path, state, "", 7)
+        update_status(tmp_path, 9)
+        status = json.loads((tmp_path / "status.json").read_text())
+        assert (status["state"], status["iteration"]) == (state, expected)
 
 
 def test_one_line_for_a_person() -> None:
