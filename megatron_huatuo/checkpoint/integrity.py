@@ -17,10 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_huatuo.checkpoint.agreement import tell_all_ranks
 from megatron_huatuo.checkpoint.layout import KIND, STATE
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file
 
+_LIMIT_S = 7200.0  # how long one rank may read its files while the others wait
 _CHECKPOINT = "torch.distributed.checkpoint"
 _HARMLESS = {
     "builtins": {"set", "slice"},
@@ -120,6 +122,4 @@ def verify_together(directory: Path) -> str | None:
         verify_checkpoint(directory, rank=dist.get_rank(), world_size=dist.get_world_size())
     except (IntegrityError, OSError) as error:
         message = str(error)
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, message)
-    return next((text for text in messages if text), None)
+    return next((text for text in tell_all_ranks(message, _LIMIT_S) if text), None)

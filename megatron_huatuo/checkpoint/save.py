@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_huatuo.checkpoint.agreement import tell_all_ranks
 from megatron_huatuo.checkpoint.layout import (
     KIND,
     STATE,
@@ -32,6 +33,9 @@ from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.storage.atomic import fsync_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
 
+# What ranks are behind each other beside writing: the coordinator publishes, a writer that was stopped is waited for.
+_SLACK_S = 300.0
+
 
 class SaveError(HuatuoError):
     """A checkpoint that could not be written; the run's earlier checkpoints are untouched."""
@@ -40,7 +44,7 @@ class SaveError(HuatuoError):
 class PendingSave:
     """A checkpoint that has been planned. All ranks have one, and finish it together.
 
-    With `time_limit_s` a process of its own writes this rank's share, from now on; without, `finish` does.
+    In the background a process of its own writes this rank's share, from now on; else `finish` does.
     """
 
     def __init__(
@@ -50,13 +54,15 @@ class PendingSave:
         share: Share,
         training: Mapping[str, Any],
         write_companions: Callable[[Path], None],
-        time_limit_s: float | None,
+        time_limit_s: float,
+        background: bool,
     ) -> None:
-        self.iteration = iteration
+        self.iteration, self.optimizer_format = iteration, training["optimizer_format"]
+        self._limit_s = time_limit_s + _SLACK_S
         self._root, self._share, self._training, self._write_companions = root, share, training, write_companions
         self._writer: WriterProcess | None = None
         self._collect: Callable[[], Written] = share.write
-        if time_limit_s is not None:
+        if background:
             try:
                 self._writer = WriterProcess(share.write, time_limit_s)
                 self._collect = self._writer.result
@@ -70,8 +76,8 @@ class PendingSave:
     def finish(self) -> Path:
         """Wait for the writers, agree on what they did, and publish. Raises: SaveError on every rank when one failed."""
         try:
-            written = on_all_ranks("write its share", self._collect)
-            on_all_ranks("publish it", lambda: self._publish(written) if dist.get_rank() == 0 else None)
+            written = on_all_ranks("write its share", self._collect, self._limit_s)
+            on_all_ranks("publish it", lambda: self._publish(written) if dist.get_rank() == 0 else None, self._limit_s)
         except SaveError:
             if dist.get_rank() == 0:
                 shutil.rmtree(self._share.directory, ignore_errors=True)  # its space may be what the next save needs
@@ -87,9 +93,11 @@ class PendingSave:
         names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
         files |= describe_files(directory, [name for name in names if name not in files])
         write_manifest(directory, KIND, {"iteration": self.iteration}, dict(sorted(files.items())))
+        replaced = directory.with_name(f".{target.name}.replaced.tmp")  # hidden: a torn one, should this end here
         if target.exists():
-            shutil.rmtree(target)
+            os.rename(target, replaced)
         os.rename(directory, target)
+        shutil.rmtree(replaced, ignore_errors=True)
         fsync_directory(self._root)
         write_latest(self._root, self.iteration)
 
@@ -103,25 +111,28 @@ def begin_save(
     write_companions: Callable[[Path], None],
     *,
     optimizer_format: str = PORTABLE,
-    time_limit_s: float | None = None,
+    time_limit_s: float = 1800.0,
+    background: bool = False,
 ) -> PendingSave:
     """Plan one checkpoint with all ranks.
 
     training: content of training.json (consumed_train_samples, fingerprints…); iteration and format are added.
     write_companions: writes config.yaml, architecture.json and tokenizer/ into a directory (called on rank 0).
-    time_limit_s: write in the background, for at most so long; without it `finish` writes, and until then neither
-    weights nor optimizer may change.
+    time_limit_s: how long a rank may write: a writer in the background is stopped then, and ranks that have written wait
+    no longer for one that has not. background: write from now on; else `finish` writes, and until then neither weights
+    nor optimizer may change.
     Raises: SaveError on every rank when one of them fails.
     """
     root = Path(checkpoints)
     directory = unfinished_directory(root, iteration)
-    on_all_ranks("prepare the directory", lambda: _prepare(directory) if dist.get_rank() == 0 else None)
+    limit_s = time_limit_s + _SLACK_S
+    on_all_ranks("prepare the directory", lambda: _prepare(directory) if dist.get_rank() == 0 else None, limit_s)
     sharded = weights_state(model_chunks)
     if optimizer is not None:
         sharded["optimizer"] = optimizer_state(optimizer, sharded, optimizer_format)
     share = plan_share(sharded, directory)
     content = {**training, "iteration": iteration, "optimizer_format": optimizer_format if optimizer else None}
-    return PendingSave(root, iteration, share, content, write_companions, time_limit_s)
+    return PendingSave(root, iteration, share, content, write_companions, time_limit_s, background)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -140,15 +151,17 @@ def _prepare(directory: Path) -> None:
     (directory / STATE).mkdir(parents=True)
 
 
-def on_all_ranks(step: str, action: Callable[[], Any]) -> list[Any]:
-    """Run one step of a save on every rank; returns all ranks' results. Raises SaveError on all when one failed."""
+def on_all_ranks(step: str, action: Callable[[], Any], limit_s: float) -> list[Any]:
+    """Run one step of a save on every rank; returns all ranks' results. Raises SaveError on all when one failed.
+
+    limit_s: how long a rank may be behind the others.
+    """
     failure, result = None, None
     try:
         result = action()
     except Exception as error:  # whatever broke, the other ranks must hear of it
         failure = f"rank {dist.get_rank()} could not {step}: {type(error).__name__}: {error}"
-    outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (failure, result))
+    outcomes = tell_all_ranks((failure, result), limit_s)
     if found := next((text for text, _ in outcomes if text), None):
         raise SaveError(f"checkpoint not saved: {found}. Earlier checkpoints are untouched; free space and go on.")
     return [result for _, result in outcomes]

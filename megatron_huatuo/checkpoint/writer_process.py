@@ -17,7 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
+
 _PR_SET_PDEATHSIG = 1
+_GRACE_S = 10.0  # after SIGKILL; a process that hangs in the kernel (a lost file server) does not end by it
 _libc = ctypes.CDLL(None)
 
 
@@ -32,7 +35,7 @@ class WriterProcess:
         self._result = tempfile.TemporaryFile()  # noqa: SIM115 (closed by result())
         self._time_limit_s, self._deadline = time_limit_s, time.monotonic() + time_limit_s
         self._status: int | None = None
-        self._overdue = False
+        self._overdue = self._given_up = False
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
@@ -43,6 +46,7 @@ class WriterProcess:
         code = 1
         try:
             gc.disable()
+            torch.set_num_threads(1)  # a fork has none of OpenMP's threads, and an operation that asks for them hangs
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
@@ -58,21 +62,25 @@ class WriterProcess:
             os._exit(code)
 
     def is_done(self) -> bool:
-        """Whether it has ended, also by being killed for taking too long."""
+        """Whether it has ended, also by being killed for taking too long, or is given up because not even that helps."""
         if self._status is None:
-            if time.monotonic() > self._deadline and not self._overdue:
+            now = time.monotonic()
+            if now > self._deadline and not self._overdue:
                 self._overdue = True
                 os.kill(self._pid, signal.SIGKILL)
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._status = status
-        return self._status is not None
+            self._given_up = not pid and now > self._deadline + _GRACE_S
+        return self._status is not None or self._given_up
 
     def result(self) -> Any:
         """Wait for the end; what `action` returned. Raises: WriterError."""
         while not self.is_done():
             time.sleep(0.02)
         with self._result:
+            if self._given_up:
+                raise WriterError(f"the writer does not end, {_GRACE_S:g} s after it was killed: its disk hangs")
             if self._overdue:
                 raise WriterError(f"the writer was stopped after its limit of {self._time_limit_s:g} s")
             if self._status != 0:

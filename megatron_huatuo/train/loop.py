@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.dataset.batch import StepBatches
 from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig
@@ -23,7 +24,7 @@ from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.saving import Saver
 from megatron_huatuo.train.setup import is_log_rank
 from megatron_huatuo.train.start import exclusive_run, start
-from megatron_huatuo.train.step import train_step
+from megatron_huatuo.train.step import StepResult, train_step
 from megatron_huatuo.train.validation import validate_on
 from megatron_huatuo.train.watchdog import Watchdog
 
@@ -69,7 +70,7 @@ def loop(run: Run) -> tuple[str, str]:
                     is_writing=saver.is_writing(),
                     data_wait_s=batches.data_wait_s,
                 )
-                guard.check(run, result)
+            _guard(run, result, guard, saver, watchdog)
             run.iteration += 1
             run.consumed_train_samples += config.training.global_batch_size
             reporter.add(result)
@@ -85,6 +86,17 @@ def loop(run: Run) -> tuple[str, str]:
         for part in (batches, reporter, profiler, watchdog):
             part.close()
     return ("stopped", _stop_reason(run)) if stopped else ("finished", "all steps done")
+
+
+def _guard(run: Run, result: StepResult, guard: NonfiniteGuard, saver: Saver, watchdog: Watchdog) -> None:
+    """A step that must not count stops all ranks; a save of sound weights that is still being written is not lost by it."""
+    try:
+        with watchdog.watching(f"look at the numbers of step {run.iteration + 1}"):
+            guard.check(run, result)
+    except HuatuoError:
+        with watchdog.watching("the save before the stop", may_end=False):
+            saver.finish()
+        raise
 
 
 def _log_and_validate(run: Run, reporter: Reporter) -> None:

@@ -1,5 +1,8 @@
 """When a run saves, in which form, and what lies beside the tensors.
 
+Portable are: every save where `checkpoint.portable` says so or the state is small, the next one after a request, and the
+one after the last step. A run that is stopped before saves in the routine form: its next start has the same layout.
+
 Invariant: at most one checkpoint is being written; a failed routine save is reported and the run goes on, a failed last
 one is an error.
 """
@@ -13,13 +16,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_huatuo.checkpoint.layout import prune
+from megatron_huatuo.checkpoint.layout import iteration_name, prune
 from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.model.flops import count_parameters
-from megatron_huatuo.storage.manifest import write_json
+from megatron_huatuo.storage.manifest import read_json, write_json
 from megatron_huatuo.train.resume import fingerprints
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank
@@ -37,6 +40,7 @@ class Saver:
         wanted = run.config.checkpoint.asynchronous
         self._asynchronous = run.device.type == "cuda" if wanted is None else wanted
         self._began_s = 0.0
+        self._format = _format_of_last_save(run)
 
     def is_writing(self) -> bool:
         """Whether this rank's share of a save is still being written in the background."""
@@ -49,19 +53,20 @@ class Saver:
     def save(self) -> None:
         """Begin a routine save; without `checkpoint.asynchronous` also end it."""
         self.finish()
-        limit_s = 60 * self._run.config.checkpoint.save_timeout_minutes
         try:
-            self._pending = self._begin(final=False, time_limit_s=limit_s if self._asynchronous else None)
+            self._pending = self._begin(self._wants_portable(is_last=False), background=self._asynchronous)
         except SaveError as error:
             self._report(error)
         if not self._asynchronous:
             self.finish()
 
     def save_last(self) -> None:
-        """The save that ends a run: portable, and here at once. Raises: SaveError."""
+        """The save that ends a run, here at once. Raises: SaveError."""
         self.finish()
-        if self._run.last_saved != self._run.iteration:
-            self._publish(self._begin(final=True, time_limit_s=None))
+        run = self._run
+        portable = self._wants_portable(is_last=True) or run.iteration == run.train_iters
+        if run.last_saved != run.iteration or (portable and self._format != PORTABLE):
+            self._publish(self._begin(portable, background=False))
 
     def finish(self) -> None:
         """Publish the pending save, waiting for its writers where they are not done."""
@@ -73,7 +78,7 @@ class Saver:
         except SaveError as error:
             self._report(error)
 
-    def _begin(self, *, final: bool, time_limit_s: float | None) -> PendingSave:
+    def _begin(self, portable: bool, *, background: bool) -> PendingSave:
         run, parallel = self._run, self._run.config.parallel
         self._began_s = time.perf_counter()
         training = {
@@ -87,7 +92,6 @@ class Saver:
             },
             "source_names": run.rows.source_names,
         }
-        optimizer_format = PORTABLE if final or self._wants_portable() else ROUTINE
         _set_forward_hooks(run, enabled=False)
         try:
             return begin_save(
@@ -97,14 +101,19 @@ class Saver:
                 run.training.optimizer,
                 training,
                 self._write_companions,
-                optimizer_format=optimizer_format,
-                time_limit_s=time_limit_s,
+                optimizer_format=PORTABLE if portable else ROUTINE,
+                time_limit_s=60 * run.config.checkpoint.save_timeout_minutes,
+                background=background,
             )
         finally:
             _set_forward_hooks(run, enabled=True)
 
-    def _wants_portable(self) -> bool:
-        requested = torch.tensor([int(self._run.stop.portable_requested())], device=self._run.device)
+    def _wants_portable(self, *, is_last: bool) -> bool:
+        """What settings, size and a request say; the same on all ranks. Asking takes the request, but one that was made
+        together with a stop is left for the last save."""
+        stop = self._run.stop
+        is_requested = (is_last or not stop.requested()) and stop.portable_requested()
+        requested = torch.tensor([int(is_requested)], device=self._run.device)
         dist.broadcast(requested, src=0)
         wanted = self._run.config.checkpoint.portable
         if wanted is None:
@@ -114,7 +123,7 @@ class Saver:
     def _publish(self, pending: PendingSave) -> None:
         directory = pending.finish()
         run = self._run
-        run.last_saved = pending.iteration
+        run.last_saved, self._format = pending.iteration, pending.optimizer_format
         if is_log_rank():
             get_logger(__name__).info("saved %s in %.1f s", directory, time.perf_counter() - self._began_s)
             prune(run.checkpoints, run.config.checkpoint.keep, run.config.checkpoint.keep_every)
@@ -128,9 +137,13 @@ class Saver:
         run = self._run
         write_json(directory / "architecture.json", run.training.architecture.to_dict())
         shutil.copyfile(run.run_dir / "config.yaml", directory / "config.yaml")
-        (directory / "tokenizer").mkdir()
-        for name, file in load_tokenizer(run.rows.tokenizer["path"]).files.items():
-            shutil.copyfile(file, directory / "tokenizer" / name)
+        load_tokenizer(run.rows.tokenizer["path"]).copy_to(directory / "tokenizer")
+
+
+def _format_of_last_save(run: Run) -> str | None:
+    if run.last_saved is None:
+        return None
+    return read_json(run.checkpoints / iteration_name(run.last_saved) / "training.json")["optimizer_format"]
 
 
 def _set_forward_hooks(run: Run, *, enabled: bool) -> None:

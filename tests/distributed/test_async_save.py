@@ -74,6 +74,36 @@ def test_a_writer_that_goes_wrong_costs_one_checkpoint_and_nothing_else(
     assert outcome(tmp_path) == undisturbed
 
 
+def _late_writer(config) -> int:
+    """A run whose rank 1 writes its first save for longer than a collective may take."""
+    from megatron_huatuo.checkpoint import share
+
+    write = share.Share.write
+
+    def late(part: share.Share) -> share.Written:
+        if os.environ["RANK"] == "1" and "0000003" in part.directory.name:
+            time.sleep(5)
+        return write(part)
+
+    share.Share.write = late
+    return launch_rank(config)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_rank_that_writes_for_longer_than_a_collective_may_take_is_waited_for(
+    asynchronous: bool, tmp_path: Path, configure
+) -> None:
+    config = configure(
+        tmp_path,
+        training={"train_iters": 4},
+        checkpoint={"asynchronous": asynchronous, "save_timeout_minutes": 1.0},
+        runtime={"distributed_timeout_minutes": 0.05},
+    )
+    with started_ranks(2, _late_writer, config) as ranks:
+        assert ranks.wait(60) == [0, 0], ranks.output()[-4000:]
+    assert names(tmp_path) == ["iter_0000004", "iter_0000003"]
+
+
 def _slow_writer(config) -> int:
     """A run whose second save takes longer than the rest of the run would."""
     from megatron_huatuo.checkpoint import share

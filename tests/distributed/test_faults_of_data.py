@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.blend.replan import replan_blend
+from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.index.build import build_index
@@ -181,6 +183,28 @@ def test_a_gradient_that_is_not_finite_is_found_too_and_names_the_rows_of_its_ba
     rows = PackedRows(sample_blend)
     sources = sorted({rows.source_names[source] for row in range(8, 12) for source, _ in rows.documents_of(row)})
     assert f"not finite at iteration 3: ranks all (gradient), rows 8 to 11, sources {sources}" in output
+
+
+def _with_a_broken_number_while_a_writer_works(config) -> int:
+    from megatron_huatuo.checkpoint import share
+
+    write = share.Share.write
+
+    def slow(part: share.Share) -> share.Written:
+        time.sleep(2)
+        return write(part)
+
+    share.Share.write = slow
+    return _with_a_broken_number(config, [BROKEN_STEP])
+
+
+def test_a_save_in_the_background_is_finished_before_a_number_stops_the_run(tmp_path: Path, configure) -> None:
+    config = configure(tmp_path, checkpoint={"asynchronous": True, "save_interval": BROKEN_STEP - 1})
+    with started_ranks(2, _with_a_broken_number_while_a_writer_works, config) as ranks:
+        assert ranks.wait(60) == [1, 1]
+        assert "not finite at iteration 3" in ranks.output(0)
+    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["iter_0000002"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "2\n"
 
 
 def test_a_run_that_skips_every_step_is_ended(tmp_path: Path, configure) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from megatron_huatuo.checkpoint import writer_process
 from megatron_huatuo.checkpoint.writer_process import WriterError, WriterProcess
 
 
@@ -45,6 +46,35 @@ def test_a_failure_comes_back(action, message: str) -> None:
 def test_it_is_stopped_after_its_limit() -> None:
     with pytest.raises(WriterError, match=r"stopped after its limit of 0\.2 s"):
         WriterProcess(lambda: time.sleep(600), time_limit_s=0.2).result()
+
+
+def test_it_is_given_up_when_not_even_a_kill_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in the kernel; here, the kill does not arrive."""
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(writer_process, "_GRACE_S", 0.3)
+    writer = WriterProcess(lambda: time.sleep(600), time_limit_s=0.2)
+    try:
+        with pytest.raises(WriterError, match=r"the writer does not end, 0\.3 s after it was killed: its disk hangs"):
+            writer.result()
+        assert writer.is_done()
+    finally:
+        kill(writer._pid, signal.SIGKILL)
+        os.waitpid(writer._pid, 0)
+
+
+def test_it_writes_what_more_than_one_thread_made() -> None:
+    """A clone uses OpenMP, whose threads a fork does not have."""
+    program = (
+        "import torch\n"
+        "from megatron_huatuo.checkpoint.writer_process import WriterProcess\n"
+        "assert torch.get_num_threads() == 2\n"
+        "made = torch.ones(1 << 20) * 2\n"
+        "print(WriterProcess(lambda: float(made.clone().sum()), 20).result())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout == f"{2.0 * (1 << 20)}\n", done.stderr
 
 
 def test_requests_to_stop_do_not_reach_it() -> None:

@@ -111,7 +111,9 @@ def test_every_node_gets_one_launcher_and_the_address_of_the_first(job: Job) -> 
 
 def test_flags_for_srun_are_passed_on(job: Job) -> None:
     job.finish(job.start("finish", saved=9, SRUN_FLAGS="--container-image=image --mpi=none"))
-    assert job.calls[0].startswith("srun --kill-on-bad-exit=1 --cpu-bind=none --container-image=image --mpi=none examples/")
+    assert job.calls[0].startswith(
+        "srun --kill-on-bad-exit=1 --cpu-bind=none --container-image=image --mpi=none examples/"
+    )
 
 
 def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
