@@ -1,7 +1,7 @@
 """A model and its tokenizer from a Hugging Face directory, and how a conversation becomes a reply.
 
 Invariant: no code and no pickle of the directory is executed unless `trust_remote_code` says so, nothing is ever
-downloaded, and generation is greedy whatever the directory's own settings say.
+downloaded, and generation is greedy whatever the directory's own settings say. Our own exports never need it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
+from megatron_huatuo.hf.own_code import has_own_code
 from megatron_huatuo.hf.tokenizer_files import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
 
@@ -47,10 +48,16 @@ class ChatModel:
         self._split_special_tokens = not any(token in frame for token in special)
 
     def _load(self, trust_remote_code: bool) -> None:
-        common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        model_class: Any = transformers.AutoModelForCausalLM
+        common: dict[str, Any] = {"local_files_only": True}
+        if has_own_code(self.directory):  # an export of Baichuan2
+            from megatron_huatuo.hf.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
+
+            model_class, common["config"] = BaichuanForCausalLM, BaichuanConfig.from_pretrained(self.directory)
+        common["trust_remote_code"] = trust_remote_code
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory, **common)
         # Safetensors only, unless the directory is trusted: a `.bin` file is a pickle.
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+        self.model = model_class.from_pretrained(
             self.directory,
             dtype=self._dtype(),
             use_safetensors=None if trust_remote_code else True,
@@ -64,7 +71,7 @@ class ChatModel:
         self.model.generation_config = transformers.GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id
         )
-        self.max_positions = int(getattr(self.model.config, "max_position_embeddings", 1 << 31))
+        self.max_positions = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 31)
 
     def _dtype(self) -> Any:
         if self.settings.dtype != "auto":

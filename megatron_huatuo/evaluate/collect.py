@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_huatuo.errors import ConfigError, EndpointError
@@ -43,11 +43,12 @@ def is_failed(reply: GeneratedReply) -> bool:
 
 @contextmanager
 def output_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Create an output directory and keep it for this process alone.
+    """Create an output directory and keep it for this process alone; one that a failed block left empty is removed.
 
     Raises: ConfigError when another process writes there, or when it is a file.
     """
     directory = Path(path)
+    is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -61,5 +62,10 @@ def output_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
                 f"another process writes to {directory}. Wait for it, or choose another --output."
             ) from error
         yield directory
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # not empty: a rerun goes on with what is there
+                directory.rmdir()
+        raise
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.manifest import read_json, sha256_file
 
 _FILE = "modeling_baichuan.py"
 _SOURCE = Path(__file__).with_name(_FILE)
@@ -24,6 +24,8 @@ def add_own_code(directory: Path, config: dict[str, Any]) -> None:
 
 
 def has_own_code(directory: Path) -> bool:
-    """Whether the Python file that lies in a directory is the one of this package."""
+    """Whether a Hugging Face directory is a Baichuan2 whose Python file is the one of this package."""
     found = directory / _FILE
-    return found.is_file() and sha256_file(found) == sha256_file(_SOURCE)
+    if not found.is_file() or sha256_file(found) != sha256_file(_SOURCE):
+        return False
+    return read_json(directory / "config.json").get("model_type") == "baichuan"

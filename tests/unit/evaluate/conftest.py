@@ -71,6 +71,25 @@ def model_directory(tmp_path_factory):
     return directory
 
 
+@pytest.fixture
+def baichuan_directory(model_directory, tmp_path):
+    """An export of Baichuan2: random weights, the project's own Python file, the same tokenizer."""
+    import dataclasses
+    import shutil
+
+    from megatron_huatuo.hf.own_code import add_own_code
+    from tests.unit.hf.small_models import SMALL, write_model
+
+    rows = json.loads((model_directory / "config.json").read_text())["vocab_size"]
+    directory = write_model(tmp_path / "baichuan", dataclasses.replace(SMALL["baichuan2-alibi"], vocab_size=rows))
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(model_directory / name, directory)
+    config = json.loads((directory / "config.json").read_text())
+    add_own_code(directory, config)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 @pytest.fixture(scope="session")
 def write_questions():
     """Write an exam of `count` questions: half single, half multiple answer; question k has answer "ABCDE"[k % 5]."""

@@ -104,3 +104,9 @@ def test_tool_answers_lines_of_stdin_until_stop(model_directory, model):
 def test_wrong_directory_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         run_chat(tmp_path, [], io.StringIO(), settings=SHORT)
+
+
+def test_an_export_of_baichuan2_talks_without_a_flag(baichuan_directory):
+    screen = io.StringIO()
+    run_chat(baichuan_directory, [], screen, question="头痛？", settings=ReplySettings(max_new_tokens=3, device="cpu"))
+    assert screen.getvalue().startswith(DISCLAIMER)

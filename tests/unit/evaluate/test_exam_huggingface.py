@@ -222,6 +222,26 @@ def test_code_in_the_directory_runs_only_with_the_flag(model_directory, write_qu
     assert trace.exists()
 
 
+def test_an_export_of_baichuan2_sits_the_exam_without_a_flag(baichuan_directory, write_questions, tmp_path):
+    questions = write_questions(tmp_path / "q.jsonl", 2)
+    command = [sys.executable, "tools/evaluate.py", "exam", "--model", baichuan_directory, "--questions", questions]
+    command += ["--output", tmp_path / "out", "--max-new-tokens", "3", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "model of type" not in done.stderr and "trust_remote_code" not in done.stderr
+    assert len(read_lines(tmp_path / "out" / "replies.jsonl")) == 2
+
+
+def test_changed_code_of_an_export_is_not_run_and_leaves_no_output(baichuan_directory, write_questions, tmp_path):
+    with open(baichuan_directory / "modeling_baichuan.py", "a") as handle:
+        handle.write(f"open({str(tmp_path / 'executed')!r}, 'w').close()\n")
+    questions = write_questions(tmp_path / "q.jsonl", 1)
+    with pytest.raises(ConfigError, match="its own Python code, which is not executed"):
+        run_exam(model=baichuan_directory, questions=[questions], output=tmp_path / "out", generation=SHORT)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_pickled_weights_are_refused(model_directory, write_questions, tmp_path):
     import shutil
 
