@@ -16,6 +16,7 @@ from megatron_huatuo.host import enable_device, resolve_device
 from megatron_huatuo.model.attention_backend import has_transformer_engine
 from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.inputs import check_inputs
 from megatron_huatuo.train.loop import train
 from megatron_huatuo.train.rules import validate
 
@@ -36,6 +37,7 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
     share = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     rows = PackedRows(config.data.blend, verify=config.data.verify_hashes, share=share)
     train_iters = validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=world_size)
+    check_inputs(config, rows)
     if dry_run:
         if rank == 0:
             print(dump_yaml(config), end="")

@@ -135,19 +135,24 @@ class MetricsWriter:
             self._wandb.finish()
 
 
-def _start_wandb(run_dir: Path, project: str, config: Any) -> Any:
-    """A resumed run goes on in the page of its first start, whose id the run directory keeps."""
+def import_wandb(project: str) -> Any:
+    """The package of logging.wandb_project. Raises: ConfigError when it is absent."""
     try:
         import wandb
     except ImportError as error:
         raise ConfigError(
             f"wrong logging.wandb_project: got {project!r}, but wandb is not installed. pip install wandb, or leave it out."
         ) from error
+    return wandb
+
+
+def _start_wandb(run_dir: Path, project: str, config: Any) -> Any:
+    """A resumed run goes on in the page of its first start, whose id the run directory keeps."""
     id_file = run_dir / "wandb_id"
     if not id_file.is_file():
         with atomic_write(id_file, "w") as handle:
             handle.write(uuid.uuid4().hex)
-    return wandb.init(
+    return import_wandb(project).init(
         project=project,
         id=id_file.read_text().strip(),
         dir=str(run_dir),

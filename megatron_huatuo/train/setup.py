@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,16 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
-from megatron_huatuo.checkpoint.integrity import verify_together
-from megatron_huatuo.checkpoint.layout import resolve_checkpoint
-from megatron_huatuo.checkpoint.store import load_weights
-from megatron_huatuo.errors import ConfigError, IntegrityError
-from megatron_huatuo.hf.config import load_architecture
-from megatron_huatuo.hf.from_hf import load_hf_weights
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.build import build_model
 from megatron_huatuo.model.parallel import ParallelConfig
-from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.train.clock import StepClock
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.first_weights import load_first_weights
+
+# Parameters of a bucket of gradients, at least. Routine checkpoints hold the optimizer bucket by bucket, so the size follows
+# neither from the number of data-parallel ranks nor from what overlaps: both may change on resume.
+BUCKET_SIZE = 40_000_000
 
 
 @dataclass
@@ -138,51 +135,20 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
     return chunks
 
 
-def load_first_weights(origin: str, chunks: list[MegatronModule], architecture: Architecture) -> None:
-    """Weights from a Hugging Face directory (it has a config.json) or a checkpoint.
-
-    Raises: ConfigError when `origin` is neither, or its weights belong to a model that computes something else;
-    IntegrityError when a checkpoint is damaged.
-    """
-    path = Path(origin)
-    if (path / "config.json").is_file():
-        _refuse_differences(architecture, load_architecture(path), path)
-        load_hf_weights(chunks, path, architecture)
-        return
-    if not path.is_dir():
-        raise ConfigError(
-            f"wrong model.init_from: got {origin}, need a Hugging Face directory or a checkpoint. Check the path; a model "
-            "of the Hub is downloaded first: hf download ORGANISATION/NAME --local-dir DIR."
-        )
-    directory = resolve_checkpoint(path)
-    if problem := verify_together(directory):
-        raise IntegrityError(problem)
-    _refuse_differences(architecture, Architecture.from_dict(read_json(directory / "architecture.json")), directory)
-    load_weights(directory, chunks)
-
-
-def _refuse_differences(architecture: Architecture, published: Architecture, path: Path) -> None:
-    """Weights of equal shapes would load without a word into a model with other positions or another epsilon."""
-    if differences := architecture.differences(published):
-        told = ", ".join(f"{name} is {own} in the run and {theirs} there" for name, own, theirs in differences)
-        raise ConfigError(
-            f"model.init_from does not belong to the run's model: {told} ({path}). Name the model that the weights were "
-            "trained as: its directory under model.hf, or another model.preset."
-        )
-
-
 def _wrap(config: TrainConfig, chunks: list[MegatronModule], device: torch.device) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
-        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_grad_reduce=True,  # without it megatron-core makes one bucket of all parameters
         overlap_param_gather=config.parallel.overlap_param_gather,
+        bucket_size=BUCKET_SIZE,
     )
     wrapped = []
     for index, chunk in enumerate(chunks):
         model = Float16Module(chunk.config, chunk) if config.training.precision == "bf16" else chunk
         # Buckets of later chunks are not split: their gradients come first, when there is nothing to overlap with.
         wrapped.append(DistributedDataParallel(chunk.config, ddp_config, model, disable_bucketing=index > 0))
+    ddp_config.overlap_grad_reduce = config.parallel.overlap_grad_reduce  # is read anew in each step
     for chunk in wrapped:
         chunk.broadcast_params()
     return wrapped

@@ -25,12 +25,12 @@ from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.environment import record_start
 from megatron_huatuo.train.fused_pieces import fused_pieces
+from megatron_huatuo.train.inputs import open_held_out
 from megatron_huatuo.train.resume import find_checkpoint
 from megatron_huatuo.train.rules import one_pass
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import build_schedule, build_training, is_log_rank
 from megatron_huatuo.train.stop import StopRequest
-from megatron_huatuo.train.validation import HeldOut
 
 _log = get_logger(__name__)
 
@@ -38,7 +38,6 @@ _log = get_logger(__name__)
 def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_iters: int) -> Run:
     """Build a run and load its newest sound checkpoint, if it has one; all ranks take part."""
     architecture = config.model.architecture()
-    _check_vocabulary(architecture, rows)
     found = find_checkpoint(config, architecture, rows)
     layout = BatchLayout(
         config.training.global_batch_size,
@@ -46,11 +45,7 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
-    tokenizer = rows.tokenizer["sha256"]
-    held_out = [
-        HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
-        for source in config.data.validation
-    ]
+    held_out = open_held_out(config, rows)
     if config.parallel.tp_comm_overlap:
         _initialize_overlap(config, architecture, rows.seq_length)
     training = build_training(config, architecture, device, train_iters, first_weights=found is None)
@@ -101,15 +96,6 @@ def _initialize_overlap(config: TrainConfig, architecture: Architecture, seq_len
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         fp8=config.training.fp8 is not None,
     )
-
-
-def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
-    size = rows.tokenizer["vocab_size"]
-    if size > architecture.vocab_size:
-        raise DataError(
-            f"tokenizer does not fit the model: got {size} ids, but the embedding has {architecture.vocab_size} rows. "
-            "Index the data with the model's own tokenizer."
-        )
 
 
 def _open_run_directory(run: Run) -> None:

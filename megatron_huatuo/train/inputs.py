@@ -1,0 +1,52 @@
+"""What a run needs besides its blend: first weights, held-out indexes, optional packages.
+
+Invariant: `check_inputs` looks at all of them before any process group starts, reads headers alone, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_huatuo.checkpoint.layout import complete_checkpoints
+from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.hf.weight_files import open_weights
+from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.first_weights import find_first_weights
+from megatron_huatuo.train.metrics import import_wandb
+from megatron_huatuo.train.validation import HeldOut
+
+
+def check_inputs(config: TrainConfig, rows: PackedRows) -> None:
+    """Refuse what would fail later. A run that resumes needs no first weights.
+
+    Raises: ConfigError, DataError or IntegrityError naming the setting or the file.
+    """
+    architecture = config.model.architecture()
+    _check_vocabulary(architecture, rows)
+    open_held_out(config, rows)
+    if config.logging.wandb_project is not None:
+        import_wandb(config.logging.wandb_project)
+    if config.model.init_from is not None and not complete_checkpoints(Path(config.run_dir) / "checkpoints"):
+        directory, is_hugging_face = find_first_weights(config.model.init_from, architecture)
+        if is_hugging_face:
+            open_weights(directory, architecture)
+
+
+def open_held_out(config: TrainConfig, rows: PackedRows) -> list[HeldOut]:
+    """The indexes of data.validation. Raises: DataError, IntegrityError."""
+    tokenizer = rows.tokenizer["sha256"]
+    return [
+        HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
+        for source in config.data.validation
+    ]
+
+
+def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
+    size = rows.tokenizer["vocab_size"]
+    if size > architecture.vocab_size:
+        raise DataError(
+            f"tokenizer does not fit the model: got {size} ids, but the embedding has {architecture.vocab_size} rows. "
+            "Index the data with the model's own tokenizer."
+        )
