@@ -7,13 +7,15 @@ settings that do. Needs no GPU and does not load torch.
 from __future__ import annotations
 
 import dataclasses
+import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_huatuo.benchmark.gpus import Gpu
 from megatron_huatuo.benchmark.memory import RankMemory, rank_memory, rank_parameters
+from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.model.flops import count_parameters, flops_per_token
@@ -195,16 +197,19 @@ def _other_layouts(plan: Plan) -> Iterator[TrainConfig]:
                 yield dataclasses.replace(plan.config, parallel=parallel, training=training)
 
 
-def describe_layout(config: TrainConfig) -> str:
-    """The settings that decide memory, as flags of tools/train.py."""
-    parallel, training = config.parallel, config.training
-    flags: dict[str, Any] = {
-        "parallel.tensor_model_parallel_size": parallel.tensor_model_parallel_size,
-        "parallel.pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "training.micro_batch_size": training.micro_batch_size,
-        "training.recompute_granularity": training.recompute_granularity or "null",
-    }
-    return " ".join(f"--{key} {value}" for key, value in flags.items())
+_DECISIVE = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size", "recompute_granularity")
+
+
+def describe_layout(config: TrainConfig, instead_of: TrainConfig | None = None) -> str:
+    """The settings that decide memory, as flags of tools/train.py; with `instead_of` also all others of the sections
+    parallel and training that differ, so that the flags turn that configuration into this one."""
+    flags = []
+    for section in ("parallel", "training"):
+        before = to_plain(getattr(instead_of or config, section))
+        for key, value in to_plain(getattr(config, section)).items():
+            if key in _DECISIVE or value != before[key]:
+                flags.append(f"--{section}.{key} {shlex.quote(json.dumps(value))}")
+    return " ".join(flags)
 
 
 def check_plan(plan: Plan) -> None:
@@ -222,7 +227,7 @@ def check_plan(plan: Plan) -> None:
     others = alternatives(plan)
     if others:
         fixes = "\n".join(
-            f"  {describe_layout(other.config)}  ({other.memory.total / GIB:.1f} GiB)" for other in others
+            f"  {describe_layout(other.config, plan.config)}  ({other.memory.total / GIB:.1f} GiB)" for other in others
         )
         raise ConfigError(f"{problem} These fit, as planned:\n{fixes}")
     raise ConfigError(f"{problem} No layout of {plan.cluster.gpus} such GPUs holds it: use more, or larger ones.")

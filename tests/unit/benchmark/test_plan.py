@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from megatron_huatuo.benchmark.gpus import GPUS, get_gpu
 from megatron_huatuo.benchmark.memory import layer_activations, layers_in_flight, rank_memory, rank_parameters
 from megatron_huatuo.benchmark.plan import Cluster, alternatives, check_plan, plan_run
 from megatron_huatuo.benchmark.plan_text import format_plan
+from megatron_huatuo.config import argument_parser, dump_yaml
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.model.architecture import PRESETS, Architecture
 from megatron_huatuo.model.flops import count_parameters, flops_per_token
@@ -265,6 +267,35 @@ def test_what_does_not_fit_is_refused_with_layouts_that_fit() -> None:
     found = alternatives(plan)
     assert found and all(other.fits for other in found)
     assert found[0].step_time_s == min(other.step_time_s for other in found)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings"),
+    [
+        (8, {"micro_batch_size": 4, "recompute_granularity": "full", "recompute_num_layers": 32}),
+        (8, {"micro_batch_size": 8, "recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}),
+        (8, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 16}),
+        (8, {"tensor_model_parallel_size": 2, "sequence_parallel": False, "micro_batch_size": 16}),
+        (16, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "micro_batch_size": 8}),
+        (8, {"tensor_model_parallel_size": 4, "tp_comm_overlap": True, "micro_batch_size": 32}),
+    ],
+    ids=str,
+)
+def test_the_flags_of_a_proposal_give_the_run_that_was_planned(
+    gpus: int, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = plan_7b(gpus=gpus, rows=128_000, **settings)
+    with pytest.raises(ConfigError, match="These fit") as refused:
+        check_plan(plan)
+    proposals = [line.rpartition("  (")[0].strip() for line in str(refused.value).splitlines()[1:]]
+    config_file = tmp_path / "train.yaml"
+    config_file.write_text(dump_yaml(plan.config))
+    parser = argument_parser("", config_file=True)
+    parser.add_class_arguments(TrainConfig)
+    for flags, other in zip(proposals, alternatives(plan), strict=True):
+        options = parser.instantiate(parser.parse_args(["--config", str(config_file), *shlex.split(flags)]))
+        config = TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)})
+        assert plan_run(config, plan.cluster, seq_length=4096, rows=128_000) == other
 
 
 def test_what_fits_nowhere_is_said() -> None:
