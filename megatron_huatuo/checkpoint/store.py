@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.serialization import get_default_load_shar
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_huatuo.checkpoint import adam_state
 from megatron_huatuo.checkpoint.integrity import verify_together
@@ -84,6 +85,12 @@ def _load(directory: Path, sharded: dict[str, Any]) -> dict[str, Any]:
         return dist_checkpointing.load(sharded, path, strategy)
     except dist_checkpointing.core.CheckpointingException as error:
         raise IntegrityError(f"checkpoint does not fit the model: {error} ({directory}).") from error
+    except CheckpointException as error:  # torch's: no Exception, and its text is the tracebacks of all ranks
+        first = next((str(failure) for failure, _ in error.failures.values()), str(error)).splitlines()[0]
+        raise IntegrityError(
+            f"checkpoint does not fit the run: {first} ({directory}). Resume with the version and the settings that it was "
+            "saved with."
+        ) from error
 
 
 def load_training_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,21 @@ import pytest
 from megatron_huatuo.checkpoint.layout import complete_checkpoints, iteration_of
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.train.config import TrainConfig
-from tests.distributed.engine import train_rank
+from tests.distributed.engine import outcome, read_log, train_rank
 from tests.distributed.runner import run_ranks
 
 LAST = 6
+SMALL_BUCKETS = 50_000  # several in the toy model
+
+# name: (ranks, parallel section)
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "DP1": (1, {}),
+    "DP2": (2, {}),
+    "DP2 overlapped": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "DP4": (4, {}),
+    "TP2": (2, {"tensor_model_parallel_size": 2}),
+    "PP2 interleaved": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+}
 
 
 def formats(run_dir: Path) -> dict[int, str]:
@@ -78,3 +90,79 @@ def test_a_routine_checkpoint_of_the_last_step_is_replaced_by_a_portable_one(tmp
     assert run_ranks(1, train_rank, routine(configure, tmp_path, training={"train_iters": 3})) == ["finished"]
     assert formats(tmp_path) == {3: PORTABLE}
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000003", "latest"]
+
+
+def test_resume_in_the_routine_form_is_bitwise(tmp_path: Path, configure, finish, undisturbed) -> None:
+    config = configure(tmp_path, checkpoint={"portable": False})
+    assert run_ranks(2, _stop_after, config, 3, "STOP") == ["stopped", "stopped"]
+    assert formats(tmp_path) == {3: ROUTINE}
+    finish(config)
+    assert outcome(tmp_path) == undisturbed
+
+
+def _in_buckets(size: int, function: Callable[..., str], *arguments: Any) -> str:
+    from megatron_huatuo.train import setup
+
+    setup.BUCKET_SIZE = size
+    return function(*arguments)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, configure) -> dict[str, Any]:
+    """The model section of every run: pipeline stages would draw other first weights."""
+    config = configure(tmp_path_factory.mktemp("first"), training={"train_iters": 1})
+    run_ranks(1, train_rank, config)
+    return {"init_from": config.run_dir}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, configure, first: dict[str, Any]) -> list[dict[str, Any]]:
+    """The log of one rank that nobody stopped."""
+    config = routine(configure, tmp_path_factory.mktemp("reference"), model=first)
+    run_ranks(1, train_rank, config)
+    return read_log(config.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("saved_at", "loaded_at"),
+    [
+        ("TP2", "TP2"),
+        ("PP2 interleaved", "PP2 interleaved"),
+        ("DP2 overlapped", "DP1"),
+        ("DP1", "DP2"),
+        ("DP4", "DP2 overlapped"),
+    ],
+)
+def test_a_routine_checkpoint_is_resumed_with_other_data_parallel_ranks_and_other_overlap(
+    saved_at: str, loaded_at: str, tmp_path: Path, configure, first: dict[str, Any], reference: list[dict[str, Any]]
+) -> None:
+    ranks, parallel = LAYOUTS[saved_at]
+    config = routine(configure, tmp_path, model=first, parallel=parallel)
+    run_ranks(ranks, _in_buckets, SMALL_BUCKETS, _stop_after, config, 3, "STOP")
+    assert formats(tmp_path) == {3: ROUTINE}
+    ranks, parallel = LAYOUTS[loaded_at]
+    run_ranks(
+        ranks, _in_buckets, SMALL_BUCKETS, train_rank, routine(configure, tmp_path, model=first, parallel=parallel)
+    )
+    log = read_log(tmp_path)
+    assert [line["iteration"] for line in log] == list(range(1, LAST + 1))
+    for got, want in zip(log, reference, strict=True):
+        assert got["lm_loss"] == pytest.approx(want["lm_loss"], abs=1e-5), want["iteration"]
+        assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4), want["iteration"]
+
+
+def test_a_routine_checkpoint_of_other_buckets_is_refused_in_words(tmp_path: Path, configure) -> None:
+    config = routine(configure, tmp_path)
+    run_ranks(1, _in_buckets, SMALL_BUCKETS, _stop_after, config, 3, "STOP")
+    with pytest.raises(
+        AssertionError, match=r"IntegrityError: checkpoint does not fit the (run|model): .*iter_0000003"
+    ):
+        run_ranks(1, train_rank, config)
+
+
+def test_a_routine_checkpoint_in_another_layout_is_refused_with_the_way_out(tmp_path: Path, configure) -> None:
+    config = routine(configure, tmp_path)
+    run_ranks(2, _stop_after, config, 2, "STOP")
+    config.parallel.tensor_model_parallel_size = 2
+    with pytest.raises(AssertionError, match=r"cannot change its layout: .*put a file SAVE_PORTABLE into the run dir"):
+        run_ranks(2, train_rank, config)
