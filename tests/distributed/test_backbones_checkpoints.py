@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,43 +12,58 @@ from safetensors.torch import load_file
 
 from megatron_huatuo.export.publish import export_checkpoint
 from megatron_huatuo.hf.import_checkpoint import import_hf
-from megatron_huatuo.storage.manifest import write_json
+from megatron_huatuo.storage.manifest import read_json, write_json
 from tests.distributed.runner import run_ranks
 from tests.unit.hf.small_models import SMALL, write_model
 
-# Four heads and two layers, so that TP4 and PP2 exist; NormHead and ALiBi as in Baichuan2-13B.
-BAICHUAN = dataclasses.replace(SMALL["baichuan2-alibi"], num_attention_heads=4, num_query_groups=4, head_dim=24)
+# Four heads and four layers, so that TP4, PP2 and PP2 with two virtual stages exist; NormHead and ALiBi as in Baichuan2-13B.
+BAICHUAN = dataclasses.replace(
+    SMALL["baichuan2-alibi"], num_layers=4, num_attention_heads=4, num_query_groups=4, head_dim=24
+)
 
 
-def _model(tp: int, pp: int):
+def _model(tp: int, pp: int, virtual: int | None = None) -> list[Any]:
+    """The chunks of this rank."""
     from megatron.core import parallel_state
 
     from megatron_huatuo.host import enable_host
     from megatron_huatuo.model.build import build_model
 
     enable_host()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
-    return build_model(
-        BAICHUAN,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        perform_initialization=False,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-    )
+    sizes = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "virtual_pipeline_model_parallel_size": virtual,
+    }
+    parallel_state.initialize_model_parallel(**sizes)
+    chunks = []
+    for stage in range(virtual or 1):
+        place = {"ignore_virtual": virtual is None, "vp_stage": stage if virtual else None}
+        chunks.append(
+            build_model(
+                BAICHUAN,
+                **sizes,
+                **({"overlap_p2p_comm": True, "batch_p2p_comm": False} if virtual else {}),
+                perform_initialization=False,
+                pre_process=parallel_state.is_pipeline_first_stage(**place),
+                post_process=parallel_state.is_pipeline_last_stage(**place),
+                vp_stage=place["vp_stage"],
+            )
+        )
+    return chunks
 
 
-def _save(hf: str, checkpoints: str, tp: int, pp: int) -> None:
+def _save(hf: str, checkpoints: str, tp: int, pp: int, virtual: int | None = None) -> None:
     from megatron_huatuo.checkpoint.save import save_checkpoint
     from megatron_huatuo.hf.from_hf import load_hf_weights
 
-    model = _model(tp, pp)
-    load_hf_weights([model], hf, BAICHUAN)
+    chunks = _model(tp, pp, virtual)
+    load_hf_weights(chunks, hf, BAICHUAN)
 
     def companions(directory: Path) -> None:
         write_json(directory / "architecture.json", BAICHUAN.to_dict())
 
-    save_checkpoint(checkpoints, 7, [model], None, {"consumed_train_samples": 70}, companions)
+    save_checkpoint(checkpoints, 7, chunks, None, {"consumed_train_samples": 70}, companions)
 
 
 def _load_and_compare(hf: str, checkpoint: str, tp: int, pp: int) -> list[str]:
@@ -55,7 +71,7 @@ def _load_and_compare(hf: str, checkpoint: str, tp: int, pp: int) -> list[str]:
     from megatron_huatuo.checkpoint.store import load_weights
     from megatron_huatuo.hf.from_hf import load_hf_weights
 
-    model = _model(tp, pp)
+    [model] = _model(tp, pp)
     load_weights(checkpoint, [model])
     loaded = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     load_hf_weights([model], hf, BAICHUAN)
@@ -82,10 +98,38 @@ def test_imported_checkpoint_loads_at_tp2(directories) -> None:
     assert run_ranks(2, _load_and_compare, str(hf), str(imported), 2, 1) == [[], []]
 
 
+def _assert_equal_weights(one: Path, other: Path) -> None:
+    before, after = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert set(before) == set(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.parametrize("which", ["saved at TP2", "imported"])
 def test_export_gives_back_every_bit(directories, tmp_path: Path, which: str) -> None:
     hf, saved, imported = directories
     export_checkpoint(saved if which == "saved at TP2" else imported, tmp_path / "out", skip_verification=True)
-    before, after = load_file(hf / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
-    assert set(before) == set(after)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    _assert_equal_weights(hf, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("tp", "pp", "virtual"), [(1, 1, None), (1, 2, None), (1, 2, 2), (2, 2, None)])
+def test_every_layout_is_exported_bit_by_bit(
+    directories, tmp_path: Path, tp: int, pp: int, virtual: int | None
+) -> None:
+    run_ranks(tp * pp, _save, str(directories[0]), str(tmp_path / "saved"), tp, pp, virtual)
+    parity = export_checkpoint(tmp_path / "saved", tmp_path / "out")
+    assert parity is not None and parity.continuation_tokens == 16
+    _assert_equal_weights(directories[0], tmp_path / "out")
+
+
+def test_a_background_save_with_its_optimizer_is_exported_like_any_other(tmp_path: Path, configure, finish) -> None:
+    """Step 1 of two, saved beside the training on two tensor-parallel ranks, and saved while training waits."""
+    exported = {}
+    for asynchronous in (True, False):
+        run_dir, out = tmp_path / f"run {asynchronous}", tmp_path / f"out {asynchronous}"
+        sections = {"training": {"train_iters": 2}, "parallel": {"tensor_model_parallel_size": 2}}
+        finish(configure(run_dir, checkpoint={"asynchronous": asynchronous, "save_interval": 1}, **sections))
+        checkpoint = run_dir / "checkpoints" / "iter_0000001"
+        assert read_json(checkpoint / "training.json")["optimizer_format"] is not None
+        exported[asynchronous] = out
+        assert export_checkpoint(checkpoint, out) is not None
+    _assert_equal_weights(exported[True], exported[False])

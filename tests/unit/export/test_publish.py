@@ -258,6 +258,7 @@ def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: P
     assert run("import", "--hf", str(hf), "--checkpoint", str(tmp_path / "ck")).returncode == 0
     done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "out"), "--dtype", "float32")
     assert done.returncode == 0 and "max_logit_difference" in done.stdout, done.stderr[-2000:]
+    assert "writing weights" in done.stderr and "Loading weights" not in done.stderr, "no bar of another library"
     done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "quick"), "--skip-verification")
     assert done.returncode == 0 and done.stdout == f"model: {tmp_path / 'quick'} (not verified)\n", done.stderr[-2000:]
     failed = run("verify", "--checkpoint", str(tmp_path / "ck"), "--hf", str(exports["llama"][0]))
@@ -295,3 +296,64 @@ def test_an_error_ends_the_hashing_of_the_checkpoint(checkpoints, tmp_path: Path
 def test_a_base_model_that_is_not_there_is_named(checkpoints, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no base model: .*nowhere is no directory"):
         export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "baichuan2-rope"])
+def test_the_published_model_equals_its_import(checkpoints, tmp_path: Path, name: str, caplog) -> None:
+    """Its chat template is another and its tokenizer class remote code: token ids are left out, with a word."""
+    published = Path(shutil.copytree(checkpoints[name].parent / "hf", tmp_path / "published"))
+    settings = {"tokenizer_class": "BaichuanTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}
+    for content in (None, settings, {"eos_token": "</s>", "chat_template": "{{ messages }}"}):
+        if content is not None:
+            (published / "tokenizer_config.json").write_text(json.dumps(content))
+        caplog.clear()
+        parity = verify_export(checkpoints[name], published)
+        assert (parity.tokenizer_texts, parity.continuation_tokens) == (0, 16)
+        assert "token ids are not compared" in caplog.text
+
+
+def test_another_continuation_is_refused(checkpoints, exports, monkeypatch) -> None:
+    from megatron_huatuo.export import verify
+
+    run = verify.run_transformers
+
+    def changed(*arguments: Any) -> Any:
+        found = run(*arguments)
+        found.continuations[1][9] = (found.continuations[1][9] + 1) % FAMILIES["llama"].vocab_size
+        return found
+
+    monkeypatch.setattr(verify, "run_transformers", changed)
+    with pytest.raises(IntegrityError, match="greedy continuation differs: transformers gives"):
+        verify_export(checkpoints["llama"], exports["llama"][0])
+
+
+def test_models_beyond_the_memory_are_refused_before_any_work(checkpoints, exports, tmp_path, monkeypatch) -> None:
+    from megatron_huatuo.export import run_models
+
+    available = type("Memory", (), {"available": 1_000_000})
+    monkeypatch.setattr(run_models.psutil, "virtual_memory", lambda: available)
+    monkeypatch.setattr(publish, "write_weights", lambda *_: pytest.fail("weights were written"))
+    too_little = r"not enough memory to compare .* got 0\.0 GB, need .* GB\. .*--skip-verification"
+    with pytest.raises(ConfigError, match=too_little):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out")
+    with pytest.raises(ConfigError, match=too_little):
+        verify_export(checkpoints["llama"], exports["llama"][0])
+
+
+def test_token_ids_are_compared_before_weights_are_written(checkpoints, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(publish, "write_weights", lambda *_: pytest.fail("weights were written"))
+    monkeypatch.setattr("megatron_huatuo.hf.tokenizer_files.CHAT_TEMPLATE", "{{ 'x' }}")
+    with pytest.raises(IntegrityError, match=rf"chat template gives other ids .*\({tmp_path / 'out'}\)"):
+        export_checkpoint(checkpoints["llama"], tmp_path / "out")
+
+
+def test_a_folded_head_is_made_in_pieces(monkeypatch) -> None:
+    from megatron_huatuo.export import llamafy
+
+    monkeypatch.setattr(llamafy, "_PIECE_BYTES", 4 * 8 * 10)
+    head = torch.randn(64, 8).bfloat16()
+    ((_, rows),) = llamafy.fold_head([("lm_head.weight", [head[:32], head[32:]])])
+    assert [len(row) for row in rows] == [10, 10, 10, 2] * 2
+    whole = torch.nn.functional.normalize(head.float())
+    assert torch.equal(torch.cat(list(rows)), whole)
+    assert rows[0].dtype == torch.float32
