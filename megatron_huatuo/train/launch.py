@@ -18,6 +18,7 @@ from megatron_huatuo.model.process_groups import destroy_process_groups, initial
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.inputs import check_inputs
 from megatron_huatuo.train.loop import train
+from megatron_huatuo.train.restarts import note_failure, refuse_to_repeat
 from megatron_huatuo.train.rules import validate
 
 # Compute capability from which on GPUs multiply in fp8, by what shares one scale: L40 and H100; H100; Blackwell.
@@ -30,6 +31,15 @@ def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
     Without a launcher one process is its own world. Raises: HuatuoError before any process group starts; a failure after
     that ends the process here.
     """
+    try:
+        refuse_to_repeat()
+        return _launch(config, dry_run=dry_run)
+    except HuatuoError as error:
+        note_failure(error)
+        raise
+
+
+def _launch(config: TrainConfig, *, dry_run: bool) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not config.data.blend:
         raise ConfigError("wrong data.blend: got nothing, need a blend directory. Build one with tools/build_blend.py.")
@@ -97,6 +107,7 @@ def _check_fp8(config: TrainConfig, on_gpu: bool) -> None:
 
 def leave_at_once(error: BaseException) -> NoReturn:
     """End a failed rank without destructors: they would wait for ranks that wait for this one."""
+    note_failure(error)
     if isinstance(error, HuatuoError):
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.checkpoint.save import SaveError
+from megatron_huatuo.errors import ConfigError, HuatuoError, IntegrityError
 from megatron_huatuo.model.parallel import ParallelConfig
 from megatron_huatuo.model.process_groups import initialize_process_groups
 from megatron_huatuo.train import launch as launch_module
@@ -95,6 +97,53 @@ def test_restarts_over_several_nodes_need_a_fresh_store(monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"got 3 on 2 nodes.* Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         initialize_process_groups(ParallelConfig(), torch.device("cpu"))
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """attempt(n): give the process what torchrun gives rank 0 of its nth attempt."""
+    logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"))
+
+    def begin(number: int) -> None:
+        environment = {0: {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": str(number)}}
+        logs.reify(environment)
+        for name, value in environment[0].items():
+            monkeypatch.setenv(name, value)
+
+    return begin
+
+
+def test_a_failure_that_would_be_met_again_is_not_tried_again(attempt, config: TrainConfig) -> None:
+    blend, config.data.blend = config.data.blend, config.data.blend + "/elsewhere"
+    attempt(0)
+    refused(config, "file is missing: .*elsewhere", IntegrityError)
+    config.data.blend = blend  # nothing is looked at any more
+    for number in (1, 2):
+        attempt(number)
+        refused(config, "^file is missing: .*elsewhere", HuatuoError)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (HuatuoError("loss is not finite"), True),
+        (SaveError("disk is full"), False),
+        (RuntimeError("a rank died"), False),
+    ],
+)
+def test_a_run_that_broke_off_is_tried_again_unless_it_would_break_off_again(
+    error: Exception, is_final: bool, attempt, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(launch_module.os, "_exit", codes.append)
+    attempt(0)
+    launch_module.leave_at_once(error)
+    assert codes == [1]
+    attempt(1)
+    if is_final:
+        refused(config, "^loss is not finite$", HuatuoError)
+    else:
+        assert launch(config, dry_run=True) == 0
 
 
 def test_a_dry_run_prints_the_settings_and_starts_nothing(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
