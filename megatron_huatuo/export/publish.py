@@ -50,7 +50,7 @@ def export_checkpoint(
     checkpoint: a run, its checkpoints/ or one iteration.
     base_hf: the published model that training began with; its tokenizer settings and generation_config.json are copied.
         By default those that the checkpoint carries.
-    dtype: "bfloat16" or "float32"; by default the type of the checkpoint's weights.
+    dtype: "bfloat16", "float16" or "float32"; by default the type of the checkpoint's weights.
     llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
     allow_token_mismatch: publish also where transformers gives other token ids than training saw.
     Raises: IntegrityError when the checkpoint is damaged or the result differs from it, ConfigError when memory does not

@@ -111,6 +111,8 @@ def test_bf16_export_is_compared_with_the_rounded_weights(checkpoints, tmp_path:
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
     folded = export_checkpoint(checkpoints["baichuan2-rope"], tmp_path / "folded", dtype="bfloat16", llamafy=True)
     assert 0 < folded.max_logit_difference < 2**-7 * folded.max_logit
+    folded = export_checkpoint(checkpoints["baichuan2-rope"], tmp_path / "half", dtype="float16", llamafy=True)
+    assert 0 < folded.max_logit_difference < folded.tolerance * folded.max_logit == 2**-10 * folded.max_logit
 
 
 @pytest.fixture
