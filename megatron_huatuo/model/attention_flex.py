@@ -7,6 +7,8 @@ built once a micro-batch and shared by all layers.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -14,9 +16,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from megatron_huatuo.model.attention import Segments
 
 
-@functools.lru_cache(maxsize=1)
-def _compiled() -> object:
-    return torch.compile(flex_attention, dynamic=False)
+@functools.lru_cache(maxsize=2)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
 
 
 @functools.lru_cache(maxsize=2)  # the tensor itself is the key, so its layers share one mask
@@ -27,7 +29,9 @@ def _block_mask(cu_seqlens: torch.Tensor, length: int) -> BlockMask:
     def own_past(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         return (document[i] == document[j]) & (j <= i)
 
-    return create_block_mask(own_past, None, None, length, length, device=cu_seqlens.device)
+    # Compiled, no mask of length x length is stored on the way to that of blocks.
+    describe = _compiled(create_block_mask) if cu_seqlens.is_cuda else create_block_mask
+    return describe(own_past, None, None, length, length, device=cu_seqlens.device)
 
 
 def attend_with_flex(
@@ -39,7 +43,7 @@ def attend_with_flex(
     slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Shapes as in `attention.Kernel`. Compiled on a GPU; on a CPU it runs uncompiled, which serves tests alone."""
-    attend = _compiled() if query.is_cuda else flex_attention
+    attend = _compiled(flex_attention) if query.is_cuda else flex_attention
     score_mod = None
     if slopes is not None:
 
