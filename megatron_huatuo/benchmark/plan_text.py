@@ -46,7 +46,7 @@ def _host(plan: Plan) -> list[str]:
     keep = plan.config.checkpoint.keep
     return [
         f"host memory of a portable save or load: {plan.host_bytes_per_node / GIB:.0f} GiB a node (12 bytes a parameter of "
-        "each rank; the last save is always portable)",
+        "each rank; the save after the last step is portable)",
         f"disk: {plan.checkpoint_bytes / GIB:.0f} GiB a checkpoint, {(keep + 1) * plan.checkpoint_bytes / GIB:.0f} GiB "
         f"while keep = {keep} and one more is written",
     ]
