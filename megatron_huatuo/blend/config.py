@@ -11,13 +11,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from megatron_huatuo.blend.draws import MAX_SOURCES, check_seed, draws_of_epochs
 from megatron_huatuo.blend.packing import DEFAULT_WINDOW
+from megatron_huatuo.config import read_yaml
 from megatron_huatuo.errors import ConfigError
 
 
@@ -57,14 +55,7 @@ class BlendConfig:
 
 def read_blend_config(path: str | os.PathLike[str]) -> BlendConfig:
     """Read and check a YAML file. Raises: ConfigError naming file, key and value."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"configuration cannot be read: {path} ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration is no YAML: {path} ({error})") from error
-    return parse_blend_config(content, str(path))
+    return parse_blend_config(read_yaml(path), str(path))
 
 
 def parse_blend_config(content: Any, where: str) -> BlendConfig:

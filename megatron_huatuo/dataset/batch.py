@@ -55,12 +55,12 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
     def stack(arrays: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(device, non_blocking=True)
 
-    masks = [row.loss_mask for row in rows]
+    loss_mask = np.stack([row.loss_mask for row in rows])
     return Batch(
         tokens=stack([row.tokens for row in rows]),
         labels=stack([row.labels for row in rows]),
-        loss_mask=stack(masks),
-        loss_positions=torch.from_numpy(_loss_positions(np.stack(masks))).to(device, non_blocking=True),
+        loss_mask=torch.from_numpy(loss_mask).to(device, non_blocking=True),
+        loss_positions=torch.from_numpy(_loss_positions(loss_mask)).to(device, non_blocking=True),
         position_ids=torch.from_numpy(positions).to(device, non_blocking=True),
         source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
         packed_seq_params=packed,

@@ -127,11 +127,7 @@ def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architec
                 "Name the model that training began with, or leave --base-hf out."
             )
         tokenizer = load_tokenizer(same)
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise DataError(
-            f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
-            f"{architecture.vocab_size} rows ({tokenizer.path}). Use the model's own tokenizer."
-        )
+    architecture.check_vocabulary(tokenizer.vocab_size, tokenizer.path)
     return tokenizer
 
 

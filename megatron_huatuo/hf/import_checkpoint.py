@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.hf.config import load_architecture
 from megatron_huatuo.hf.mapping import WeightRule, each_weight
 from megatron_huatuo.hf.state_tensors import StateWriter
@@ -71,9 +71,5 @@ def _copy_tokenizer(hf_directory: Path, target: Path, architecture: Architecture
     except ConfigError as error:
         get_logger(__name__).warning("importing weights alone: %s", error)
         return
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise DataError(
-            f"tokenizer does not fit the model: got {tokenizer.vocab_size} ids, but the embedding has "
-            f"{architecture.vocab_size} rows ({tokenizer.path}). Use the model's own tokenizer."
-        )
+    architecture.check_vocabulary(tokenizer.vocab_size, tokenizer.path)
     tokenizer.copy_to(target)

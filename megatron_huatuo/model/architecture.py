@@ -7,11 +7,12 @@ refused by name when the description is read, never dropped.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.errors import ConfigError, DataError
 
 FAMILIES = ("llama", "qwen2", "baichuan2")
 
@@ -78,6 +79,14 @@ class Architecture:
             raise ConfigError(f"wrong fields of an architecture: unknown {unknown}, missing {missing}.")
         scaling = content.get("rope_scaling")
         return cls(**{**content, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+
+    def check_vocabulary(self, num_ids: int, tokenizer: str | os.PathLike[str]) -> None:
+        """Raises: DataError when a tokenizer has ids beyond the embedding."""
+        if num_ids > self.vocab_size:
+            raise DataError(
+                f"tokenizer does not fit the model: got {num_ids} ids, but the embedding has {self.vocab_size} rows "
+                f"({tokenizer}). Use the model's own tokenizer."
+            )
 
     def differences(self, other: Architecture) -> list[tuple[str, Any, Any]]:
         """(field, own value, the other's) of all that changes the function which the weights compute."""

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.errors import DataError
 from megatron_huatuo.hf.weight_files import open_weights
-from megatron_huatuo.model.architecture import Architecture
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import find_first_weights
 from megatron_huatuo.train.metrics import import_wandb
@@ -24,7 +22,7 @@ def check_inputs(config: TrainConfig, rows: PackedRows) -> None:
     Raises: ConfigError, DataError or IntegrityError naming the setting or the file.
     """
     architecture = config.model.architecture()
-    _check_vocabulary(architecture, rows)
+    architecture.check_vocabulary(rows.tokenizer["vocab_size"], rows.tokenizer["path"])
     open_held_out(config, rows)
     if config.logging.wandb_project is not None:
         import_wandb(config.logging.wandb_project)
@@ -41,12 +39,3 @@ def open_held_out(config: TrainConfig, rows: PackedRows) -> list[HeldOut]:
         HeldOut(source.name, source.path_prefix, rows.seq_length, tokenizer, rows.eos_id)
         for source in config.data.validation
     ]
-
-
-def _check_vocabulary(architecture: Architecture, rows: PackedRows) -> None:
-    size = rows.tokenizer["vocab_size"]
-    if size > architecture.vocab_size:
-        raise DataError(
-            f"tokenizer does not fit the model: got {size} ids, but the embedding has {architecture.vocab_size} rows. "
-            "Index the data with the model's own tokenizer."
-        )
