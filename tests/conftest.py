@@ -41,8 +41,8 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory with the config.json of a model of 4 layers that fits the sample's tokenizer; no weights."""
-    from megatron_huatuo.hf.config import config_json
-    from megatron_huatuo.model.architecture import Architecture
+    from megatron_huatuo.models.architecture import Architecture
+    from megatron_huatuo.models.hf_config import config_json
     from megatron_huatuo.storage.manifest import write_json
 
     architecture = Architecture(

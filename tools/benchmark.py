@@ -17,6 +17,8 @@ from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.log import silence_known_warnings
 from megatron_huatuo.storage.manifest import write_json
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ lies beside tools/, outside the package
+
 BENCHMARKS = {
     "blend": "priority order, packing and blend building",
     "unify": "passages to pairs through an endpoint that answers at once",
@@ -45,7 +47,7 @@ def main() -> int:
         commands.add_subcommand(name, command, help=what)
     options = vars(parser.parse_args()[chosen]) if chosen else vars(parser.parse_args())
     file = options.pop("json")
-    records = importlib.import_module(f"megatron_huatuo.benchmark.{chosen}").run(**options)
+    records = importlib.import_module(f"benchmarks.{chosen}").run(**options)
     print(f"{'figure':<72} {'ours':>12} {'peer':>12} {'ratio':>7}  unit")
     for record in records:
         ours, peer, ratio = (_number(record.get(key)) for key in ("ours", "peer", "ratio"))
@@ -57,14 +59,14 @@ def main() -> int:
 
 def _signature(name: str) -> Callable[..., Any]:
     """`run` of a benchmark without its body: importing the module would load torch for seconds before any --help."""
-    spec = importlib.util.find_spec(f"megatron_huatuo.benchmark.{name}")
+    spec = importlib.util.find_spec(f"benchmarks.{name}")
     assert spec is not None and spec.origin is not None
     module = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     run = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     run.body = run.body[:1]  # the docstring
     found: dict[str, Any] = {"Any": Any}
     exec(compile(ast.Module([run], []), spec.origin, "exec", dont_inherit=True), found)
-    return found["run"]  # type: ignore[no-any-return]
+    return found["run"]
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
@@ -22,8 +23,9 @@ def main() -> None:
 
     from megatron_huatuo.evaluate.chat import run_chat
 
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # also where the locale is C
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # also where the locale is C
     run_chat(
         args.model,
         sys.stdin,

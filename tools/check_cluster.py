@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from megatron_huatuo.benchmark.cluster_settings import ClusterSettings
+from megatron_huatuo.cluster.cluster_settings import ClusterSettings
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.log import silence_known_warnings
@@ -24,7 +24,7 @@ def main() -> int:
     settings = from_dashed_fields(ClusterSettings, parser.parse_args())
 
     silence_known_warnings()
-    from megatron_huatuo.benchmark.cluster import check_cluster, format_findings, is_ready
+    from megatron_huatuo.cluster.check import check_cluster, format_findings, is_ready
 
     findings = check_cluster(settings)
     if os.environ.get("RANK", "0") == "0":

@@ -42,17 +42,17 @@ def main() -> None:
     options = vars(arguments[arguments.command])
     checkpoint, hf = options.pop("checkpoint"), options.pop("hf")
     if arguments.command == "import":
-        from megatron_huatuo.hf.import_checkpoint import import_hf
+        from megatron_huatuo.convert.import_checkpoint import import_hf
 
         print(f"checkpoint: {import_hf(hf, checkpoint)}")
         return
     if arguments.command == "export":
-        from megatron_huatuo.export.publish import export_checkpoint
+        from megatron_huatuo.convert.publish import export_checkpoint
 
         parity = export_checkpoint(checkpoint, hf, **options)
         print(f"model: {hf}" if parity else f"model: {hf} (not verified)")
     else:
-        from megatron_huatuo.export.verify import verify_export
+        from megatron_huatuo.convert.verify import verify_export
 
         parity = verify_export(checkpoint, hf, **options)
     for name, value in parity.to_dict().items() if parity else ():

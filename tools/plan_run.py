@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
-from megatron_huatuo.benchmark.gpus import GPUS, get_gpu
-from megatron_huatuo.benchmark.plan import Cluster, check_plan, plan_run, rows_of_blend
-from megatron_huatuo.benchmark.plan_text import format_plan
 from megatron_huatuo.config import argument_parser
 from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.plan.gpus import GPUS, get_gpu
+from megatron_huatuo.plan.plan import Cluster, check_plan, plan_run, rows_of_blend
+from megatron_huatuo.plan.plan_text import format_plan
 from megatron_huatuo.train.config import TrainConfig
 
 

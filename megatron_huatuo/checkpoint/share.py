@@ -7,8 +7,9 @@ in it keeps no other rank waiting.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import IOBase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -77,14 +78,19 @@ class Share:
             with hashed_file(state / name, sync=True) as stream:
                 written.results = [
                     _write_item(
-                        self.writer.transforms, stream, _whole(data), item, name, SerializationFormat.TORCH_SAVE
+                        self.writer.transforms,
+                        cast(IOBase, stream),
+                        _whole(data),
+                        item,
+                        name,
+                        SerializationFormat.TORCH_SAVE,
                     )
                     for item, data in self.items
                 ]
             written.files[f"{STATE}/{name}"] = stream.described()
         if self.common is not None:
             with hashed_file(state / "common.pt", sync=True) as stream:
-                torch.save(self.common, stream)
+                torch.save(self.common, cast(IO[bytes], stream))
             written.files[f"{STATE}/common.pt"] = stream.described()
             save_config(CheckpointingConfig("torch_dist", 1), str(state))
             written.files |= describe_files(self.directory, [f"{STATE}/metadata.json"])

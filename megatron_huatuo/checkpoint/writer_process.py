@@ -51,6 +51,7 @@ class WriterProcess:
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             if os.getppid() == parent:
+                outcome: tuple[str | None, Any]
                 try:
                     outcome = (None, action())
                 except Exception as error:

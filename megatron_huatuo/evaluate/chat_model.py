@@ -16,9 +16,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
-from megatron_huatuo.hf.own_code import has_own_code
-from megatron_huatuo.hf.tokenizer_files import CHAT_TEMPLATE
+from megatron_huatuo.index.chat_format import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
+from megatron_huatuo.models.own_code import has_own_code
 
 
 class ChatModel:
@@ -51,7 +51,7 @@ class ChatModel:
         model_class: Any = transformers.AutoModelForCausalLM
         common: dict[str, Any] = {"local_files_only": True}
         if has_own_code(self.directory):  # an export of Baichuan2
-            from megatron_huatuo.hf.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
+            from megatron_huatuo.models.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
 
             model_class, common["config"] = BaichuanForCausalLM, BaichuanConfig.from_pretrained(self.directory)
         common["trust_remote_code"] = trust_remote_code

@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 CHAT_FORMAT = "huatuo2"
 QUESTION_TAG = "<问>："
 ANSWER_TAG = "\n<答>："
+# The served form. A system message joins the first question, as it does when conversations are read for training.
+CHAT_TEMPLATE = (
+    "{%- set ns = namespace(system='', first=true) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{%- set ns.system = message['content'] + '\\n' -%}"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{- ('' if ns.first else '\\n') + '" + QUESTION_TAG + "' + ns.system + message['content'] -}}"
+    "{%- set ns.first = false -%}{%- set ns.system = '' -%}"
+    "{%- else -%}{{- '" + ANSWER_TAG.replace("\n", "\\n") + "' + message['content'] -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '" + ANSWER_TAG.replace("\n", "\\n") + "' -}}{%- endif -%}"
+)
 CONTEXT, TRAINED = 0, 1
 _NOTHING = np.zeros(0, dtype=np.int32)
 

@@ -101,7 +101,7 @@ def write_manifest(
     header = {
         "kind": kind,
         "format_version": 1,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "megatron_huatuo": __version__,
         "files": dict(files) if isinstance(files, Mapping) else describe_files(root, files),
     }

@@ -8,11 +8,11 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_huatuo.checkpoint.integrity import verify_together
 from megatron_huatuo.checkpoint.layout import resolve_checkpoint
+from megatron_huatuo.checkpoint.load_hf import load_hf_weights
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
-from megatron_huatuo.hf.config import load_architecture
-from megatron_huatuo.hf.from_hf import load_hf_weights
-from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.hf_config import load_architecture
 from megatron_huatuo.storage.manifest import read_json
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_huatuo.model.attention_backend import TRANSFORMER_ENGINE, import_obstacle
+from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE, import_obstacle
 
 _NO_GPU = "the run is on the CPU"
 _APEX_ADAM = "apex.optimizers"

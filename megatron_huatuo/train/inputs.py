@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_huatuo.checkpoint.hf_weight_files import open_weights
 from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.hf.weight_files import open_weights
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import find_first_weights
 from megatron_huatuo.train.metrics import import_wandb

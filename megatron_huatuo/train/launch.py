@@ -12,9 +12,9 @@ import torch
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, HuatuoError
-from megatron_huatuo.host import enable_device, resolve_device
-from megatron_huatuo.model.attention_backend import has_transformer_engine
-from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
+from megatron_huatuo.models.core.attention_backend import has_transformer_engine
+from megatron_huatuo.parallel.host import enable_device, resolve_device
+from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.inputs import check_inputs
 from megatron_huatuo.train.loop import train

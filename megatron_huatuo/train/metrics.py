@@ -48,7 +48,7 @@ def write_failure(run_dir: Path, error: BaseException, since_s: float, iteration
     """
     path = run_dir / "status.json"
     try:
-        noted = read_json(path) if path.is_file() else {"state": None, "iteration": 0}
+        noted: Any = read_json(path) if path.is_file() else {"state": None, "iteration": 0}
         if noted["state"] == "failed" and path.stat().st_mtime >= since_s:
             return
         reason = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"

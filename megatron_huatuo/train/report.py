@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_huatuo.log import get_logger, now
-from megatron_huatuo.model.flops import flops_per_token, peak_flops_per_s
+from megatron_huatuo.models.core.flops import flops_per_token, peak_flops_per_s
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank

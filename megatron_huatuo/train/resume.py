@@ -15,7 +15,7 @@ from megatron_huatuo.checkpoint.store import newest_sound_checkpoint
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.train.config import TrainConfig
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from megatron_huatuo.config import above_zero, at_least, one_of
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.model.architecture import Architecture
+from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.train.config import TrainConfig, TrainingConfig
 
 # Sizes of a matrix product in fp8 are multiples of this: 16 by the hardware, or the block that shares a scale. `delayed`

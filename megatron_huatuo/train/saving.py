@@ -21,7 +21,7 @@ from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.model.flops import count_parameters
+from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.storage.manifest import read_json, write_json
 from megatron_huatuo.train.resume import fingerprints
 from megatron_huatuo.train.run import Run

@@ -18,9 +18,9 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
-from megatron_huatuo.model.architecture import Architecture
-from megatron_huatuo.model.build import build_model
-from megatron_huatuo.model.parallel import ParallelConfig
+from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.train.clock import StepClock
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import load_first_weights

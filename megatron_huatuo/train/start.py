@@ -17,8 +17,8 @@ from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.model.architecture import Architecture
-from megatron_huatuo.model.flops import count_parameters
+from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.train import metrics
@@ -88,7 +88,7 @@ def exclusive_run(run_dir: Path) -> Iterator[None]:
 
 
 def _initialize_overlap(config: TrainConfig, architecture: Architecture, seq_length: int) -> None:
-    from megatron_huatuo.model.transformer_engine import initialize_overlap
+    from megatron_huatuo.models.core.transformer_engine import initialize_overlap
 
     initialize_overlap(
         tokens=config.training.micro_batch_size * seq_length,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.distributed.runner import run_ranks
-from tests.unit.hf.small_models import SMALL, oracle_logits, write_model
+from tests.unit.convert.small_models import SMALL, oracle_logits, write_model
 
 LAYOUTS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}
 # A head is never split: five heads over two ranks are refused (tests/unit/model/test_build.py). Six give each rank three.
@@ -44,10 +44,10 @@ def _compare(directory: str, name: str, tp: int, pp: int) -> dict[str, float]:
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-    from megatron_huatuo.hf.from_hf import load_hf_weights
-    from megatron_huatuo.hf.mapping import rule_of_parameter, rules_by_parameter
-    from megatron_huatuo.host import enable_host
-    from megatron_huatuo.model.build import build_model
+    from megatron_huatuo.checkpoint.load_hf import load_hf_weights
+    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.weight_rules import rule_of_parameter, rules_by_parameter
+    from megatron_huatuo.parallel.host import enable_host
 
     enable_host()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_huatuo.export.publish import export_checkpoint
-from megatron_huatuo.hf.import_checkpoint import import_hf
+from megatron_huatuo.convert.import_checkpoint import import_hf
+from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.storage.manifest import read_json, write_json
 from tests.distributed.runner import run_ranks
-from tests.unit.hf.small_models import SMALL, write_model
+from tests.unit.convert.small_models import SMALL, write_model
 
 # Four heads and four layers, so that TP4, PP2 and PP2 with two virtual stages exist; NormHead and ALiBi as in Baichuan2-13B.
 BAICHUAN = dataclasses.replace(
@@ -26,8 +26,8 @@ def _model(tp: int, pp: int, virtual: int | None = None) -> list[Any]:
     """The chunks of this rank."""
     from megatron.core import parallel_state
 
-    from megatron_huatuo.host import enable_host
-    from megatron_huatuo.model.build import build_model
+    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.parallel.host import enable_host
 
     enable_host()
     sizes = {
@@ -54,8 +54,8 @@ def _model(tp: int, pp: int, virtual: int | None = None) -> list[Any]:
 
 
 def _save(hf: str, checkpoints: str, tp: int, pp: int, virtual: int | None = None) -> None:
+    from megatron_huatuo.checkpoint.load_hf import load_hf_weights
     from megatron_huatuo.checkpoint.save import save_checkpoint
-    from megatron_huatuo.hf.from_hf import load_hf_weights
 
     chunks = _model(tp, pp, virtual)
     load_hf_weights(chunks, hf, BAICHUAN)
@@ -68,8 +68,8 @@ def _save(hf: str, checkpoints: str, tp: int, pp: int, virtual: int | None = Non
 
 def _load_and_compare(hf: str, checkpoint: str, tp: int, pp: int) -> list[str]:
     """Names of the parameters that differ from a direct load of the Hugging Face weights."""
+    from megatron_huatuo.checkpoint.load_hf import load_hf_weights
     from megatron_huatuo.checkpoint.store import load_weights
-    from megatron_huatuo.hf.from_hf import load_hf_weights
 
     [model] = _model(tp, pp)
     load_weights(checkpoint, [model])

@@ -15,7 +15,7 @@ def _share_and_gather(async_op: bool) -> tuple[bool, bool]:
     """One rank: whether its share is the sum over ranks, and whether all shares came back."""
     from megatron.core.distributed import param_and_grad_buffer
 
-    from megatron_huatuo import host
+    from megatron_huatuo.parallel import host
 
     host.enable_host()
     host._EXCHANGED = 5  # several messages a share, the last one shorter

@@ -18,8 +18,8 @@ from tests.distributed.runner import run_ranks
 def build(config: Any):
     """(rows, model) of one rank, as a run has them."""
     from megatron_huatuo.dataset.packed_rows import PackedRows
-    from megatron_huatuo.host import enable_device
-    from megatron_huatuo.model.process_groups import initialize_process_groups
+    from megatron_huatuo.parallel.host import enable_device
+    from megatron_huatuo.parallel.process_groups import initialize_process_groups
     from megatron_huatuo.train.setup import build_training
 
     device = enable_device("cpu")

@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from megatron_huatuo.model.alibi import alibi_slopes
-from megatron_huatuo.model.attention import Segments
-from megatron_huatuo.model.attention_torch import attend_by_document
+from megatron_huatuo.models.core.alibi import alibi_slopes
+from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention_torch import attend_by_document
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [1, 300, 2, 700, 21]
@@ -19,10 +19,10 @@ def _kernel(name: str):
     if name == "flash_attn":
         if importlib.util.find_spec("flash_attn") is None:
             pytest.skip("flash-attn is not installed")
-        from megatron_huatuo.model.attention_flash import attend_with_flash
+        from megatron_huatuo.models.core.attention_flash import attend_with_flash
 
         return attend_with_flash
-    from megatron_huatuo.model.attention_flex import attend_with_flex
+    from megatron_huatuo.models.core.attention_flex import attend_with_flex
 
     return attend_with_flex
 

@@ -15,7 +15,7 @@ from megatron_huatuo.train.config import TrainConfig
 from tests.conftest import DATA
 from tests.distributed.engine import launch_rank, make_config, outcome, read_log
 from tests.distributed.runner import started_ranks
-from tests.unit.hf.small_models import SMALL, write_model
+from tests.unit.convert.small_models import SMALL, write_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 STEPS = 12

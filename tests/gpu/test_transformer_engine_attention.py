@@ -13,12 +13,12 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 
-from megatron_huatuo.model.attention import PackedAttention
-from megatron_huatuo.model.attention_torch import attend_by_document
-from megatron_huatuo.model.build import transformer_config
-from megatron_huatuo.model.parallel import ParallelConfig
-from megatron_huatuo.model.process_groups import destroy_process_groups, initialize_process_groups
-from tests.unit.hf.small_models import SMALL
+from megatron_huatuo.models.core.attention import PackedAttention
+from megatron_huatuo.models.core.attention_torch import attend_by_document
+from megatron_huatuo.models.core.build import transformer_config
+from megatron_huatuo.parallel.parallel_config import ParallelConfig
+from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
+from tests.unit.convert.small_models import SMALL
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ def _run(attention: Any, tensors: list[torch.Tensor], packed: PackedSeqParams | 
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_bf16_error_is_at_most_twice_that_of_plain_attention(one_gpu: None, is_packed: bool) -> None:
-    from megatron_huatuo.model.transformer_engine import PackedTEAttention
+    from megatron_huatuo.models.core.transformer_engine import PackedTEAttention
 
     config = transformer_config(SMALL["llama"], precision="bf16", use_cpu_initialization=False)
     groups = ProcessGroupCollection.use_mpu_process_groups()

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from megatron_huatuo.hf.config import load_architecture
+from megatron_huatuo.models.hf_config import load_architecture
 from megatron_huatuo.storage.indexed import IndexedReader
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks
-from tests.unit.hf.small_models import write_model
+from tests.unit.convert.small_models import write_model
 
 STEPS, BATCH, DECAY_STEPS, WARMUP_STEPS = 20, 4, 25, 3
 LR, MIN_LR, BETAS, EPS, WEIGHT_DECAY, CLIP = 2e-3, 1e-4, (0.9, 0.98), 1e-8, 0.1, 0.5

@@ -12,7 +12,7 @@ import yaml
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.host import resolve_device
+from megatron_huatuo.parallel.host import resolve_device
 from tests.distributed.engine import make_config, read_log
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_cuda_names_lead_to_the_cpu_and_a_second_call_changes_nothing() -> None:
     done = run(
         "import torch\n"
-        "from megatron_huatuo.host import enable_host\n"
+        "from megatron_huatuo.parallel.host import enable_host\n"
         "enable_host(); patched = torch.zeros; enable_host()\n"
         "assert torch.zeros is patched\n"
         "assert torch.tensor([1.0], device='cuda').device.type == 'cpu'\n"
@@ -76,7 +76,7 @@ def test_an_untested_megatron_core_is_refused() -> None:
     done = run(
         "import megatron.core\n"
         "megatron.core.__version__ = '0.99.0'\n"
-        "from megatron_huatuo.host import enable_host\n"
+        "from megatron_huatuo.parallel.host import enable_host\n"
         "enable_host()\n"
     )
     assert done.returncode != 0

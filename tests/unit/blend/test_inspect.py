@@ -9,8 +9,8 @@ import pytest
 
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
-from megatron_huatuo.blend.inspect import BlendView
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.inspect.show_blend import BlendView
 from megatron_huatuo.storage.indexed import IndexedReader
 from tests.unit.blend.orders import write_index
 

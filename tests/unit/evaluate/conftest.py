@@ -77,8 +77,8 @@ def baichuan_directory(model_directory, tmp_path):
     import dataclasses
     import shutil
 
-    from megatron_huatuo.hf.own_code import add_own_code
-    from tests.unit.hf.small_models import SMALL, write_model
+    from megatron_huatuo.models.own_code import add_own_code
+    from tests.unit.convert.small_models import SMALL, write_model
 
     rows = json.loads((model_directory / "config.json").read_text())["vocab_size"]
     directory = write_model(tmp_path / "baichuan", dataclasses.replace(SMALL["baichuan2-alibi"], vocab_size=rows))

@@ -15,9 +15,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from megatron_huatuo.benchmark.gpus import get_gpu
-from megatron_huatuo.benchmark.plan import Cluster, check_plan, plan_run
 from megatron_huatuo.blend.config import read_blend_config
+from megatron_huatuo.plan.gpus import get_gpu
+from megatron_huatuo.plan.plan import Cluster, check_plan, plan_run
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
-from megatron_huatuo.hf.inspect import describe_safetensors
 from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.inspect import describe_segments
-from megatron_huatuo.storage.inspect import describe_array, describe_record, format_bytes, join, shorten
+from megatron_huatuo.inspect.show_hf_directory import describe_safetensors
+from megatron_huatuo.inspect.show_index import describe_segments
+from megatron_huatuo.inspect.show_manifest import describe_array, describe_record, format_bytes, join, shorten
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import sealed, write_json, write_manifest
 from tests.distributed.engine import make_config, train_rank

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.hf.import_checkpoint import import_hf
-from megatron_huatuo.model.architecture import RopeScaling
-from megatron_huatuo.model.build import build_model
+from megatron_huatuo.models.architecture import RopeScaling
+from megatron_huatuo.models.core.build import build_model
 from megatron_huatuo.train.first_weights import load_first_weights
-from tests.unit.hf.small_models import SMALL, random_weights, write_model
-from tests.unit.model.conftest import alone  # noqa: F401
+from tests.unit.convert.small_models import SMALL, random_weights, write_model
+from tests.unit.models.conftest import alone  # noqa: F401
 
 
 @pytest.mark.parametrize(

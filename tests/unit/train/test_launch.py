@@ -11,8 +11,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
 from megatron_huatuo.checkpoint.save import SaveError
 from megatron_huatuo.errors import ConfigError, HuatuoError, IntegrityError
-from megatron_huatuo.model.parallel import ParallelConfig
-from megatron_huatuo.model.process_groups import initialize_process_groups
+from megatron_huatuo.parallel.parallel_config import ParallelConfig
+from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.train import launch as launch_module
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import check_machine, launch

@@ -1,0 +1,184 @@
+"""How fast weights move between Hugging Face directories and checkpoints, and in how much memory.
+
+The peer reads and writes the same bytes with nothing in between, once without and once with sha256, and flushes them to
+the disk as a conversion does. The model is Llama-2-7B's shape with as many layers as the size asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Timing, interleave, surroundings
+from megatron_huatuo.convert.import_checkpoint import import_hf
+from megatron_huatuo.convert.publish import export_checkpoint
+from megatron_huatuo.convert.write_hf_weights import write_weights
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.models.architecture import Architecture, get_preset
+from megatron_huatuo.models.hf_config import config_json
+from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.storage.manifest import write_json
+
+_PACKAGES = ("torch", "safetensors", "megatron-core")
+_CHUNK_BYTES = 16 << 20
+_GB = 1e9
+
+
+def run(*, gigabytes: float = 4.0, repeats: int = 5, directory: str | None = None) -> list[dict[str, Any]]:
+    """Import and export against plain copies, and their peak memory at two sizes.
+
+    gigabytes: bf16 weights, 1 or more. directory: where to work (about twice that), default the system's temporary
+    folder. The defaults write about 160 GB.
+    """
+    if gigabytes < 1:
+        raise ConfigError(f"wrong gigabytes: got {gigabytes}, need 1 or more, so that there are layers to convert.")
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        folder = Path(name)
+        records = []
+        for size, is_timed in ((1.0, False), (gigabytes, True)):
+            model, checkpoint, out = _write_model(folder / "hf", size), folder / "checkpoint", folder / "out"
+            if is_timed:
+                records += _rates("import", model, out, repeats)
+            memory = [_memory("import", size, model, checkpoint)]
+            shutil.rmtree(model)
+            if is_timed:
+                records += _rates("export", checkpoint, out, repeats)
+            memory.append(_memory("export", size, checkpoint, out))
+            records += memory
+            shutil.rmtree(checkpoint)
+            shutil.rmtree(out)
+    return records
+
+
+def _architecture(gigabytes: float) -> Architecture:
+    whole = get_preset("llama-2-7b")
+    tables = dataclasses.replace(whole, num_layers=1)
+    one, two = (_bytes(architecture) for architecture in (tables, dataclasses.replace(whole, num_layers=2)))
+    return dataclasses.replace(whole, num_layers=max(1, round((gigabytes * _GB - one) / (two - one)) + 1))
+
+
+def _bytes(architecture: Architecture) -> int:
+    return sum(torch.Size(shape).numel() for shape in hf_shapes(architecture).values()) * 2
+
+
+def _write_model(directory: Path, gigabytes: float) -> Path:
+    architecture = _architecture(gigabytes)
+    directory.mkdir()
+    noise = torch.randn(1 << 20).bfloat16()
+
+    def tensors() -> Iterator[tuple[str, list[torch.Tensor]]]:
+        for name, shape in hf_shapes(architecture).items():
+            count = torch.Size(shape).numel()
+            yield name, [noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)]
+
+    write_weights(directory, hf_shapes(architecture), tensors(), torch.bfloat16)
+    write_json(directory / "config.json", config_json(architecture, "bfloat16"))
+    return directory
+
+
+def _convert(direction: str, source: Path, target: Path) -> None:
+    if direction == "import":
+        import_hf(source, target)
+    else:
+        export_checkpoint(source, target, skip_verification=True)
+
+
+def _copy(source: Path, target: Path, *, hashing: bool) -> None:
+    """Read and write every file of a directory, flushed to the disk, on one thread and through memory in use."""
+    target.mkdir()
+    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as reader, open(target / path.name, "wb", buffering=0) as writer:
+            while count := reader.readinto(chunk):
+                if hashing:
+                    digest.update(chunk[:count])
+                writer.write(chunk[:count])
+            os.fsync(writer.fileno())
+
+
+def _rates(direction: str, source: Path, target: Path, repeats: int) -> list[dict[str, Any]]:
+    """One direction against each peer, all interleaved."""
+    peers = {
+        "read and write": lambda: _copy(source, target, hashing=False),
+        "read, hash and write": lambda: _copy(source, target, hashing=True),
+    }
+
+    def into_nothing(action: Callable[[], object]) -> Callable[[], None]:
+        def act() -> None:
+            action()
+            shutil.rmtree(target)
+
+        return act
+
+    candidates = {direction: lambda: _convert(direction, source, target), **peers}
+    timings = interleave({name: into_nothing(action) for name, action in candidates.items()}, repeats)
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) / _GB
+    return [
+        _rate_record(
+            f"convert: {direction} {size:.1f} GB, against {peer}", timings[direction], timings[peer], peer, size
+        )
+        for peer in peers
+    ]
+
+
+def _rate_record(name: str, ours: list[Timing], theirs: list[Timing], peer: str, size: float) -> dict[str, Any]:
+    """GB/s of both; the ratio is the median over the pairs of neighbouring runs."""
+    pairs = [other.wall_s / mine.wall_s for mine, other in zip(ours, theirs, strict=True)]
+    return {
+        "name": name,
+        "ours": size / statistics.median(run.wall_s for run in ours),
+        "peer": size / statistics.median(run.wall_s for run in theirs),
+        "peer_name": f"{peer} of the same bytes",
+        # Conversions wait for the disk, so idle processors are no sign of a stolen core here.
+        "ratio": statistics.median(pairs),
+        "cpu_ratio": statistics.median(run.cpu_s for run in theirs) / statistics.median(run.cpu_s for run in ours),
+        "unit": "GB/s",
+        "runs": {
+            "ours": [vars(run) for run in ours],
+            "peer": [vars(run) for run in theirs],
+            "threads": {"ours": 3, "peer": 1},
+        },
+        **surroundings(_PACKAGES),
+    }
+
+
+def _memory(direction: str, gigabytes: float, source: Path, target: Path) -> dict[str, Any]:
+    """Peak resident memory of a conversion in a process of its own, above what its imports take."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        peak = pool.apply(_peak_bytes, (direction, source, target))
+    shapes = hf_shapes(_architecture(gigabytes)).values()
+    largest = max(torch.Size(shape).numel() for shape in shapes) * 2
+    return {
+        "name": f"convert: {direction} of {gigabytes:.0f} GB, peak memory (peer: 2 largest tensors + 1 GB)",
+        "ours": peak / _GB,
+        "peer": (2 * largest + _GB) / _GB,
+        "peer_name": "limit",
+        "ratio": peak / (2 * largest + _GB),
+        "unit": "GB",
+        "runs": {"ours": [peak]},
+        **surroundings(_PACKAGES),
+    }
+
+
+def _peak_bytes(direction: str, source: Path, target: Path) -> int:
+    before = _high_water_bytes()
+    _convert(direction, source, target)
+    return _high_water_bytes() - before
+
+
+def _high_water_bytes() -> int:
+    """Peak resident memory of this process. getrusage would count what the parent had when it started this one."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

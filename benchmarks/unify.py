@@ -1,0 +1,148 @@
+"""Unification against an endpoint on this machine that answers at once: what our own work costs a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import interleave, peak_mib, rate_record, surroundings
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
+from megatron_huatuo.storage.records import parse_document
+from megatron_huatuo.unify import unify
+from megatron_huatuo.unify.prompt import load_prompts
+
+_CONCURRENCY = 64
+_PACKAGES = ("openai", "aiohttp", "datatrove")
+_QUESTION = "高血压患者在日常生活中应当注意哪些方面？"
+_ENDPOINT = """
+import json, sys
+from aiohttp import web
+question = sys.argv[1]
+async def answer(request):
+    prompt = (await request.json())["messages"][0]["content"]
+    text = prompt.split("【内容】")[1].split("【问题】")[0].strip().split("\\n", 1)[1] if "【问题】" in prompt else question
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 400, "completion_tokens": 100}})
+application = web.Application()
+application.router.add_post("/v1/chat/completions", answer)
+web.run_app(application, host="127.0.0.1", port=0, access_log=None,
+            print=lambda *words: print(*words, flush=True))
+"""
+
+
+def run(*, documents: int = 2000, repeats: int = 3) -> list[dict[str, Any]]:
+    """All records of the unify benchmark; about 100 s with the defaults on 2 cores, one of which the endpoint uses.
+
+    documents: passages of 230 characters, two requests each.
+    """
+    if documents < 10:
+        raise ConfigError(f"too little to measure: got {documents} documents, need at least 10.")
+    with tempfile.TemporaryDirectory() as name, _endpoint() as base_url:
+        directory = Path(name)
+        path = directory / "documents.jsonl"
+        _write_documents(path, documents)
+        outputs = (directory / f"out-{number}" for number in range(repeats + 1))
+        timings = interleave(
+            {
+                "ours": lambda: unify([path], next(outputs), backend="openai", base_url=base_url, model="m",
+                                      max_concurrency=_CONCURRENCY),
+                "peer": lambda: asyncio.run(_ask_all(path, base_url)),
+            },
+            repeats,
+        )  # fmt: skip
+        rate = rate_record(
+            "unify: requests to an endpoint that answers at once",
+            work=2 * documents,
+            unit="requests/s",
+            ours=timings["ours"],
+            peer=timings["peer"],
+            peer_name="openai.AsyncOpenAI in a bare loop: no log, no gates, no output",
+            packages=_PACKAGES,
+        )
+        return [rate, _memory_record(directory, documents, base_url)]
+
+
+@contextlib.contextmanager
+def _endpoint() -> Iterator[str]:
+    """A server in a process of its own; gives its address."""
+    process = subprocess.Popen([sys.executable, "-c", _ENDPOINT, _QUESTION], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = None
+        while address is None:
+            if not (line := process.stdout.readline()):
+                raise ConfigError("the endpoint of the benchmark did not start: see the error above.")
+            address = re.search(r"http://\S+", line)
+        yield f"{address[0]}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _write_documents(path: Path, number: int) -> None:
+    """Distinct Chinese passages."""
+    sentence = "第{}组患者共{}例，常见症状为乏力与不适，治疗时应遵医嘱，每日服药{}次，每次{}毫克，并定期复查血压。"
+    write_jsonl(
+        path,
+        (
+            {
+                "id": f"d{index}", "source": "web", "language": "zh", "title": "高血压",
+                "text": "".join(sentence.format(index * 31 % 9973, index + part, part + 1, index % 90 + part) for part in range(5)),
+            }
+            for index in range(number)
+        ),
+    )  # fmt: skip
+
+
+async def _ask_all(path: Path, base_url: str) -> None:
+    """The same requests, as short as the client allows."""
+    from openai import AsyncOpenAI, DefaultAioHttpClient
+
+    prompt = load_prompts()["zh"]
+    slots = asyncio.Semaphore(_CONCURRENCY)
+    async with AsyncOpenAI(base_url=base_url, api_key="none", http_client=DefaultAioHttpClient()) as client:
+
+        async def ask(message: str, most: int) -> str:
+            async with slots:
+                reply = await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": message}], temperature=0.7, max_tokens=most
+                )
+            return reply.choices[0].message.content or ""
+
+        async def rewrite(record: dict[str, Any]) -> None:
+            document = parse_document(record, "")
+            question = await ask(prompt.ask_question(document), 512)
+            await ask(prompt.ask_answer(document, question), 2048)
+
+        await asyncio.gather(*(rewrite(line.record) for line in read_jsonl(path)))
+
+
+def _memory_record(directory: Path, documents: int, base_url: str) -> dict[str, Any]:
+    """Peak memory of one process over a tenth of the documents and over all of them."""
+    peaks = []
+    for number in (documents // 10, documents):
+        path = directory / f"memory-{number}.jsonl"
+        _write_documents(path, number)
+        code = (
+            "import sys; from megatron_huatuo.unify import unify; "
+            "unify([sys.argv[1]], sys.argv[2], backend='openai', base_url=sys.argv[3], model='m')"
+        )
+        peaks.append(peak_mib(code, str(path), str(directory / f"memory-{number}"), base_url))
+    return {
+        "name": "unify: peak memory, 10 times the documents",
+        "ours": peaks[1],
+        "peer": peaks[0],
+        "peer_name": "the same run over a tenth of the documents",
+        "ratio": peaks[1] / peaks[0],
+        "unit": "MiB (smaller is better)",
+        "runs": 1,
+        **surroundings(_PACKAGES),
+    }

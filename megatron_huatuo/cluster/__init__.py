@@ -1,0 +1,1 @@
+"""What `tools/check_cluster.py` measures: ranks, links, files and clocks."""

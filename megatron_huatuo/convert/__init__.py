@@ -1,0 +1,1 @@
+"""Checkpoints to and from Hugging Face directories: import, export, verification, and the model card."""

@@ -1,0 +1,77 @@
+"""README.md of an exported model: what it is, where it comes from, what was proved, what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_huatuo import __version__
+from megatron_huatuo.convert.verify import Parity
+from megatron_huatuo.models.architecture import Architecture
+
+_DISCLAIMER = """\
+## Medical disclaimer
+
+This model writes text that looks like medical advice. It can be wrong, outdated or harmful, and it has not been
+evaluated as a medical device. Do not use it for diagnosis, treatment or triage, and do not show its output to patients
+without review by a qualified clinician. In an emergency call your local emergency number.
+"""
+
+
+def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any], parity: Parity | None) -> str:
+    """Markdown text of the card.
+
+    origin: iteration, consumed_train_samples and fingerprints of the checkpoint.
+    parity: figures of the verification, None when it was skipped.
+    """
+    fingerprints = origin.get("fingerprints") or {}
+    rows = [
+        ("Family", architecture.family),
+        ("Layers × hidden size", f"{architecture.num_layers} × {architecture.hidden_size}"),
+        ("Vocabulary", f"{architecture.vocab_size}"),
+        ("Weights", dtype),
+        ("Iteration", str(origin.get("iteration"))),
+        ("Rows trained on", str(origin.get("consumed_train_samples", "unknown"))),
+        *((f"Fingerprint of the {name}", f"`{value}`") for name, value in fingerprints.items()),
+        ("Written by", f"megatron_huatuo {__version__}"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [medical, megatron_huatuo]
+---
+
+# Medical language model, one-stage adaptation
+
+| | |
+| --- | --- |
+{table}
+
+Conversations have the form `<问>：question\\n<答>：answer`; the chat template writes it. When the training data came
+from template questions (as in the bundled demo), the model shows that the pipeline works and nothing more.
+
+## Parity with the training checkpoint
+
+{_parity_text(parity)}
+
+{_DISCLAIMER}"""
+
+
+def _parity_text(parity: Parity | None) -> str:
+    if parity is None:
+        return "Not verified: the export was told to skip the comparison."
+    return (
+        f"* {parity.tensors} weights equal bit by bit after conversion\n"
+        f"* logits at {parity.positions} positions in float32: at most {parity.max_logit_difference:.2e} apart "
+        f"(largest logit {parity.max_logit:.1f}; accepted up to {parity.tolerance:.2g} × max(1, largest logit))\n"
+        f"* greedy continuations of {parity.continuation_tokens} tokens identical\n"
+        f"* token ids {_tokens_text(parity)}"
+    )
+
+
+def _tokens_text(parity: Parity) -> str:
+    if not parity.tokenizer_texts + parity.tokenizer_mismatches:
+        return "not compared: there is no tokenizer"
+    equal = f"of {parity.tokenizer_texts} texts and conversations equal to those of training"
+    return equal + (f", of {parity.tokenizer_mismatches} not (accepted)" if parity.tokenizer_mismatches else "")

@@ -1,1 +1,0 @@
-"""Publishing a trained checkpoint as a Hugging Face directory that proved itself equal to it."""

@@ -1,1 +1,0 @@
-"""Hugging Face checkpoints, both directions: configuration, names and shapes of weights, reading, writing."""

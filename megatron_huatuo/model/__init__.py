@@ -1,1 +1,0 @@
-"""Architectures on megatron-core: description, building, norm, head, packed attention."""

@@ -1,0 +1,40 @@
+"""Rotary positions for packed rows.
+
+Invariant: positions run through the whole row. Rotary embeddings are relative and documents are isolated by attention,
+so running positions give the same result as positions that restart, and need no table per row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_huatuo.models.architecture import RopeScaling
+
+
+class RowRotaryEmbedding(RotaryEmbedding):
+    """The stock one sizes its table by the longest document of a packed row; queries are as long as the row. Also, it
+    knows Llama 3.1's scaling with its first numbers alone."""
+
+    def __init__(self, *settings: Any, scaling: RopeScaling | None = None, **others: Any) -> None:
+        """settings, others: as for RotaryEmbedding."""
+        super().__init__(*settings, **others)
+        if scaling is not None:
+            self.inv_freq = self._apply_scaling(vars(self)["inv_freq"], **dataclasses.asdict(scaling))
+
+    def get_rotary_seq_len(
+        self,
+        inference_context: Any,
+        transformer: Any,
+        transformer_input: Any,
+        transformer_config: Any,
+        packed_seq_params: PackedSeqParams | None = None,
+        **others: Any,
+    ) -> int:
+        """Length of the row in tokens, on every pipeline stage and with sequence parallelism."""
+        return super().get_rotary_seq_len(
+            inference_context, transformer, transformer_input, transformer_config, None, **others
+        )

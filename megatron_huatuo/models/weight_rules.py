@@ -1,0 +1,253 @@
+"""Names and shapes of weights: megatron-core <-> Hugging Face, one table for both directions.
+
+Invariant: every megatron tensor is made of row ranges (or column ranges) of Hugging Face tensors, each used once, with
+no arithmetic. So one list of ranges serves import, export and every tensor-parallel slice, and a round trip is exact.
+
+Worked example, 4 query heads in 2 groups, head_dim 8: `linear_qkv` is q0 q1 k0 v0 | q2 q3 k1 v1, that is rows 0-15 of
+q_proj, 0-7 of k_proj, 0-7 of v_proj, then 16-31 of q_proj, 8-15 of k_proj, 8-15 of v_proj.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from megatron_huatuo.models.architecture import Architecture
+
+
+class Piece(NamedTuple):
+    """Rows (or columns) start … stop-1 of the Hugging Face tensor number `part` of a rule."""
+
+    part: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """One weight of megatron-core, or one per layer, and the Hugging Face tensors that it is made of."""
+
+    key: str
+    """Name in a distributed checkpoint, where the tensors of all layers are stacked on a leading axis."""
+    module_name: str
+    """Name in the model's state dict of the local specification, without "decoder.layers.N."."""
+    per_layer: bool
+    parts: tuple[str, ...]
+    """Hugging Face names; {layer} stands for the number of the layer, from 0."""
+    part_shapes: tuple[tuple[int, ...], ...]
+    pieces: tuple[Piece, ...]
+    """Ranges along `axis` in the order of the whole megatron tensor."""
+    axis: int = 0
+    sharded: bool = True
+    """Split along `axis` over the tensor-parallel ranks (norms are whole on each)."""
+    gated: bool = False
+    """Each part is split over the ranks by itself: rank r holds [gate_r ; up_r]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole megatron tensor of one layer."""
+        lengths = sum(piece.stop - piece.start for piece in self.pieces)
+        return tuple(lengths if axis == self.axis else size for axis, size in enumerate(self.part_shapes[0]))
+
+    def part_names(self, layer: int) -> tuple[str, ...]:
+        """Hugging Face names for one layer (any number where the rule has none)."""
+        return tuple(part.format(layer=layer) for part in self.parts)
+
+    def rank_pieces(self, rank: int, size: int) -> list[Piece]:
+        """Ranges that make the tensor of one of `size` tensor-parallel ranks, in its order."""
+        if not self.sharded:
+            return list(self.pieces)
+        if self.gated:
+            return [
+                piece
+                for part in range(len(self.parts))
+                for piece in _narrow([p for p in self.pieces if p.part == part], rank, size)
+            ]
+        return _narrow(list(self.pieces), rank, size)
+
+    def gather(
+        self,
+        read: Callable[..., torch.Tensor],
+        layer: int,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The megatron tensor of one rank.
+
+        read: (Hugging Face name, axis, start, stop) -> that range of the tensor; with `out` it takes `out` as well.
+        out: memory for the result, of its shape; by default fresh memory.
+        """
+        names, pieces = self.part_names(layer), self.rank_pieces(rank, size)
+        if out is None:
+            parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in pieces]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
+        places = out.split([piece.stop - piece.start for piece in pieces], dim=self.axis)
+        for piece, place in zip(pieces, places, strict=True):
+            read(names[piece.part], self.axis, piece.start, piece.stop, out=place)
+        return out
+
+    def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """(Hugging Face name, its row blocks in order) of every part of a whole megatron tensor; nothing is copied."""
+        blocks: list[list[tuple[int, torch.Tensor]]] = [[] for _ in self.parts]
+        position = 0
+        for piece in self.pieces:
+            length = piece.stop - piece.start
+            blocks[piece.part].append((piece.start, whole.narrow(self.axis, position, length)))
+            position += length
+        for name, ranges in zip(self.part_names(layer), blocks, strict=True):
+            yield name, [tensor for _, tensor in sorted(ranges, key=lambda item: item[0])]
+
+
+def _narrow(pieces: list[Piece], rank: int, size: int) -> list[Piece]:
+    """The rank-th of `size` equal chunks of the concatenated ranges."""
+    total = sum(piece.stop - piece.start for piece in pieces)
+    low, high = rank * total // size, (rank + 1) * total // size
+    chunk, position = [], 0
+    for part, start, stop in pieces:
+        first, last = max(start, start + low - position), min(stop, start + high - position)
+        if first < last:
+            chunk.append(Piece(part, first, last))
+        position += stop - start
+    return chunk
+
+
+def _query_key_value(a: Architecture, bases: tuple[tuple[int, int], ...]) -> tuple[Piece, ...]:
+    """Ranges of linear_qkv: per query group its queries, its key, its value.
+
+    bases: (part, first row) where queries, keys and values begin.
+    """
+    per_group = a.num_attention_heads // a.num_query_groups * a.head_dim
+    rows = (per_group, a.head_dim, a.head_dim)
+    return tuple(
+        Piece(part, first + group * count, first + (group + 1) * count)
+        for group in range(a.num_query_groups)
+        for (part, first), count in zip(bases, rows, strict=True)
+    )
+
+
+def _layer_rules(a: Architecture) -> list[WeightRule]:
+    hidden, ffn = a.hidden_size, a.ffn_hidden_size
+    queries, keys = a.num_attention_heads * a.head_dim, a.num_query_groups * a.head_dim
+    layer = "model.layers.{layer}."
+    if a.family == "baichuan2":
+        projections: tuple[str, ...] = ("self_attn.W_pack",)
+        rows: tuple[int, ...] = (queries + 2 * keys,)
+        pieces = _query_key_value(a, ((0, 0), (0, queries), (0, queries + keys)))
+    else:
+        projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        rows = (queries, keys, keys)
+        pieces = _query_key_value(a, ((0, 0), (1, 0), (2, 0)))
+
+    def rule(module: str, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], **kwargs: Any) -> WeightRule:
+        kwargs.setdefault("pieces", tuple(Piece(i, 0, shape[kwargs.get("axis", 0)]) for i, shape in enumerate(shapes)))
+        return WeightRule(
+            key=f"decoder.layers.{kwargs.pop('key', module)}",
+            module_name=module,
+            per_layer=True,
+            parts=tuple(layer + name for name in names),
+            part_shapes=shapes,
+            **kwargs,
+        )
+
+    rules = [
+        rule(
+            "input_layernorm.weight",
+            ("input_layernorm.weight",),
+            ((hidden,),),
+            key="self_attention.linear_qkv.layer_norm_weight",
+            sharded=False,
+        ),
+        rule(
+            "self_attention.linear_qkv.weight",
+            tuple(f"{name}.weight" for name in projections),
+            tuple((count, hidden) for count in rows),
+            pieces=pieces,
+        ),
+    ]
+    if a.qkv_bias:
+        rules.append(
+            rule(
+                "self_attention.linear_qkv.bias",
+                tuple(f"{name}.bias" for name in projections),
+                tuple((count,) for count in rows),
+                pieces=pieces,
+            )
+        )
+    rules += [
+        rule("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",), ((hidden, queries),), axis=1),
+        rule(
+            "pre_mlp_layernorm.weight",
+            ("post_attention_layernorm.weight",),
+            ((hidden,),),
+            key="mlp.linear_fc1.layer_norm_weight",
+            sharded=False,
+        ),
+        rule(
+            "mlp.linear_fc1.weight",
+            ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            ((ffn, hidden), (ffn, hidden)),
+            gated=True,
+        ),
+        rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), ((hidden, ffn),), axis=1),
+    ]
+    return rules
+
+
+def _single(key: str, name: str, shape: tuple[int, ...], sharded: bool = True) -> WeightRule:
+    return WeightRule(key, key, False, (name,), (shape,), (Piece(0, 0, shape[0]),), sharded=sharded)
+
+
+def weight_rules(architecture: Architecture) -> list[WeightRule]:
+    """Rules for every weight of an architecture, in the order in which they are written."""
+    table = (architecture.vocab_size, architecture.hidden_size)
+    rules = [_single("embedding.word_embeddings.weight", "model.embed_tokens.weight", table)]
+    rules += _layer_rules(architecture)
+    rules.append(_single("decoder.final_layernorm.weight", "model.norm.weight", table[1:], sharded=False))
+    if not architecture.tied_embeddings:
+        rules.append(_single("output_layer.weight", "lm_head.weight", table))
+    return rules
+
+
+def each_weight(architecture: Architecture) -> Iterator[tuple[WeightRule, int]]:
+    """(rule, layer) of every megatron tensor, embedding first, then layer by layer; layer 0 where there is none."""
+    rules = weight_rules(architecture)
+    embedding, *after = [rule for rule in rules if not rule.per_layer]
+    yield embedding, 0
+    for layer in range(architecture.num_layers):
+        yield from ((rule, layer) for rule in rules if rule.per_layer)
+    yield from ((rule, 0) for rule in after)
+
+
+def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every Hugging Face tensor, in the order in which they are written."""
+    return {
+        name: shape
+        for rule, layer in each_weight(architecture)
+        for name, shape in zip(rule.part_names(layer), rule.part_shapes, strict=True)
+    }
+
+
+def rule_of_parameter(name: str, rules: dict[str, WeightRule]) -> tuple[WeightRule, int] | None:
+    """Rule of a parameter by its name in a model's state dict, with the number of its layer in that model chunk.
+
+    rules: by module name; see `rules_by_parameter`.
+    """
+    if name.startswith("decoder.layers."):
+        number, rest = name.removeprefix("decoder.layers.").split(".", 1)
+        return (rules[rest], int(number)) if rest in rules else None
+    return (rules[name], 0) if name in rules else None
+
+
+def rules_by_parameter(architecture: Architecture) -> dict[str, WeightRule]:
+    """Rules by parameter name (without the layer): names of the local specification and of Transformer Engine's."""
+    rules = weight_rules(architecture)
+    found = {rule.module_name: rule for rule in rules}
+    found |= {rule.key.removeprefix("decoder.layers."): rule for rule in rules}
+    if architecture.tied_embeddings:  # the last pipeline stage holds a copy of the embedding under this name
+        found["output_layer.weight"] = found["embedding.word_embeddings.weight"]
+    return found

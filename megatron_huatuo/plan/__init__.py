@@ -1,0 +1,1 @@
+"""What a run will need, before it runs: memory per GPU and time, from arithmetic alone."""

@@ -1,0 +1,264 @@
+"""Import and export without a model: bitwise, in shards, complete or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
+from megatron_huatuo.convert.import_checkpoint import import_hf
+from megatron_huatuo.convert.publish import export_checkpoint
+from megatron_huatuo.convert.state_tensors import StateReader
+from megatron_huatuo.convert.write_hf_weights import write_weights
+from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, IntegrityError
+from megatron_huatuo.models.architecture import get_preset
+from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.storage.hashed_file import HashedFile
+from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
+from tests.unit.convert.small_models import SMALL, random_weights, write_model
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    directory = write_model(tmp_path / "hf", SMALL[name], dtype)
+    checkpoint = import_hf(directory, tmp_path / "checkpoint")
+    assert resolve_checkpoint(tmp_path / "checkpoint") == checkpoint
+    verify_checkpoint(checkpoint)
+    state = StateReader(checkpoint / STATE, SMALL[name])
+    assert state.dtype == dtype
+    files = sorted((checkpoint / STATE).glob("*.distcp"))
+    framing = 2048 * len(files)  # of torch.save
+    assert sum(path.stat().st_size for path in files) < (directory / "model.safetensors").stat().st_size + framing
+    (tmp_path / "out").mkdir()
+    write_weights(tmp_path / "out", hf_shapes(SMALL[name]), state, dtype)
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+
+
+def _blocks(weights: dict[str, torch.Tensor]) -> list[tuple[str, list[torch.Tensor]]]:
+    """Each tensor as two row blocks, where it has two rows."""
+    return [(name, [block for block in weight.tensor_split(2) if len(block)]) for name, weight in weights.items()]
+
+
+def test_shards_hold_at_most_the_limit_and_their_hashes_are_right(tmp_path: Path) -> None:
+    weights = random_weights(SMALL["llama"])
+    limit = 100_000
+    shapes = hf_shapes(SMALL["llama"])
+    written = write_weights(tmp_path, shapes, _blocks(weights), torch.bfloat16, shard_bytes=limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(written) == set(index["weight_map"].values()) and len(written) > 2
+    assert index["metadata"]["total_size"] == sum(weight.numel() * 2 for weight in weights.values())
+    for name, described in written.items():
+        path = tmp_path / name
+        assert described == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        content = load_file(path)
+        assert sum(tensor.numel() * 2 for tensor in content.values()) <= limit
+        for key, tensor in content.items():
+            assert torch.equal(tensor, weights[key].bfloat16())
+            assert index["weight_map"][key] == name
+
+
+def test_a_single_shard_has_an_index_as_well(tmp_path: Path) -> None:
+    shapes = {"a": (2, 3), "b": (4,)}
+    write_weights(tmp_path, shapes, _blocks({"a": torch.ones(2, 3), "b": torch.ones(4)}), torch.float32)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index == {"metadata": {"total_size": 40}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
+
+
+def test_wrong_streams_are_refused(tmp_path: Path) -> None:
+    shapes = {"a": (2, 3), "b": (4,)}
+    good = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    with pytest.raises(DataError, match=r"wrong tensor: got 'b' \[4\], need 'a' \[2, 3\]"):
+        write_weights(tmp_path, shapes, reversed(_blocks(good)), torch.float32)
+    with pytest.raises(DataError, match="got 'c' after the last one"):
+        write_weights(tmp_path, shapes, [*_blocks(good), ("c", [torch.ones(1)])], torch.float32)
+    with pytest.raises(DataError, match="tensor 'b' holds NaN or infinite values"):
+        write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, float("nan"), 3])}), torch.float32)
+    with pytest.raises(DataError, match=r"tensor 'b' holds NaN or infinite values as torch\.float16"):
+        write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, 70000.0, 3])}), torch.float16)
+
+
+def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = ROOT.parent / "shared" / "data" / "baichuan2" / "tokenizer.model"
+    if not model.is_file():
+        pytest.skip(f"no Baichuan2 tokenizer: {model}")
+    directory = write_model(tmp_path / "hf", SMALL["baichuan2-rope"])
+    (directory / "tokenizer.model").symlink_to(model)
+    with pytest.raises(DataError, match="got 125696 ids, but the embedding has 160 rows"):
+        import_hf(directory, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    checkpoint = import_hf(write_model(tmp_path / "hf", SMALL["llama"]), tmp_path / "checkpoint")
+    with pytest.raises(
+        IntegrityError, match=r"'embedding\.word_embeddings\.weight' is \[160, 96\], need \[3072, 192\]"
+    ):
+        StateReader(checkpoint / STATE, get_preset("toy"))
+
+
+def test_benchmark_needs_a_size_with_layers() -> None:
+    from benchmarks import convert
+
+    with pytest.raises(ConfigError, match=r"wrong gigabytes: got 0\.5, need 1 or more"):
+        convert.run(gigabytes=0.5)
+
+
+_FORK = multiprocessing.get_context("fork")  # a child with torch loaded already
+
+
+def _on_a_full_disk(action: Callable[[], object], message: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+    try:
+        action()
+    except HuatuoError as error:
+        message.write_text(str(error))
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_disk_full_is_said_and_leaves_nothing(tmp_path: Path, direction: str) -> None:
+    """A limit on file size makes the write fail as a full disk does, with an error from the system."""
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    if direction == "import":
+        action = functools.partial(import_hf, directory, tmp_path / "out")
+    else:
+        checkpoint = import_hf(directory, tmp_path / "checkpoint")
+        action = functools.partial(export_checkpoint, checkpoint, tmp_path / "out", skip_verification=True)
+    before = {path.name for path in tmp_path.iterdir()}
+    child = _FORK.Process(target=_on_a_full_disk, args=(action, tmp_path / "message"))
+    child.start()
+    child.join(60)
+    assert re.match(r"cannot write .*\.(distcp|safetensors): \[Errno 27\]", (tmp_path / "message").read_text())
+    assert {path.name for path in tmp_path.iterdir()} - {"message"} == before
+
+
+_DIRECTIONS = {
+    "import": lambda hf, checkpoint, out: import_hf(hf, out),
+    "export": lambda hf, checkpoint, out: export_checkpoint(checkpoint, out, skip_verification=True),
+}
+
+
+def _check_complete(direction: str, out: Path) -> None:
+    if direction == "import":
+        verify_checkpoint(resolve_checkpoint(out))
+    else:
+        verify_files(out, read_manifest(out, "hf_model"))
+
+
+@pytest.mark.parametrize("direction", _DIRECTIONS)
+def test_kill_at_any_moment_leaves_all_or_nothing_and_a_rerun_finishes(tmp_path: Path, direction: str) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"])
+    arguments = (hf, import_hf(hf, tmp_path / "checkpoint"), tmp_path / "out")
+    convert = _DIRECTIONS[direction]
+    began = time.monotonic()
+    convert(*arguments)
+    duration_s = min(0.5, time.monotonic() - began)  # on a busy machine most moments are early ones
+    names = {path.name for path in tmp_path.iterdir()}
+    killed = left_behind = 0
+    for moment in range(12):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        child = _FORK.Process(target=convert, args=arguments)
+        child.start()
+        child.join(duration_s * (moment + 0.5) / 10)
+        child.kill()
+        child.join(60)
+        killed += child.exitcode == -signal.SIGKILL
+        if (tmp_path / "out").exists():
+            _check_complete(direction, tmp_path / "out")
+        left_behind += len(list(tmp_path.glob(".out.*.tmp")))
+    assert killed > 2 and left_behind > 0
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    convert(*arguments)
+    _check_complete(direction, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def _die_before_the_second_weight(*arguments: Path) -> None:
+    write = HashedFile.write
+
+    def write_and_die(file: HashedFile, data: object) -> int:
+        count = write(file, data)
+        if file.bytes > 30_000:  # in the middle of the embedding
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    HashedFile.write = write_and_die
+    _DIRECTIONS[arguments[0]](*arguments[1:])
+
+
+@pytest.mark.parametrize("direction", _DIRECTIONS)
+def test_kill_in_the_middle_of_a_weight_publishes_nothing(tmp_path: Path, direction: str) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"])
+    arguments = (hf, import_hf(hf, tmp_path / "checkpoint"), tmp_path / "out")
+    child = _FORK.Process(target=_die_before_the_second_weight, args=(direction, *arguments))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob(".out.*.tmp")) and not (tmp_path / "out").exists()
+    _DIRECTIONS[direction](*arguments)
+    _check_complete(direction, tmp_path / "out")
+    assert not list(tmp_path.glob(".out.*.tmp"))
+
+
+def test_rows_beyond_the_tokenizer_are_kept_on_both_ways(tmp_path: Path) -> None:
+    """As published: Qwen2.5's 151,936 or 152,064 rows for a tokenizer of 151,665 ids."""
+    from megatron_huatuo.index.tokenizer import load_tokenizer
+    from tests.unit.convert.test_tokenizer_files import byte_level_tokenizer
+
+    architecture = dataclasses.replace(SMALL["qwen2"], vocab_size=448)
+    hf = write_model(tmp_path / "hf", architecture)
+    byte_level_tokenizer(hf)
+    assert load_tokenizer(hf).vocab_size < 440
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (hf, tmp_path / "out"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert after[name].shape == (448, 96) and torch.equal(before[name], after[name])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 448
+
+
+def test_end_that_only_config_json_names_comes_along(tmp_path: Path) -> None:
+    """A tokenizer.json without tokenizer_config.json beside it."""
+    from megatron_huatuo.index.tokenizer import load_tokenizer
+    from tests.unit.convert.test_tokenizer_files import byte_level_tokenizer
+
+    hf = write_model(tmp_path / "hf", dataclasses.replace(SMALL["qwen2"], vocab_size=448, eos_token_id=0))
+    (byte_level_tokenizer(hf) / "tokenizer_config.json").unlink()
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    verify_checkpoint(checkpoint)
+    export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
+    assert load_tokenizer(tmp_path / "out").eos_id == load_tokenizer(hf).eos_id == 0
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
+
+
+def test_float16_model_comes_back_as_float16_or_as_what_is_asked_for(tmp_path: Path) -> None:
+    hf = write_model(tmp_path / "hf", SMALL["llama"], torch.float16)
+    checkpoint = import_hf(hf, tmp_path / "checkpoint")
+    export_checkpoint(checkpoint, tmp_path / "out")
+    export_checkpoint(checkpoint, tmp_path / "bf16", dtype="bfloat16")
+    before = load_file(hf / "model.safetensors")
+    for folder, dtype in (("out", torch.float16), ("bf16", torch.bfloat16)):
+        after = load_file(tmp_path / folder / "model.safetensors")
+        assert all(torch.equal(after[name], before[name].to(dtype)) for name in before)
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")

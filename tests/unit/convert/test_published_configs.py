@@ -1,0 +1,358 @@
+"""config.json files as they are published: each is read, and the presets are what the base models say."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.models.architecture import Architecture, RopeScaling, get_preset
+from megatron_huatuo.models.hf_config import architecture_fields, config_json, load_architecture
+
+_COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16"}
+_LLAMA = {
+    **_COMMON,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+_LLAMA_2 = {
+    **_LLAMA,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "vocab_size": 32000,
+}
+_LLAMA_2_7B = {
+    **_LLAMA_2,
+    "_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+}
+_LLAMA_2_13B = {
+    **_LLAMA_2,
+    "_name_or_path": "meta-llama/Llama-2-13b-hf",
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 40,
+}
+_LLAMA_3_8B = {
+    **_LLAMA,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 500000.0,
+    "transformers_version": "4.40.0.dev0",
+    "vocab_size": 128256,
+}
+_LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+_YI_34B = {
+    **_LLAMA,
+    "hidden_size": 7168,
+    "intermediate_size": 20480,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 56,
+    "num_hidden_layers": 60,
+    "num_key_value_heads": 8,
+    "pad_token_id": 0,
+    "rope_theta": 5000000.0,
+    "transformers_version": "4.34.0",
+    "vocab_size": 64000,
+}
+_QWEN = {
+    **_COMMON,
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "max_position_embeddings": 131072,
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.40.1",
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+_QWEN_7B = {
+    **_QWEN,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+}
+_QWEN_14B = {
+    **_QWEN,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "max_window_layers": 48,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "transformers_version": "4.43.1",
+}
+_QWEN_INSTRUCT = {"eos_token_id": 151645, "max_position_embeddings": 32768, "transformers_version": "4.43.1"}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama-2-7b-hf": _LLAMA_2_7B,
+    "Llama-2-7b-chat-hf": {**_LLAMA_2_7B, "_name_or_path": "meta-llama/Llama-2-7b-chat-hf", "pad_token_id": 0},
+    "Llama-2-13b-hf": _LLAMA_2_13B,
+    "Llama-2-13b-hf, first version": {**_LLAMA_2_13B, "pretraining_tp": 2, "pad_token_id": 0},
+    "Meta-Llama-3-8B": _LLAMA_3_8B,
+    "Meta-Llama-3-8B-Instruct": {**_LLAMA_3_8B, "eos_token_id": 128009},
+    "Llama-3.1-8B": {
+        **_LLAMA_3_8B,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "rope_scaling": _LLAMA_3_1,
+        "transformers_version": "4.43.0.dev0",
+    },
+    "Llama-3.1-8B-Instruct": {
+        **_LLAMA_3_8B,
+        "eos_token_id": [128001, 128008, 128009],
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "rope_scaling": _LLAMA_3_1,
+        "transformers_version": "4.42.3",
+    },
+    "Yi-34B": _YI_34B,
+    "Yi-34B-Chat": {**_YI_34B, "attention_bias": False, "transformers_version": "4.35.0"},
+    "Yi-1.5-34B": {
+        **_YI_34B,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": 1e-06,
+        "transformers_version": "4.40.0",
+        "use_cache": False,
+    },
+    "Qwen2.5-0.5B": {
+        **_QWEN,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+    },
+    "Qwen2.5-7B": _QWEN_7B,
+    "Qwen2.5-7B-Instruct": {key: v for key, v in {**_QWEN_7B, **_QWEN_INSTRUCT}.items() if key != "use_mrope"},
+    "Qwen2.5-14B": _QWEN_14B,
+    "Qwen2.5-14B-Instruct": {
+        key: v
+        for key, v in {**_QWEN_14B, **_QWEN_INSTRUCT, "rms_norm_eps": 1e-06, "max_window_layers": 70}.items()
+        if key != "use_mrope"
+    },
+}
+BASES = {
+    "llama-2-7b": "Llama-2-7b-hf",
+    "llama-2-13b": "Llama-2-13b-hf",
+    "llama-3-8b": "Meta-Llama-3-8B",
+    "yi-34b": "Yi-34B",
+    "qwen2.5-7b": "Qwen2.5-7B",
+    "qwen2.5-14b": "Qwen2.5-14B",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configuration_is_read_as_transformers_reads_it(tmp_path: Path, name: str) -> None:
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    found, expected = load_architecture(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    assert (found.num_layers, found.hidden_size) == (expected.num_hidden_layers, expected.hidden_size)
+    assert (found.num_attention_heads, found.num_query_groups) == (
+        expected.num_attention_heads,
+        expected.num_key_value_heads,
+    )
+    assert (found.ffn_hidden_size, found.vocab_size) == (expected.intermediate_size, expected.vocab_size)
+    assert (found.norm_epsilon, found.tied_embeddings) == (expected.rms_norm_eps, expected.tie_word_embeddings)
+    assert found.rope_theta == expected.rope_parameters["rope_theta"]
+    scaling = dataclasses.asdict(found.rope_scaling) if found.rope_scaling else {}
+    assert scaling.items() <= expected.rope_parameters.items()
+    assert expected.rope_parameters["rope_type"] == ("llama3" if scaling else "default")
+    written = json.loads(json.dumps(config_json(found, "bfloat16")))
+    assert (
+        Architecture(**architecture_fields(written, "config.json")) == found == Architecture.from_dict(found.to_dict())
+    )
+
+
+@pytest.mark.parametrize("preset", BASES)
+def test_preset_is_the_published_base_model(preset: str) -> None:
+    assert Architecture(**architecture_fields(PUBLISHED[BASES[preset]], "config.json")) == get_preset(preset)
+
+
+def test_frequencies_of_llama_3_1_are_those_of_transformers(alone: None) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from megatron_huatuo.models.core.rotary import RowRotaryEmbedding
+
+    published = PUBLISHED["Llama-3.1-8B"]
+    expected, factor = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**copy.deepcopy(published)), "cpu")
+    fields = architecture_fields(published, "config.json")
+    settings = {"rotary_percent": 1.0, "rotary_base": fields["rope_theta"], "use_cpu_initialization": True}
+    found = RowRotaryEmbedding(128, scaling=fields["rope_scaling"], **settings).inv_freq
+    assert factor == 1 and torch.equal(found, expected)
+    assert not torch.equal(RowRotaryEmbedding(128, **settings).inv_freq, expected)
+
+
+def test_transformers_reads_what_is_written_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoConfig
+
+    architecture = Architecture(**architecture_fields(PUBLISHED["Llama-3.1-8B"], "config.json"))
+    written = config_json(architecture, "bfloat16")
+    assert written["torch_dtype"] == written["dtype"] == "bfloat16"
+    assert written["rope_scaling"] == _LLAMA_3_1 and written["rope_theta"] == 500000.0
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.dtype == torch.bfloat16
+    assert config.rope_parameters == {**_LLAMA_3_1, "rope_theta": 500000.0}
+    config.save_pretrained(tmp_path / "again")
+    assert load_architecture(tmp_path / "again") == architecture
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 1.0}},
+        {"pretraining_tp": 2},
+        {"temperature": 1.0, "top_p": 1.0, "pruned_heads": {}, "tie_encoder_decoder": False},
+        {"_attn_implementation_autoset": True},
+    ],
+)
+def test_settings_that_change_nothing_are_accepted(changes: dict[str, Any]) -> None:
+    fields = architecture_fields({**_LLAMA_2_7B, **changes}, "config.json")
+    assert Architecture(**fields) == get_preset("llama-2-7b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "wrong setting 'num_attention_heads': got 0, need a whole number above 0"),
+        ({"num_attention_heads": "40"}, "wrong setting 'num_attention_heads': got '40'"),
+        ({"hidden_size": True}, "wrong setting 'hidden_size': got True"),
+        ({"eos_token_id": []}, r"wrong setting 'eos_token_id': got \[\], need a token id, or a list of them"),
+        ({"bos_token_id": "1"}, "wrong setting 'bos_token_id': got '1'"),
+        ({"pad_token_id": [0]}, r"wrong setting 'pad_token_id': got \[0\], need a token id"),
+        ({"rope_scaling": "linear"}, "wrong setting 'rope_scaling': got 'linear', need an object"),
+        ({"rope_scaling": [2]}, r"wrong setting 'rope_scaling': got \[2\], need an object"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "unsupported setting 'rope_scaling': got .*linear"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "unsupported setting 'rope_scaling'"),
+        ({"rope_scaling": {**_LLAMA_3_1, "factor": "8"}}, "unsupported setting 'rope_scaling'"),
+        ({"rope_scaling": {**_LLAMA_3_1, "high_freq_factor": 1.0}}, "unsupported setting 'rope_scaling'"),
+        ({"rope_scaling": _LLAMA_3_1, "rope_parameters": {"rope_type": "default"}}, "described twice, and differently"),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}}, "described twice, and differently"),
+        ({"rope_theta": "10000"}, "wrong setting 'rope_theta': got '10000', need a number above 0"),
+        ({"rope_parameters": {"rope_theta": [1e4]}}, r"wrong setting 'rope_theta': got \[10000\.0\]"),
+        ({"layer_types": 5}, "wrong setting 'layer_types': got 5, need a list"),
+        ({"layer_types": [["full_attention"]]}, "unsupported setting 'layer_types'"),
+        ({"model_type": ["llama"]}, "unsupported 'model_type'"),
+        ({"rms_norm_eps": -1e-6}, "wrong setting 'rms_norm_eps': got -1e-06, need a number above 0"),
+        ({"rms_norm_eps": "1e-6"}, "wrong setting 'rms_norm_eps': got '1e-6'"),
+        ({"rms_norm_eps": float("nan")}, "wrong setting 'rms_norm_eps': got nan"),
+        ({"tie_word_embeddings": "false"}, "wrong setting 'tie_word_embeddings': got 'false', need true or false"),
+        ({"head_dim": 127}, "wrong head_dim: got 127, need an even number"),
+        ({"use_mrope": True}, "unsupported setting 'use_mrope': got True, need False"),
+        ({"pruned_heads": {"0": [1]}}, "unsupported setting 'pruned_heads'"),
+        ({"position_embedding": "alibi"}, "wrong setting 'position_embedding': got 'alibi', need 'rope'"),
+    ],
+)
+def test_wrong_values_are_one_line_that_names_them(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_LLAMA_2_7B, **changes}))
+    with pytest.raises(ConfigError, match=message):
+        load_architecture(tmp_path)
+
+
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"wrong configuration: got a list, need a JSON object \(.*config\.json\)"):
+        load_architecture(tmp_path)
+
+
+_BAICHUAN = {
+    **_COMMON,
+    "model_type": "baichuan",
+    "vocab_size": 125696,
+    "rms_norm_eps": 1e-06,
+    "model_max_length": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_BAICHUAN_7B = {
+    **_BAICHUAN,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+}
+_BAICHUAN_13B = {
+    **_BAICHUAN,
+    "hidden_size": 5120,
+    "intermediate_size": 13696,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+}
+
+
+def test_positions_of_baichuan2_follow_from_its_size_or_are_named() -> None:
+    def alibi(config: dict[str, Any], **changes: Any) -> bool:
+        return architecture_fields({**config, **changes}, "config.json")["alibi"]
+
+    assert alibi(_BAICHUAN_13B) and alibi(_BAICHUAN_13B, max_position_embeddings=4096)
+    assert not alibi(_BAICHUAN_7B) and not alibi(_BAICHUAN_7B, max_position_embeddings=4096)
+    assert alibi(_BAICHUAN_7B, num_hidden_layers=30, position_embedding="alibi")
+    for changes, value in (({"position_embedding": "ALIBI"}, "'ALIBI'"), ({"num_hidden_layers": 39}, "None")):
+        message = f"wrong setting 'position_embedding': got {value}, need 'alibi' or 'rope'"
+        with pytest.raises(ConfigError, match=message):
+            alibi(_BAICHUAN_13B, **changes)
+
+
+def test_architectures_that_compute_something_else_are_told_apart() -> None:
+    base = get_preset("qwen2.5-14b")
+    instruct = Architecture(**architecture_fields(PUBLISHED["Qwen2.5-14B-Instruct"], "config.json"))
+    assert base.differences(instruct) == [("norm_epsilon", 1e-5, 1e-6)]
+    scaled = dataclasses.replace(base, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192))
+    assert [name for name, *_ in base.differences(scaled)] == ["rope_scaling"]
+    assert base.differences(dataclasses.replace(base, max_position_embeddings=1, eos_token_id=None)) == []
