@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import exit_on_error
-from megatron_huatuo.evaluate.exam import run_exam
+from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
 from megatron_huatuo.evaluate.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.score import format_scores
@@ -22,18 +22,20 @@ def _parser() -> ArgumentParser:
     exam.add_argument("--model", type=str, required=True, metavar="HF_DIR", help="directory, or name at --base-url")
     exam.add_argument("--base-url", type=str, metavar="URL", help="OpenAI-compatible endpoint, up to /v1")
     exam.add_argument("--questions", type=str, nargs="+", required=True, metavar="FILE", help=".jsonl or .json")
-    exam.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines skipped before stopping")
     exam.add_argument("--trust-remote-code", action="store_true", help="run Python code of the directory")
+    exam.add_argument("--subset", type=str, nargs="+", default=(), metavar="NAME", help="only these parts of the exam")
+    exam.add_argument("--few-shot-from", type=str, nargs="+", default=(), metavar="FILE", help="files of the examples")
+    add_dashed_fields(exam, ExamSettings, skip=("subset", "few_shot_from", "trust_remote_code"))
     add_dashed_fields(exam, GenerationSettings)
     judge = argument_parser("Have a model compare two files of answers, in both orders: verdicts.jsonl, scores.json.")
     judge.add_argument("--answers-a", type=str, required=True, metavar="FILE", help="answers of model A")
     judge.add_argument("--answers-b", type=str, required=True, metavar="FILE", help="answers of model B")
     judge.add_argument("--base-url", type=str, required=True, metavar="URL", help="the judge's endpoint, up to /v1")
     judge.add_argument("--model", type=str, required=True, metavar="NAME", help="the judge's name there")
+    judge.add_argument("--max-failed", type=int, default=0, metavar="N", help="requests that may stay unanswered")
     judge.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="longest reply of the judge")
     for command in (exam, judge):
         command.add_argument("--output", type=str, required=True, metavar="DIR", help="the same one again continues")
-        command.add_argument("--max-failed", type=int, default=0, metavar="N", help="requests that may stay unanswered")
         add_dashed_fields(command, EndpointOptions)
         add_dashed_fields(command, PatienceSettings)
     parser = argument_parser(__doc__ or "")
@@ -56,13 +58,11 @@ def _exam(args: Namespace) -> None:
     else:
         refuse_ignored([replace(generation, max_new_tokens=GenerationSettings.max_new_tokens)], "with --base-url")
     scores = run_exam(
-        model=args.model if args.base_url is None else endpoint,
-        questions=args.questions,
-        output=args.output,
-        generation=generation,
-        trust_remote_code=args.trust_remote_code,
-        max_bad_lines=args.max_bad_lines,
-        max_failed=args.max_failed,
+        args.model if args.base_url is None else endpoint,
+        args.questions,
+        args.output,
+        from_dashed_fields(ExamSettings, args),
+        generation,
     )
     print(format_scores(scores))
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.evaluate.answers import Answer, pair_answers
-from megatron_huatuo.evaluate.backends import open_generator
-from megatron_huatuo.evaluate.collect import collect_replies, is_failed, output_directory
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
+from megatron_huatuo.evaluate.replies import collect_replies, is_failed, open_generator, output_directory
 from megatron_huatuo.evaluate.verdict import judge_prompt, parse_verdict
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest

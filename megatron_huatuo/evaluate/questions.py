@@ -1,36 +1,44 @@
-"""Exam questions: reading them in every accepted layout, and the zero-shot prompt that asks one.
+"""The questions of an exam: files read in their formats, a part of them chosen, examples found, and the level of chance.
 
-Invariant: ids are unique within an exam, so that replies can be told apart.
+Invariant: ids are unique within an exam, so that replies can be told apart, and what is chosen depends on the seed alone.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
+from megatron_huatuo.evaluate.exams.registry import exam_format, recognise_format
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.jsonl import BadLines, read_records
-from megatron_huatuo.storage.records import Question, parse_questions
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.records import Question
 
-_INSTRUCTION = "请回答下面选择题。"
+AUTO = "auto"
 
 
-def read_questions(paths: Sequence[str | os.PathLike[str]], bad_lines: BadLines | None = None) -> list[Question]:
-    """All questions of the files, in order: JSON Lines, one JSON array, or one object `{exam name: [question…]}`.
+def read_questions(
+    paths: Sequence[str | os.PathLike[str]], bad_lines: BadLines | None = None, format_name: str = AUTO
+) -> list[ExamQuestion]:
+    """All questions of the files, in order.
 
-    A question without id gets "FILE NAME:LINE". An id that is taken already gets "#2", "#3", …, with one warning.
+    format_name: of an exam format, or "auto": each file is recognised by its beginning.
+    A question without id gets "FILE NAME:LINE". An id that another exam has already gets "#2", "#3", …, with one warning.
     Raises: DataError naming file and line; also when there is no question at all.
     """
-    questions: list[Question] = []
+    bad = BadLines() if bad_lines is None else bad_lines
+    questions: list[ExamQuestion] = []
     used: Counter[str] = Counter()
-    for path in paths:
-        for question in read_records(path, parse_questions, bad_lines):
-            identifier = question.id.replace(f"{path}:", f"{Path(path).name}:", 1)
+    for path in map(Path, paths):
+        chosen = recognise_format(path) if format_name == AUTO else exam_format(format_name)
+        for question in chosen.read(path, bad):
+            identifier = question.id.replace(f"{path}:", f"{path.name}:", 1)
             used[identifier] += 1
             if used[identifier] > 1:
                 identifier = f"{identifier}#{used[identifier]}"
@@ -39,16 +47,62 @@ def read_questions(paths: Sequence[str | os.PathLike[str]], bad_lines: BadLines 
         raise DataError(f"no questions: {', '.join(map(str, paths))}. Give at least one file with exam questions.")
     if repeated := sum(count - 1 for count in used.values()):
         get_logger(__name__).warning(
-            "%d questions have an id that is taken; they are told apart by #2, #3, …", repeated
+            "%d questions have an id that another exam has; they are told apart by #2, #3, …", repeated
         )
     return questions
 
 
-def question_prompt(question: Question) -> str:
-    """The zero-shot prompt of the recipe; options without text are left out, as in the reference."""
-    kind = f"[{question.question_type}]" if question.question_type else ""
-    options = [f"{letter}. {text}" for letter, text in question.option.items() if text.strip()]
-    return "\n".join([_INSTRUCTION, f"{kind}{question.question}", *options])
+def select_questions(
+    questions: Sequence[ExamQuestion], subsets: Sequence[str] = (), limit: int | None = None, seed: int = 0
+) -> list[ExamQuestion]:
+    """The questions of some subsets, and of those at most `limit`, drawn by the seed; the order of the exam stays.
+
+    subsets: names as in the question's subset, source or question type, capitals or not.
+    Raises: ConfigError for a subset that does not exist.
+    """
+    wanted = {name.casefold() for name in subsets}
+    names = [{name for name in (q.subset, q.source, q.question_type) if name} for q in questions]
+    known = {name.casefold(): name for group in names for name in group}
+    if unknown := sorted(wanted - known.keys()):
+        raise ConfigError(
+            f"unknown subset: got {', '.join(unknown)}, need some of {', '.join(sorted(known.values()))}."
+        )
+    chosen = [
+        question
+        for question, group in zip(questions, names, strict=True)
+        if not wanted or wanted & {name.casefold() for name in group}
+    ]
+    if limit is None or limit >= len(chosen):
+        return chosen
+    kept = sorted(random.Random(f"limit {seed}").sample(range(len(chosen)), limit))
+    return [chosen[index] for index in kept]
+
+
+def find_examples(
+    question: ExamQuestion, candidates: Sequence[ExamQuestion], count: int, seed: int
+) -> list[ExamQuestion]:
+    """The solved examples that a few-shot prompt shows before `question`, never the question itself.
+
+    They are of its exam, and of its subset and question type as far as there are enough: by the rule of the format the
+    first ones, or drawn by the seed and the question's id, so that they stay the same whatever else is asked.
+    Raises: DataError when there are not enough of its exam.
+    """
+    others = [c for c in candidates if c.exam == question.exam and c.question.strip() != question.question.strip()]
+    if len(others) < count:
+        raise DataError(
+            f"not enough examples: got {len(others)} of exam {question.exam!r}, need {count}. "
+            "Ask for fewer with --few-shot, or name a file of more with --few-shot-from."
+        )
+    generator = random.Random(f"few-shot {seed} {question.id}")
+    if exam_format(question.exam).few_shot_rule == "sample":
+        others = generator.sample(others, len(others))
+    kinds = (question.subset, question.question_type, question.source)
+    alike = sorted(others, key=lambda c: -sum(map(_equal, (c.subset, c.question_type, c.source), kinds)))
+    return alike[:count]
+
+
+def _equal(one: object, other: object) -> bool:
+    return one == other
 
 
 def smallest_answers(questions: Sequence[Question]) -> list[int]:

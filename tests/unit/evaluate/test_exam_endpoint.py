@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import ConfigError, EndpointError
-from megatron_huatuo.evaluate.exam import run_exam
+from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
 from megatron_huatuo.unify.settings import PatienceSettings
 
@@ -119,7 +119,9 @@ def test_lasting_fault_is_an_error_without_scores_and_a_rerun_asks_only_for_it(e
 
 def test_allowed_failure_counts_as_unparsed(endpoint, exam, tmp_path):
     endpoint.reply = lambda prompt, number: (400, b'{"error": {"message": "no"}}', {}) if "第3题" in prompt else "A"
-    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out", max_failed=1)
+    scores = run_exam(
+        model=model_at(endpoint), questions=exam, output=tmp_path / "out", settings=ExamSettings(max_failed=1)
+    )
     assert scores["unparsed"] == 1
     assert len(endpoint.requests) == 10
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
@@ -241,7 +243,12 @@ def test_wrong_settings_are_refused(endpoint, exam, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="wrong token_limit_key: got 'tokens'"):
         EndpointOptions(token_limit_key="tokens")
     with pytest.raises(ConfigError, match="--trust-remote-code has no effect"):
-        run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out", trust_remote_code=True)
+        run_exam(
+            model=model_at(endpoint),
+            questions=exam,
+            output=tmp_path / "out",
+            settings=ExamSettings(trust_remote_code=True),
+        )
     with pytest.raises(ConfigError, match="user, password or query"):
         model = ModelEndpoint("http://user:secret@127.0.0.1/v1", "m")
         run_exam(model=model, questions=exam, output=tmp_path / "out")

@@ -279,7 +279,7 @@ def test_eos_written_in_a_question_stays_text(model_directory):
 
 
 def test_two_runs_cannot_write_one_output(model_directory, write_questions, tmp_path):
-    from megatron_huatuo.evaluate.collect import output_directory
+    from megatron_huatuo.evaluate.replies import output_directory
 
     questions = write_questions(tmp_path / "q.jsonl", 1)
     with output_directory(tmp_path / "out"), pytest.raises(ConfigError, match="another process writes"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_huatuo.evaluate.parse import parse_answer
+from megatron_huatuo.evaluate.answer_parser import parse_answer
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "huatuo100_single_turn"
 TESTS = {"A": "腹水", "B": "清蛋白", "C": "血电解质", "D": "肝活检", "E": "B超检查"}

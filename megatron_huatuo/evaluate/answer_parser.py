@@ -19,9 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from megatron_huatuo.evaluate.groups import Group, group_mentions, is_put_aside, union
-from megatron_huatuo.evaluate.mentions import find_mentions, normalise
-from megatron_huatuo.evaluate.wording import (
+from megatron_huatuo.evaluate.answer_wording import (
     CONCLUSION,
     COPULA,
     CUE_RIGHT,
@@ -35,6 +33,14 @@ from megatron_huatuo.evaluate.wording import (
     RIGHT,
     SENTENCE_END,
     WRONG,
+)
+from megatron_huatuo.evaluate.option_mentions import (
+    Group,
+    find_mentions,
+    group_mentions,
+    is_put_aside,
+    normalise,
+    union,
 )
 
 _BULLET = re.compile(r"^ ?(?:[-•·>+]|#+|\d\d?[.)、](?= ?\(?[A-Z]\b)) ?", re.MULTILINE)

@@ -1,0 +1,222 @@
+"""What an exam format says of itself: how its files look, how a question is asked, and how an answer is scored.
+
+Invariant: a format knows its own files and nothing of models. What every exam shares (ids, checks, sampling, scoring) is
+done outside, once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_records
+from megatron_huatuo.storage.records import Question
+
+CSV_SUFFIXES = (".csv", ".csv.gz")
+_RECIPE_INSTRUCTION = {"zh": "请回答下面选择题。", "en": "Please answer the following multiple-choice question."}
+_SINGLE_CHOICE = re.compile(r"单选|单项|最佳选择|^\s*[AＡ][1-4]|\bsingle\b", re.IGNORECASE)
+ANSWER_TAG = {"zh": "答案：", "en": "Answer:"}
+
+
+@dataclass(frozen=True)
+class ExamQuestion(Question):
+    """A question and where it comes from. exam: name of its format. subset: part of the exam ("anatomy"), if it has any."""
+
+    exam: str = "own"
+    subset: str | None = None
+
+
+class FileHead(NamedTuple):
+    """The beginning of a question file: all that a format is recognised by.
+
+    columns: the first line of a CSV file; empty for JSON. record: the first object of a JSON file; None for CSV.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    record: Any
+
+
+class Place(NamedTuple):
+    """Where a record stands: file, and number of the record from 1. Its text goes into messages."""
+
+    path: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}"
+
+
+class ExamFormat:
+    """One exam format. A subclass states the facts below and says how a record becomes questions.
+
+    Prompts come in two forms: `prompt` is a request to a model that chats, `completion` a text that a model continues with
+    the answer. Both are the ones published with the exam.
+    """
+
+    name: str
+    """What --format calls it"""
+    title: str
+    """What a table calls it"""
+    language: str = "zh"
+    """zh or en: language of the prompt and of the words around it"""
+    obtain: str
+    """One sentence: where people get the real exam"""
+    few_shot_rule: str = "sample"
+    """How examples are chosen: "first" takes the first ones of the subset, "sample" draws them by the seed"""
+    subsets: Mapping[str, str] = {}
+    """{subset: its name in the prompt}, where the exam is cut into subsets; only these are medical"""
+
+    def recognises(self, head: FileHead) -> bool:
+        """Whether a file that begins like this is in this format."""
+        raise NotImplementedError
+
+    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+        """The questions of one record. Raises: DataError naming key and place."""
+        raise NotImplementedError
+
+    def read(self, path: Path, bad_lines: BadLines) -> Iterator[ExamQuestion]:
+        """The questions of one file, in order. Bad records are counted in `bad_lines`."""
+        yield from self.parse_all(read_raw(path, bad_lines), path, bad_lines)
+
+    def parse_all(self, records: Iterable[tuple[int, Any]], path: Path, bad_lines: BadLines) -> Iterator[ExamQuestion]:
+        """The questions of numbered records; one that does not parse, or cannot be answered, costs only itself."""
+        first_place: dict[tuple[str | None, str], Place] = {}
+        for number, raw in records:
+            place = Place(path, number)
+            try:
+                questions = self.parse(raw, place)
+            except DataError as error:
+                bad_lines.add_error(path, number, error)
+                continue
+            for question in questions:
+                try:
+                    check_answerable(question, place)
+                    if (first := first_place.setdefault((question.source, question.id), place)) is not place:
+                        raise DataError(
+                            f"repeated id: got {question.id!r} again, first at {first}, need each once ({place})"
+                        )
+                except DataError as error:
+                    bad_lines.add_error(path, number, error)
+                    continue
+                yield question
+
+    def block(self, question: ExamQuestion) -> str:
+        """The question with its options, one a line; options without text are left out."""
+        kind = f"[{question.question_type}]" if question.question_type else ""
+        return "\n".join([f"{kind}{question.question}", *option_lines(question.option)])
+
+    def instruction(self, question: ExamQuestion) -> str:
+        """What stands before the question, and before the examples."""
+        return _RECIPE_INSTRUCTION[self.language]
+
+    def prompt(self, question: ExamQuestion, examples: Sequence[ExamQuestion] = ()) -> str:
+        """The request to a model that chats. Without examples it is the zero-shot prompt of the recipe."""
+        if not examples:
+            return f"{self.instruction(question)}\n{self.block(question)}"
+        return self.completion(question, examples)
+
+    def completion(self, question: ExamQuestion, examples: Sequence[ExamQuestion] = ()) -> str:
+        """A text that goes on with one of `choices`: the instruction, the examples with their answers, the question."""
+        tag = ANSWER_TAG[self.language]
+        solved = [f"{self.block(example)}\n{tag}{self.choices(example)[example.answer]}" for example in examples]
+        return "\n\n".join([self.instruction(question), *solved, f"{self.block(question)}\n{tag}"])
+
+    def choices(self, question: ExamQuestion) -> dict[str, str]:
+        """{answer: how it goes on after `completion`}: the letters, with a blank before them in English.
+
+        The right answer is always among them, also where it has several letters (examples are shown with it).
+        """
+        blank = " " if self.language == "en" else ""
+        letters = [*filled_options(question.option), question.answer]
+        return {letter: f"{blank}{letter}" for letter in dict.fromkeys(letters)}
+
+
+def check_answerable(question: Question, place: Place) -> None:
+    """Refuse a question that nobody can answer rightly. Raises: DataError naming the place.
+
+    The right options must have a text, two options at least, and a single-choice question one right letter.
+    """
+    filled = filled_options(question.option)
+    if blank := [letter for letter in question.answer if letter not in filled]:
+        raise DataError(f"right option is blank: got no text under {', '.join(blank)}, need text ({place})")
+    if len(filled) < 2:
+        raise DataError(f"missing options: got {len(filled)} with a text, need at least two ({place})")
+    if len(question.answer) > 1 and question.question_type and _SINGLE_CHOICE.search(question.question_type):
+        raise DataError(
+            f"{len(question.answer)} right letters in a single-choice question: got {question.answer!r} under "
+            f"{question.question_type!r}, need one ({place})"
+        )
+
+
+def filled_options(option: Mapping[str, str]) -> dict[str, str]:
+    """The options that have a text; published exams pad the others with empty ones."""
+    return {letter: text for letter, text in option.items() if text.strip()}
+
+
+def option_lines(option: Mapping[str, str]) -> list[str]:
+    """ "A. text" of each option that has a text."""
+    return [f"{letter}. {text}" for letter, text in filled_options(option).items()]
+
+
+def read_raw(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Any]]:
+    """(number, record) of a JSON Lines, JSON or CSV file; a record of a CSV file is a dict of its header's columns.
+
+    Raises: DataError naming file and line for text that is no UTF-8.
+    """
+    if path.name.endswith(CSV_SUFFIXES):
+        rows = read_csv_rows(path)
+        header = next(rows, None)
+        for number, row in enumerate(rows, start=2):
+            if header is not None and len(row) != len(header):
+                bad_lines.add(path, number, f"wrong number of columns: got {len(row)}, need {len(header)}")
+            elif header is not None:
+                yield number, dict(zip(header, row, strict=True))
+        return
+    yield from read_records(path, _with_number, bad_lines)
+
+
+def _with_number(raw: Any, where: str) -> list[tuple[int, Any]]:
+    return [(int(where.rpartition(":")[2]), raw)]
+
+
+def read_csv_rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV file in UTF-8 (`.gz` too), header included, blank rows left out; a cell may hold line breaks."""
+    with open_binary(path) as handle:
+        raw = handle.read()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"invalid UTF-8: byte {error.start} ({path}:{line}). If it is GB18030, convert it first: "
+            "iconv -f GB18030 -t UTF-8 IN > OUT."
+        ) from error
+    try:
+        yield from filter(None, csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(f"no CSV: {error} ({path}). Save it again as CSV in UTF-8.") from error
+
+
+def text_of(record: Mapping[str, Any], key: str, place: Place) -> str:
+    """The text under a key, ends trimmed. Raises: DataError when it is missing, no text, or blank."""
+    value = record.get(key)
+    if not isinstance(value, str):
+        got = "nothing" if key not in record else type(value).__name__
+        raise DataError(f"wrong value of {key!r}: got {got}, need text ({place})")
+    if not value.strip():
+        raise DataError(f"blank {key!r}: need text ({place})")
+    return value.strip()
+
+
+def letter_of(number: Any, letters: str, place: Place, key: str = "answer") -> str:
+    """The letter of an answer given as a number from 0. Raises: DataError when there is no such option."""
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(letters):
+        raise DataError(f"wrong value of {key!r}: got {number!r}, need a number from 0 to {len(letters) - 1} ({place})")
+    return letters[number]
