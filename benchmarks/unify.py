@@ -17,7 +17,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify import unify
-from megatron_huatuo.unify.prompt import load_prompts
+from megatron_huatuo.unify.writer_prompts import load_prompts
 
 _CONCURRENCY = 64
 _PACKAGES = ("openai", "aiohttp", "datatrove")

@@ -9,6 +9,6 @@ import megatron_huatuo.corpus.merge
 import megatron_huatuo.corpus.pipeline
 import megatron_huatuo.execution.executors
 import megatron_huatuo.train.loop
-import megatron_huatuo.unify.merge
-import megatron_huatuo.unify.model
-import megatron_huatuo.unify.shard  # noqa: F401
+import megatron_huatuo.unify.output_merge
+import megatron_huatuo.unify.run_shard
+import megatron_huatuo.unify.writer_model  # noqa: F401

@@ -14,7 +14,7 @@ from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
 from megatron_huatuo.evaluate.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.score import format_scores
-from megatron_huatuo.unify.settings import PatienceSettings
+from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 
 def _parser() -> ArgumentParser:

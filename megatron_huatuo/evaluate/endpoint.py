@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
+from megatron_huatuo.llm.api_key import read_api_key
+from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request_log import RequestLog
+from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.storage.manifest import fingerprint
-from megatron_huatuo.unify.budget import Budget
-from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
-from megatron_huatuo.unify.request_log import RequestLog
-from megatron_huatuo.unify.settings import EndpointSettings
 
 _GRACE_S = 30.0
 
@@ -26,7 +27,7 @@ class EndpointGenerator:
     def __init__(self, endpoint: ModelEndpoint, log_directory: Path, settings: GenerationSettings) -> None:
         options = endpoint.options
         self._settings = EndpointSettings(endpoint.base_url, endpoint.model, options.max_concurrency, endpoint.patience)
-        self._api_key = options.read_key()
+        self._api_key = read_api_key(options.api_key_env)
         self._parameters = {"temperature": 0.0, options.token_limit_key: settings.max_new_tokens}
         identity = {"kind": "endpoint", "base_url": endpoint.base_url, "model": endpoint.model}
         self.description: dict[str, Any] = {

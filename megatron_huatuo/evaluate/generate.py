@@ -6,13 +6,12 @@ generation settings. A rerun on the same log generates, and pays, only what is m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.unify.settings import PatienceSettings
+from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 
 class GeneratedReply(NamedTuple):
@@ -82,16 +81,6 @@ class EndpointOptions:
             raise ConfigError(
                 f"wrong token_limit_key: got {self.token_limit_key!r}, need max_tokens or max_completion_tokens."
             )
-
-    def read_key(self) -> str | None:
-        """The API key. Raises ConfigError when the variable is not set."""
-        if self.api_key_env is None:
-            return None
-        if not (key := os.environ.get(self.api_key_env, "").strip()):
-            raise ConfigError(
-                f"no API key: the environment variable {self.api_key_env} is empty. Set it, or leave out --api-key-env."
-            )
-        return key
 
 
 @dataclass(frozen=True)

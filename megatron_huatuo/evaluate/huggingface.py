@@ -12,9 +12,9 @@ import torch
 
 from megatron_huatuo.evaluate.chat_model import ChatModel
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings
+from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.manifest import fingerprint, sha256_file
-from megatron_huatuo.unify.request_log import Reply, RequestLog
 
 # Files of a model directory that decide no reply.
 _NO_CONTENT = (".md", ".png", ".jpg")

@@ -6,13 +6,15 @@ Invariant: a gate is a pure function of the pair and the passage; the first that
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
+from megatron_huatuo.config import above_zero, at_least, within
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.records import LANGUAGES, Document
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
 from megatron_huatuo.text.repetition import is_repetitive
-from megatron_huatuo.unify.settings import QualitySettings
-from megatron_huatuo.unify.support import (
+from megatron_huatuo.unify.gates_support import (
     content_pieces,
     least_supported_sentence,
     share_supported,
@@ -44,6 +46,42 @@ _BOILERPLATE = re.compile(
 )
 # Marks of the prompts themselves.
 _PROMPT_MARKS = ("【内容】", "【问题】", "[Content]", "[Question]")
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """Limits of the quality gates."""
+
+    max_question_characters_zh: int = 180
+    """Longer Chinese questions are refused, in characters"""
+    max_question_characters_en: int = 360
+    """Longer English questions are refused, in characters"""
+    min_answer_characters: int = 8
+    """Shorter answers are refused, in characters"""
+    max_answer_characters: int = 8000
+    """Longer answers are refused, in characters"""
+    min_faithfulness: float = 0.3
+    """Least share of the answer's content that the passage supports, 0 to 1; 0 switches the gate off"""
+    min_sentence_faithfulness: float = 0.2
+    """Least share of each longer sentence's content that passage or question support, 0 to 1; 0 switches the gate off"""
+    min_coverage: float = 0.1
+    """Least share of the passage's content that the pair keeps, 0 to 1; 0 switches the gate off"""
+    check_numbers: bool = True
+    """Refuse answers with numbers or doses that the passage does not state"""
+    near_duplicate_similarity: float = 0.85
+    """Later pairs at least so similar to an earlier one are refused, 0 to 1; above 1 switches the gate off"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_question_characters_zh", "max_question_characters_en"):
+            at_least(name, getattr(self, name), 1)
+        if not 0 <= self.min_answer_characters < self.max_answer_characters:
+            raise ConfigError(
+                f"wrong answer lengths: got min_answer_characters={self.min_answer_characters} and "
+                f"max_answer_characters={self.max_answer_characters}, need 0 <= min < max. Change one."
+            )
+        for name in ("min_faithfulness", "min_sentence_faithfulness", "min_coverage"):
+            within(name, getattr(self, name), 0, 1)
+        above_zero("near_duplicate_similarity", self.near_duplicate_similarity)
 
 
 class Gates:

@@ -13,33 +13,27 @@ import shutil
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.execution import ExecutorSettings
+from megatron_huatuo.llm.budget import load_prices, spent_usd
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings, PatienceSettings
+from megatron_huatuo.llm.request_log import read_totals
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
-from megatron_huatuo.unify.backend import ENDPOINT_FAILED
-from megatron_huatuo.unify.gates import Gates
-from megatron_huatuo.unify.job import Job
-from megatron_huatuo.unify.preview import side_by_side
-from megatron_huatuo.unify.publish import KIND, publish
-from megatron_huatuo.unify.reading import cut
-from megatron_huatuo.unify.run import Run
-from megatron_huatuo.unify.settings import (
-    CheckSettings,
-    EndpointSettings,
-    PatienceSettings,
-    QualitySettings,
-    SamplingSettings,
-)
-
-if TYPE_CHECKING:
-    from megatron_huatuo.unify.model import ModelOptions
+from megatron_huatuo.unify.gates import Gates, QualitySettings
+from megatron_huatuo.unify.input_documents import cut
+from megatron_huatuo.unify.output_merge import KIND, publish
+from megatron_huatuo.unify.output_preview import side_by_side
+from megatron_huatuo.unify.run_job import Job, LiveFigures
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED
+from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_settings import CheckSettings, ModelOptions, SamplingSettings
 
 _WHOLE_FILE = 1 << 62  # lines
 
@@ -157,11 +151,6 @@ def _choose_model(
         return None
     if not base_url or not model:
         raise ConfigError("the openai backend needs --base-url and --model.")
-    # openai takes half a second to import, and only this backend needs it.
-    from megatron_huatuo.unify.model import ModelOptions
-    from megatron_huatuo.unify.prices import load_prices
-    from megatron_huatuo.unify.prompt import load_prompts
-
     endpoint = EndpointSettings(base_url, model, max_concurrency, patience)
     options["prompts"] = load_prompts(options["prompts"])
     options["prices"] = load_prices(options["prices"]) if options["prices"] else None
@@ -172,18 +161,19 @@ def _choose_model(
 def _prepare_requests(job: Job) -> None:
     """Gather what earlier runs asked and spent. Raises DataError while a task of this output is at work."""
     if job.model is not None:
-        from megatron_huatuo.unify.ledger import read_totals, spent_usd
-
         totals, _ = read_totals(job.requests)
-        if purse := job.model.purse(job.requests):
-            purse.refill(spent_usd(job.model, totals))
+        if shared := job.model.shared_budget(job.requests):
+            shared.start(spent_usd(job.model.prices, totals))
 
 
 async def _preview(job: Job, number: int) -> dict[str, Any]:
     """Print the first results; returns what they cost."""
+    # datatrove takes half a second to import.
+    from megatron_huatuo.unify.run_shard import Unifier
+
     tasks = chain.from_iterable(job.read(rank, BadLines(job.max_bad_lines)) for rank in range(len(job.shards)))
     async with job.open_backend(0) as backend:
-        run = Run(backend, Gates(job.quality), job.max_concurrency, job.gate_pairs)
+        run = Unifier(backend, Gates(job.quality), job.max_concurrency, job.gate_pairs)
         for task in islice(tasks, number):
             print(side_by_side(task, await run.outcome(task)), flush=True)
         return {"previewed": number, "usage": backend.usage()}
@@ -193,7 +183,7 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
     """Run what is not done, or was stopped by another budget; whether all is done now."""
     # datatrove takes half a second to import.
     from megatron_huatuo.execution.executors import run_tasks
-    from megatron_huatuo.unify.shard import UnifyShard
+    from megatron_huatuo.unify.run_shard import UnifyShard
 
     logs = job.work / "datatrove"
     for rank in range(len(job.shards)):
@@ -201,9 +191,5 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
         content = read_json(path) if path.exists() else None
         if content is None or (content["stopped"] and content["budget_usd"] != job.budget_usd):
             (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
-    figures = None
-    if job.model is not None:
-        from megatron_huatuo.unify.live import LiveFigures
-
-        figures = LiveFigures(job, job.model)
+    figures = None if job.model is None else LiveFigures(job, job.model)
     return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution, figures)

@@ -14,7 +14,7 @@ import pytest
 from megatron_huatuo.errors import ConfigError, EndpointError
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
-from megatron_huatuo.unify.settings import PatienceSettings
+from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 ROOT = Path(__file__).parents[3]
 IMPATIENT = PatienceSettings(request_timeout_s=5.0, max_retries=2, backoff_s=0.01, max_wait_s=0.02)

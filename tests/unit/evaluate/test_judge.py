@@ -12,7 +12,7 @@ from megatron_huatuo.errors import DataError, EndpointError
 from megatron_huatuo.evaluate.answers import pair_answers, read_answers
 from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
 from megatron_huatuo.evaluate.judge import run_judge
-from megatron_huatuo.unify.settings import PatienceSettings
+from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data" / "huatuo100_single_turn"

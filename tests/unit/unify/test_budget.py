@@ -7,11 +7,10 @@ import asyncio
 import pytest
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.llm.budget import Budget, BudgetReached, Price, SharedBudget, load_prices
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import SamplingSettings, unify
-from megatron_huatuo.unify.budget import Budget, BudgetReached, Purse
-from megatron_huatuo.unify.prices import Price, load_prices
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion
 
 PRICES = "m: {prompt_usd_per_million: 1000, completion_usd_per_million: 3000}\n"
@@ -92,7 +91,7 @@ def test_a_preview_shows_pairs_writes_nothing_and_is_not_paid_twice(write_docume
 
 def test_a_budget_is_never_overdrawn_by_requests_in_flight(tmp_path):
     async def spend() -> tuple[float, int]:
-        budget = Budget({"m": Price(1.0, 1.0)}, Purse(tmp_path / "purse", 10.0))
+        budget = Budget({"m": Price(1.0, 1.0)}, SharedBudget(tmp_path / "granted", 10.0))
         refused = 0
 
         async def one() -> None:

@@ -13,15 +13,14 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import DataError, EndpointError
+from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request_log import RequestLog, read_totals
+from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, unify
-from megatron_huatuo.unify.budget import Budget
-from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
-from megatron_huatuo.unify.ledger import read_totals
-from megatron_huatuo.unify.request_log import RequestLog
-from megatron_huatuo.unify.settings import EndpointSettings
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion, echo_writer
 
 HTML = {"Content-Type": "text/html"}

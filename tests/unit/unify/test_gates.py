@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.repetition import is_repetitive
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings
 from megatron_huatuo.unify.gates import Gates, find_leak, measure_support
-from megatron_huatuo.unify.settings import EndpointSettings
-from megatron_huatuo.unify.support import unsupported_numbers
+from megatron_huatuo.unify.gates_support import unsupported_numbers
 
 ZH = Document(
     "z", "web", "zh", "阿司匹林用于退热镇痛，成人每次300毫克至600毫克，每日三次，饭后服用。胃溃疡患者禁用。", "阿司匹林"

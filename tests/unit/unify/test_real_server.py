@@ -19,7 +19,7 @@ from megatron_huatuo.errors import EndpointError
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
-from megatron_huatuo.unify.prompt import load_prompts
+from megatron_huatuo.unify.writer_prompts import load_prompts
 from tests.unit.unify.conftest import make_documents
 
 SERVE = Path(sys.executable).with_name("transformers")

@@ -10,19 +10,16 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.execution import ExecutorSettings
+from megatron_huatuo.llm.budget import Price, SharedBudget
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request_log import Reply, RequestLog, fold_logs, known_log, read_totals, task_log
 from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import QualitySettings, SamplingSettings, unify
-from megatron_huatuo.unify.budget import Purse
-from megatron_huatuo.unify.job import Job
-from megatron_huatuo.unify.ledger import read_totals
-from megatron_huatuo.unify.live import LiveFigures
-from megatron_huatuo.unify.model import ModelOptions
-from megatron_huatuo.unify.prices import Price
-from megatron_huatuo.unify.reading import cut, read_documents
-from megatron_huatuo.unify.request_log import Reply, RequestLog, fold_logs, known_log, task_log
-from megatron_huatuo.unify.settings import EndpointSettings
+from megatron_huatuo.unify.input_documents import cut, read_documents
+from megatron_huatuo.unify.run_job import Job, LiveFigures
+from megatron_huatuo.unify.writer_settings import ModelOptions
 from tests.unit import kill
 from tests.unit.execution import slurm
 from tests.unit.unify.conftest import make_documents, same_bytes
@@ -159,15 +156,15 @@ def test_figures_of_tasks_at_work_are_read_from_their_logs(write_documents, tmp_
     assert figures()["requests"] == "4", "a finished task is read once"
 
 
-def test_a_purse_gives_no_more_than_it_holds_and_takes_back(tmp_path):
-    purse = Purse(tmp_path / "purse", 10.0)
-    purse.refill(2.0)
-    assert purse.draw(9.0) == 0.0 and purse.draw(5.0) == 5.0
-    assert purse.draw(0.001) == pytest.approx(0.01), "a thousandth of the budget at a time"
-    purse.give_back(1.01)
-    assert purse.draw(4.0) == pytest.approx(4.0) and purse.draw(0.1) == 0.0
-    purse.refill(0.0)
-    assert purse.draw(10.0) == 10.0
+def test_a_shared_budget_grants_no_more_than_it_holds_and_takes_back(tmp_path):
+    shared = SharedBudget(tmp_path / "granted", 10.0)
+    shared.start(2.0)
+    assert shared.grant(9.0) == 0.0 and shared.grant(5.0) == 5.0
+    assert shared.grant(0.001) == pytest.approx(0.01), "a thousandth of the budget at a time"
+    shared.give_back(1.01)
+    assert shared.grant(4.0) == pytest.approx(4.0) and shared.grant(0.1) == 0.0
+    shared.start(0.0)
+    assert shared.grant(10.0) == 10.0
 
 
 def test_logs_fold_into_one_however_often_and_keep_every_paid_request(tmp_path):

@@ -8,17 +8,17 @@ import json
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.llm.request_log import Reply, RequestLog, peek
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json, read_manifest, verify_files
 from megatron_huatuo.storage.records import Document, parse_conversations
 from megatron_huatuo.unify import QualitySettings, unify
-from megatron_huatuo.unify.ordered import ordered_map
-from megatron_huatuo.unify.preview import display_width, side_by_side, wrap
-from megatron_huatuo.unify.prompt import load_prompts
-from megatron_huatuo.unify.request_log import Reply, RequestLog, peek
-from megatron_huatuo.unify.rewrite import tidy_answer, tidy_question
-from megatron_huatuo.unify.task import Task
-from megatron_huatuo.unify.template import template_question
+from megatron_huatuo.unify.input_documents import Task
+from megatron_huatuo.unify.output_preview import display_width, side_by_side, wrap
+from megatron_huatuo.unify.run_shard import in_order
+from megatron_huatuo.unify.writer import tidy_answer, tidy_question
+from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_template import template_question
 from tests.unit.unify.conftest import SUBJECTS, make_documents
 
 
@@ -212,7 +212,7 @@ def test_ordered_map_keeps_order_and_bounds_what_is_in_flight():
         return item * item
 
     async def collect() -> list[tuple[int, int]]:
-        return [pair async for pair in ordered_map(work, range(50), 6)]
+        return [pair async for pair in in_order(work, range(50), 6)]
 
     assert asyncio.run(collect()) == [(item, item * item) for item in range(50)] and most <= 6
 
@@ -226,7 +226,7 @@ def test_ordered_map_raises_the_first_error_and_leaves_no_task():
 
     async def collect() -> int:
         with pytest.raises(ValueError, match="three"):
-            async for _ in ordered_map(work, range(50), 6):
+            async for _ in in_order(work, range(50), 6):
                 pass
         return len(asyncio.all_tasks())
 

@@ -5,18 +5,44 @@ Invariant: the cut depends on the files alone, so shards of a run that was kille
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from megatron_huatuo.errors import BlankTextError, DataError
 from megatron_huatuo.storage.jsonl import BadLines, open_binary, parse_lines, split_lines
-from megatron_huatuo.storage.records import parse_document
-from megatron_huatuo.unify.task import Task
+from megatron_huatuo.storage.records import Conversation, Document, parse_document
 
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question that nobody has answered yet."""
+
+    text: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work and where it comes from. origin: at least file and line."""
+
+    id: str
+    source: str
+    origin: Mapping[str, Any]
+    work: Document | Query | Conversation
+
+    def shown(self) -> str:
+        """The text that a person compares the result with."""
+        if isinstance(self.work, Document):
+            return f"{self.work.title or ''}\n{self.work.text}".strip()
+        if isinstance(self.work, Query):
+            return self.work.text
+        return "\n".join(f"{turn.speaker}: {turn.value}" for turn in self.work.turns)
 
 
 class Shard(NamedTuple):

@@ -1,31 +1,42 @@
-"""One pass over the work of one task: conversations and refusals to disk, in order, with live figures.
+"""The work of one task, done: conversations and refusals to disk, in order, with live figures.
 
-Invariant: memory is flat; what is written does not depend on concurrency or on which replies came first.
+Invariants: memory is flat; what is written does not depend on concurrency or on which replies came first; a shard
+directory is published whole or not at all, so a task that was killed is done again, from its log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.jsonl import dump_line
+from datatrove.pipeline.base import PipelineStep
+
+from megatron_huatuo.execution.processes import be_quiet
+from megatron_huatuo.llm.budget import BudgetReached
+from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.jsonl import BadLines, dump_line
+from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.records import Conversation, Document, Turn
 from megatron_huatuo.text.minhash import signature
-from megatron_huatuo.unify.backend import Backend, Pair, Refusal
-from megatron_huatuo.unify.budget import BudgetReached
 from megatron_huatuo.unify.gates import Gates, measure_support, pair_language
-from megatron_huatuo.unify.ordered import ordered_map
-from megatron_huatuo.unify.report import UnificationReport
-from megatron_huatuo.unify.rewrite import reply_to, rewrite
-from megatron_huatuo.unify.task import Query, Task
+from megatron_huatuo.unify.input_documents import Query, Task
+from megatron_huatuo.unify.output_report import UnificationReport
+from megatron_huatuo.unify.run_job import Job
+from megatron_huatuo.unify.writer import Backend, Pair, Refusal, reply_to, rewrite
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Documents between input and output for each request in flight: one slow document must not starve the others.
 _WINDOW_A_REQUEST = 4
 
 
-class Run:
+class Unifier:
     """Turns tasks into conversations.jsonl, signatures.bin and rejected.jsonl of one directory."""
 
     def __init__(self, backend: Backend, gates: Gates, max_concurrency: int, gate_pairs: bool = False) -> None:
@@ -72,7 +83,7 @@ class Run:
             open(directory / "signatures.bin", "wb") as signatures,
             open(directory / "rejected.jsonl", "wb") as rejected,
         ):
-            async for task, outcome in ordered_map(self.outcome, tasks, window):
+            async for task, outcome in in_order(self.outcome, tasks, window):
                 bar.update()
                 bar.set_postfix(shown_usage(self.backend.usage()), refresh=False)
                 if outcome is None:
@@ -105,3 +116,68 @@ def to_conversation(task: Task, pair: Pair) -> Conversation:
     """The record of a pair; its provenance leads to the passage, the file and the offset."""
     provenance = {"passage": task.id, **task.origin, **pair.provenance}
     return Conversation(task.id, (Turn("human", pair.question), Turn("gpt", pair.answer)), task.source, provenance)
+
+
+class UnifyShard(PipelineStep):
+    """The only step of a task; the task's rank is the number of its shard."""
+
+    type, name = "unification", "unify"
+
+    def __init__(self, job: Job, show_progress: bool) -> None:
+        super().__init__()
+        self.job, self.show_progress = job, show_progress
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        """Write the shard."""
+        # datatrove logs errors together with the values of all variables, an API key among them.
+        be_quiet()
+        started_s = time.monotonic()
+        bad_lines = BadLines(self.job.max_bad_lines)
+        with atomic_directory(self.job.shard_path(rank), replace=True) as directory:
+            run, usage = asyncio.run(self._write(rank, self.job.read(rank, bad_lines), directory))
+            content = {
+                "stopped": run.stopped,
+                "budget_usd": self.job.budget_usd,
+                "bad_lines": bad_lines.lines,
+                "tolerated": bad_lines.tolerated,
+                "report": run.report.to_state(),
+                "usage": {**usage, "task_time_s": round(time.monotonic() - started_s, 3)},
+            }
+            write_json(directory / "shard.json", content)
+
+    async def _write(self, rank: int, tasks: Iterable[Task], directory: Path) -> tuple[Unifier, dict[str, float]]:
+        job, number = self.job, len(self.job.shards)
+        description = f"unify {rank + 1}/{number}" if number > 1 else "unify"
+        total = job.shards[rank].lines
+        async with job.open_backend(rank) as backend:
+            run = Unifier(backend, Gates(job.quality), job.max_concurrency, job.gate_pairs)
+            with progress(total=total, description=description, unit="doc", disable=not self.show_progress) as bar:
+                await run.write(tasks, directory, bar)
+            return run, backend.usage()
+
+
+async def in_order(
+    function: Callable[[Item], Awaitable[Result]], items: Iterable[Item], max_in_flight: int
+) -> AsyncIterator[tuple[Item, Result]]:
+    """Yield (item, await function(item)) in the order of `items`.
+
+    At most `max_in_flight` items are between input and output, so memory is flat and order needs no sorting. The first exception ends the run: tasks in flight are cancelled and awaited before it is raised.
+    """
+    waiting: deque[tuple[Item, asyncio.Task[Result]]] = deque()
+
+    async def run(item: Item) -> Result:
+        return await function(item)
+
+    try:
+        for item in items:
+            waiting.append((item, asyncio.create_task(run(item))))
+            if len(waiting) >= max_in_flight:
+                first, task = waiting.popleft()
+                yield first, await task
+        while waiting:
+            first, task = waiting.popleft()
+            yield first, await task
+    finally:
+        for _, task in waiting:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)

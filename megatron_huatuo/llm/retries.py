@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_huatuo.errors import EndpointError
+from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request import UNREACHABLE, Client, Failure
+from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.storage.manifest import fingerprint
-from megatron_huatuo.unify.budget import Budget
-from megatron_huatuo.unify.client import UNREACHABLE, Client, Failure
-from megatron_huatuo.unify.request_log import Reply, RequestLog
-from megatron_huatuo.unify.settings import EndpointSettings
 
 # A server that never answered is most likely not there: so many tries, at most a second apart, and the run ends.
 _FIRST_CONTACT_TRIES = 3

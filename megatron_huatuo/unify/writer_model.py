@@ -3,86 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.llm.api_key import read_api_key
+from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.request_log import RequestLog, known_log, task_log
+from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.backend import ENDPOINT_FAILED, Draft
-from megatron_huatuo.unify.budget import Budget, Purse
-from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
-from megatron_huatuo.unify.prices import Price
-from megatron_huatuo.unify.prompt import Prompt
-from megatron_huatuo.unify.request_log import RequestLog, known_log, task_log
-from megatron_huatuo.unify.second_model import SecondModel
-from megatron_huatuo.unify.settings import CheckSettings, EndpointSettings, SamplingSettings
-from megatron_huatuo.unify.task import Query
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which models are asked, how, and for how much. Holds no secret: it travels to the machines where tasks run.
-
-    language: of questions and answers, by default each passage's own.
-    """
-
-    endpoint: EndpointSettings
-    sampling: SamplingSettings
-    prompts: Mapping[str, Prompt]
-    check: CheckSettings = field(default_factory=CheckSettings)
-    language: str | None = None
-    api_key_env: str | None = None
-    prices: Mapping[str, Price] | None = None
-    budget_usd: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raises: ConfigError for anything that would fail later, an API key that is not set included."""
-        for model in (self.endpoint.model, self.check.check_model):
-            if self.prices is not None and model is not None and model not in self.prices:
-                raise ConfigError(f"no price for model {model!r}: got prices of {sorted(self.prices)}. Add it.")
-        if self.budget_usd is not None and self.prices is None:
-            raise ConfigError("a budget needs prices: give the cost of the model's tokens with --prices FILE.")
-        for variable in (self.api_key_env, self.check.check_api_key_env):
-            read_api_key(variable)
-        self.check_endpoint()
-
-    def check_endpoint(self) -> EndpointSettings | None:
-        """Where the second model is reached."""
-        if self.check.check_model is None:
-            return None
-        return replace(
-            self.endpoint, model=self.check.check_model, base_url=self.check.check_base_url or self.endpoint.base_url
-        )
-
-    def purse(self, requests: Path) -> Purse | None:
-        """The budget that all tasks share, in the folder of the requests."""
-        return None if self.budget_usd is None else Purse(requests / "granted_usd", self.budget_usd)
-
-    def describe(self) -> dict[str, Any]:
-        """What decides the output besides the documents: models, parameters, prompt hashes."""
-        described: dict[str, Any] = {
-            "backend": "openai",
-            "model": self.endpoint.model,
-            "language": self.language,
-            "temperature": self.sampling.temperature,
-            "max_question_tokens": self.sampling.max_question_tokens,
-            "max_answer_tokens": self.sampling.max_answer_tokens,
-            "tries": self.sampling.tries,
-            "prompts": {name: {"version": p.version, "sha256": p.sha256} for name, p in sorted(self.prompts.items())},
-        }
-        if self.check.check_model is not None:
-            described["check"] = {
-                "model": self.check.check_model,
-                "max_tokens": self.check.max_check_tokens,
-                "prompts": {
-                    name: {"version": p.version, "sha256": p.check_sha256} for name, p in sorted(self.prompts.items())
-                },
-            }
-        return described
+from megatron_huatuo.unify.input_documents import Query
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Draft
+from megatron_huatuo.unify.writer_prompts import Prompt
+from megatron_huatuo.unify.writer_second_model import SecondModel
+from megatron_huatuo.unify.writer_settings import ModelOptions
 
 
 class ModelBackend:
@@ -188,22 +123,10 @@ async def open_model(options: ModelOptions, requests: Path, rank: int) -> AsyncI
     """
     path = task_log(requests, rank)
     with exclusive(path), contextlib.closing(RequestLog(path, known_log(requests))) as log:
-        budget = Budget(options.prices, options.purse(requests))
+        budget = Budget(options.prices, options.shared_budget(requests))
         backend = ModelBackend(options, log, budget)
         try:
             yield backend
         finally:
             await backend.close()
             budget.close()
-
-
-def read_api_key(variable: str | None) -> str | None:
-    """The key in an environment variable; None without a name. Raises ConfigError when the variable is empty."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigError(
-            f"no API key: the environment variable {variable} is empty. Set it, or leave --api-key-env out."
-        )
-    return key

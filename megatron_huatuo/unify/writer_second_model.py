@@ -9,12 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 
+from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.backend import ENDPOINT_FAILED
-from megatron_huatuo.unify.endpoint import Endpoint, RequestFailed
-from megatron_huatuo.unify.prompt import Prompt
-from megatron_huatuo.unify.rewrite import without_thinking
-from megatron_huatuo.unify.settings import SamplingSettings
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED, without_thinking
+from megatron_huatuo.unify.writer_prompts import Prompt
+from megatron_huatuo.unify.writer_settings import SamplingSettings
 
 _NO = "second_model"
 _UNREADABLE = "second_model_unreadable"

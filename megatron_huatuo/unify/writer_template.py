@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.sentences import first_sentence, split_clauses
-from megatron_huatuo.unify.backend import Draft
-from megatron_huatuo.unify.task import Query
+from megatron_huatuo.unify.input_documents import Query
+from megatron_huatuo.unify.writer import Draft
 
 _TITLE_QUESTIONS = {
     "zh": (

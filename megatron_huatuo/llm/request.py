@@ -1,6 +1,6 @@
 """One request to an OpenAI-compatible endpoint: the reply, or what its failure means.
 
-The only file that imports `openai`. Invariant: the API key stands in the request header and nowhere else; every text
+The only file that speaks HTTP. Invariant: the API key stands in the request header and nowhere else; every text
 that comes back is searched for it before it leaves this file.
 """
 
@@ -10,15 +10,14 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import httpx2
-import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from megatron_huatuo.errors import EndpointError
-from megatron_huatuo.unify.request_log import Reply
-from megatron_huatuo.unify.settings import EndpointSettings
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request_log import Reply
 
 UNREACHABLE = "no connection"
 _FATAL_STATUS = {
@@ -49,52 +48,61 @@ class Client:
     """Asks one model once. Lives inside one event loop. answered: whether anything ever came back."""
 
     def __init__(self, settings: EndpointSettings, api_key: str | None) -> None:
+        """Create it inside the event loop that uses it."""
         self.settings = settings
         self.answered = False
         self._api_key = api_key
-        self._openai = AsyncOpenAI(
-            base_url=settings.base_url,
-            api_key=api_key or "none",  # otherwise the client would take a key from the environment unasked
-            max_retries=0,
-            timeout=None,  # ours covers the whole request; the client's would also name resets time-outs
-            http_client=DefaultAioHttpClient(),
+        self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
+        self._proxy = _proxy_for(self._url)
+        # Servers that want no key take any: some refuse a request without the header.
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key or 'none'}"}
+        # No limit of connections and no time-out of its own: the caller has both.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), headers=headers
         )
 
     async def ask(self, payload: Mapping[str, Any]) -> Reply:
         """One HTTP request. Raises Failure, or EndpointError when no request can succeed."""
+        data = json.dumps(payload, ensure_ascii=False).encode()
         try:
-            async with asyncio.timeout(self.settings.patience.request_timeout_s):
-                # As extra_body the payload goes out as it is: the client would walk through every message first, which
-                # takes a third of its time.
-                request = self._openai.chat.completions.with_streaming_response.create(
-                    model=self.settings.model, messages=[], extra_body=payload
-                )
-                async with request as response:
-                    self.answered = True
-                    body = bytearray()
-                    async for chunk in response.iter_bytes():
-                        body += chunk
-                        if len(body) > _MAX_REPLY_BYTES:
-                            raise Failure(f"reply over {_MAX_REPLY_BYTES >> 20} MiB", retried=False, paid=True)
-        except openai.APIStatusError as error:
-            self.answered = True
-            raise self._judge_status(error) from None
-        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError) as error:
-            if refused := _refused_connection(error):
-                raise Failure(UNREACHABLE, retried=True, detail=str(refused.os_error)) from None
+            async with (
+                asyncio.timeout(self.settings.patience.request_timeout_s),
+                self._session.post(self._url, data=data, proxy=self._proxy) as response,
+            ):
+                self.answered = True
+                body = await self._read(response)
+        except aiohttp.ClientConnectorError as error:
+            raise Failure(UNREACHABLE, retried=True, detail=str(error)) from None
+        except (aiohttp.ClientError, ConnectionError):
             raise Failure("connection broken", retried=True, paid=True) from None
         except TimeoutError:
             raise Failure("time-out", retried=True, paid=True) from None
-        reply = _read_reply(bytes(body))
+        if response.status != 200:
+            raise self._judge_status(response.status, response.headers, body)
+        reply = _read_reply(body)
         return reply._replace(
             content=self._clean(reply.content), finish_reason=reply.finish_reason and self._clean(reply.finish_reason)
         )
 
-    def _judge_status(self, error: openai.APIStatusError) -> Failure | EndpointError:
+    @staticmethod
+    async def _read(response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > _MAX_REPLY_BYTES:
+                raise Failure(f"reply over {_MAX_REPLY_BYTES >> 20} MiB", retried=False, paid=True)
+        return bytes(body)
+
+    def _judge_status(self, status: int, headers: Mapping[str, str], raw: bytes) -> Failure | EndpointError:
         """What a status that is no success means."""
-        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
-        text = self._clean(str(body.get("message") or body.get("detail") or error.message))[:_MAX_ERROR_CHARACTERS]
-        detail = json.dumps(error.body, ensure_ascii=False, default=str).lower()
+        try:
+            content: Any = json.loads(raw)
+        except (ValueError, RecursionError):
+            content = raw.decode("utf-8", "replace")
+        error = content.get("error", content) if isinstance(content, dict) else content
+        body = error if isinstance(error, dict) else {"message": error}
+        text = self._clean(str(body.get("message") or body.get("detail") or body))[:_MAX_ERROR_CHARACTERS]
+        detail = json.dumps(error, ensure_ascii=False).lower()
         if status in _FATAL_STATUS:
             return EndpointError(
                 f"endpoint refuses: HTTP {status}, {_FATAL_STATUS[status]}: {text} ({self.settings.base_url}). "
@@ -105,7 +113,7 @@ class Client:
                 f"quota is used up: HTTP 429: {text} ({self.settings.base_url}). "
                 "Renew it and run again: what is paid is not paid twice."
             )
-        wait_s = _retry_after_s(error.response.headers)
+        wait_s = _retry_after_s(headers)
         if wait_s is not None and wait_s > self.settings.patience.max_retry_after_s:
             return EndpointError(
                 f"endpoint asks to wait {wait_s:.0f} s: more than max_retry_after_s={self.settings.patience.max_retry_after_s:.0f} "
@@ -119,7 +127,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._openai.close()
+        await self._session.close()
 
 
 def _read_reply(body: bytes) -> Reply:
@@ -144,11 +152,10 @@ def _read_reply(body: bytes) -> Reply:
     return Reply(text, finish_reason, prompt_tokens, completion_tokens, counted)
 
 
-def _refused_connection(error: BaseException | None) -> aiohttp.ClientConnectorError | None:
-    """The failure to connect, if that is what is behind an error: nothing listens, or the name is unknown."""
-    while error is not None and not isinstance(error, aiohttp.ClientConnectorError):
-        error = error.__cause__ or error.__context__
-    return error
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address (HTTPS_PROXY, NO_PROXY, …)."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Conversation
-from megatron_huatuo.unify.backend import Refusal
-from megatron_huatuo.unify.task import Task
+from megatron_huatuo.unify.input_documents import Task
+from megatron_huatuo.unify.writer import Refusal
 
 _EXAMPLES_A_REASON = 3
 _MAX_EXAMPLE_CHARACTERS = 300

@@ -15,7 +15,7 @@ from megatron_huatuo.storage.jsonl import BadLines, read_records
 from megatron_huatuo.storage.records import Conversation, Turn, parse_conversations
 from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.normalise import normalise
-from megatron_huatuo.unify.task import Query, Task
+from megatron_huatuo.unify.input_documents import Query, Task
 
 _QUESTION_KEYS = ("question", "query", "prompt")
 _ANSWER_KEYS = ("answer", "response", "completion", "output")

@@ -194,3 +194,10 @@ def fold_logs(folder: Path) -> None:
                     leftover.unlink(missing_ok=True)
     finally:
         known.close()
+
+
+def read_totals(requests: Path) -> tuple[list[Totals], dict[str, int]]:
+    """(sums by model, failed tries by reason) of all runs. Raises DataError while a task is writing its log."""
+    fold_logs(requests)
+    with closing(RequestLog(known_log(requests))) as log:
+        return log.sums()

@@ -7,20 +7,19 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_huatuo.config import to_plain
+from megatron_huatuo.llm.budget import spent_usd
+from megatron_huatuo.llm.request_log import peek, task_log
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.manifest import fingerprint_work
-from megatron_huatuo.unify.backend import Backend
-from megatron_huatuo.unify.layouts import read_pairs
-from megatron_huatuo.unify.reading import Shard, read_documents
-from megatron_huatuo.unify.settings import QualitySettings
-from megatron_huatuo.unify.task import Task
-from megatron_huatuo.unify.template import TEMPLATES, TemplateBackend
-
-if TYPE_CHECKING:
-    from megatron_huatuo.unify.model import ModelOptions
+from megatron_huatuo.unify.gates import QualitySettings
+from megatron_huatuo.unify.input_documents import Shard, Task, read_documents
+from megatron_huatuo.unify.input_pairs import read_pairs
+from megatron_huatuo.unify.writer import Backend
+from megatron_huatuo.unify.writer_settings import ModelOptions
+from megatron_huatuo.unify.writer_template import TEMPLATES, TemplateBackend
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,32 @@ class Job:
         if self.model is None:
             yield TemplateBackend(self.language)
             return
-        # openai takes half a second to import, and only this backend needs it.
-        from megatron_huatuo.unify.model import open_model
+        # aiohttp takes a fifth of a second to import, and only this backend needs it.
+        from megatron_huatuo.unify.writer_model import open_model
 
         async with open_model(self.model, self.requests, rank) as backend:
             yield backend
+
+
+class LiveFigures:
+    """What the tasks of a job have done in this run, out of the request logs that they write on this machine."""
+
+    def __init__(self, job: Job, options: ModelOptions) -> None:
+        self.job, self.options = job, options
+        self._finished: dict[int, tuple[int, float]] = {}
+
+    def __call__(self) -> dict[str, str]:
+        """The requests that came to an end, and what they cost."""
+        figures = dict(self._finished)
+        for rank in range(len(self.job.shards)):
+            if rank not in figures:
+                is_finished = self.job.shard_path(rank).exists()
+                figures[rank] = self._read(rank)
+                if is_finished:
+                    self._finished[rank] = figures[rank]
+        requests, usd = (sum(column) for column in zip(*figures.values(), strict=True))
+        return {"requests": str(requests), "usd": f"{usd:.2f}"}
+
+    def _read(self, rank: int) -> tuple[int, float]:
+        totals, failures = peek(task_log(self.job.requests, rank))
+        return sum(row.replies for row in totals) + sum(failures.values()), spent_usd(self.options.prices, totals)

@@ -1,0 +1,1 @@
+"""One client of OpenAI-compatible endpoints: requests, retries, the log of requests, budget and prices."""

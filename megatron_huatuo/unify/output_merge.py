@@ -1,0 +1,151 @@
+"""Finished shards to one output: near-duplicate pairs over all of them removed, order kept, the manifest last.
+
+Invariant: what is written depends on the shards alone, not on which worker wrote them when; of nearly equal pairs the
+first in input order stays.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from megatron_huatuo.config import to_plain
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.llm.budget import spent_usd
+from megatron_huatuo.llm.request_log import read_totals
+from megatron_huatuo.log import progress
+from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.jsonl import BadLines, dump_line
+from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
+from megatron_huatuo.storage.records import Conversation, parse_conversations
+from megatron_huatuo.text.minhash import first_of_group_in_files
+from megatron_huatuo.unify.output_report import UnificationReport
+from megatron_huatuo.unify.run_job import Job
+from megatron_huatuo.unify.writer import Refusal
+from megatron_huatuo.unify.writer_settings import ModelOptions
+
+KIND = "unified"
+_FILES = ("conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json")
+_OFF = 2.0  # no two texts are so similar
+
+
+def publish(job: Job, files: list[str], target: Path) -> dict[str, Any]:
+    """Merge all shards of the job, made from `files`, into `target`; returns the report.
+
+    Raises: DataError when no pair is left, or the shards together have too many bad lines.
+    """
+    with atomic_directory(target, replace=True) as directory:
+        merge = Merge(job, directory)
+        # Taken-over pairs stay as they are unless the gates are asked for.
+        merge.write(_OFF if job.pairs and not job.gate_pairs else job.quality.near_duplicate_similarity)
+        report = merge.to_report()
+        if not report["pairs"]:
+            raise DataError(
+                f"nothing left: {report['documents']} documents in, no pair out; {merge.stopped or ''} "
+                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
+            )
+        write_json(directory / "report.json", report)
+        write_json(directory / "ledger.json", _ledger(job, merge))
+        content = {
+            "inputs": {path: describe_files(Path(), [path])[path] for path in files},
+            "backend": job.describe_backend(),
+            "quality": to_plain(job.quality),
+            "complete": merge.stopped is None,
+        }
+        write_manifest(directory, KIND, content, _FILES)
+    return report
+
+
+class Merge:
+    """The merge of all shards of a job into the directory `target`."""
+
+    def __init__(self, job: Job, target: Path) -> None:
+        """Raises DataError when the shards together have too many bad lines."""
+        self.target = target
+        self.folders = [job.shard_path(rank) for rank in range(len(job.shards))]
+        self.contents = [read_json(folder / "shard.json") for folder in self.folders]
+        self.report = UnificationReport()
+        self.bad_lines = BadLines(job.max_bad_lines)
+        for content in self.contents:
+            self.report.merge(content["report"])
+            self.bad_lines.tolerated.update(content["tolerated"])
+            for bad in content["bad_lines"]:
+                self.bad_lines.add(*bad)
+        self.stopped = next((content["stopped"] for content in self.contents if content["stopped"]), None)
+
+    def write(self, near_duplicate_similarity: float) -> None:
+        """Write conversations.jsonl and rejected.jsonl."""
+        signatures = (folder / "signatures.bin" for folder in self.folders)
+        first = first_of_group_in_files(signatures, near_duplicate_similarity, self.target / "signatures.tmp")
+        ids = {int(number): "" for number in np.unique(first[first != np.arange(len(first))])}
+        with (
+            open(self.target / "conversations.jsonl", "wb") as kept,
+            open(self.target / "rejected.jsonl", "wb") as rejected,
+        ):
+            for folder in self.folders:
+                with open(folder / "rejected.jsonl", "rb") as own:
+                    shutil.copyfileobj(own, rejected)
+            for index, line in enumerate(self._lines()):
+                if index in ids:
+                    ids[index] = _parse(line).id
+                if first[index] == index:
+                    kept.write(line)
+                else:
+                    self._reject(_parse(line), ids[int(first[index])], rejected)
+            for bad in self.bad_lines.lines:
+                rejected.write(dump_line({"id": None, "reason": bad.reason, "file": bad.file, "line": bad.line}))
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of all conversations, in order."""
+        for folder in progress(self.folders, description="merge", unit="shard"):
+            with open(folder / "conversations.jsonl", "rb") as conversations:
+                yield from conversations
+
+    def _reject(self, conversation: Conversation, first_id: str, rejected: IO[bytes]) -> None:
+        question, answer = conversation.turns[0].value, conversation.turns[-1].value
+        refusal = Refusal(f"near-duplicate pair: of {first_id}", question, answer)
+        rejected.write(dump_line(self.report.move_to_refused(conversation, refusal)))
+
+    def to_report(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        report = self.report.to_record(self.bad_lines)
+        report["state"] = "stopped: budget" if self.stopped else "complete"
+        return report
+
+
+def _parse(line: bytes) -> Conversation:
+    return parse_conversations(json.loads(line), "a shard")[0]
+
+
+def _ledger(job: Job, merge: Merge) -> dict[str, Any]:
+    if job.model is None:
+        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
+    return ledger(job.model, job.requests, (content["usage"] for content in merge.contents))
+
+
+def ledger(options: ModelOptions, requests: Path, usages: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """The content of `ledger.json`. usages: of the tasks that made the present output."""
+    totals, failures = read_totals(requests)
+    this_run: Counter[str] = sum((Counter(usage) for usage in usages), Counter())
+    return {
+        "requests": sum(row.replies for row in totals),
+        "prompt_tokens": sum(row.prompt_tokens for row in totals),
+        "completion_tokens": sum(row.completion_tokens for row in totals),
+        "cost_usd": spent_usd(options.prices, totals) if options.prices else None,
+        "replies_with_estimated_tokens": sum(row.uncounted for row in totals),
+        "requests_without_reply": sum(row.unanswered for row in totals),
+        "failed_tries": failures,
+        "by_model": {row.model: row._asdict() for row in totals},
+        "prices": {model: vars(price) for model, price in sorted((options.prices or {}).items())},
+        "budget_usd": options.budget_usd,
+        "this_run": {
+            **{name: int(this_run[name]) for name in ("requests", "retries", "replies_from_log")},
+            "task_time_s": round(this_run["task_time_s"], 3),
+        },
+    }
