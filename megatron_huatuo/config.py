@@ -31,6 +31,15 @@ class _Parser(ArgumentParser):
     file: str | None = None
     """Configuration file that is being read, for messages."""
 
+    def _parse_optional(self, arg_string: str) -> Any:
+        """A flag may be spelt with `-` or with `_`: the spelling that was added is the one in use."""
+        name, equals, value = arg_string.partition("=")
+        if name.startswith("--") and name not in self._option_string_actions:
+            spelt = name.replace("_", "-")
+            same = [known for known in self._option_string_actions if known.replace("_", "-") == spelt]
+            name = same[0] if len(same) == 1 else name
+        return super()._parse_optional(name + equals + value)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message with the file's name and exit with 2."""
         program = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")

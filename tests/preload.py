@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-import megatron_huatuo.corpus.merge
-import megatron_huatuo.corpus.pipeline
+import megatron_huatuo.corpus.merge_shards
+import megatron_huatuo.corpus.steps
 import megatron_huatuo.execution.executors
 import megatron_huatuo.train.loop
 import megatron_huatuo.unify.output_merge

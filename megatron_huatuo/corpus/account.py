@@ -1,4 +1,4 @@
-"""What one task, or a whole run, kept and dropped: by step, source and reason, in counts and bytes.
+"""What flows through curation and how it is counted: documents with their place, rejections with a reason, the report.
 
 Invariant: documents in + parts made by segmentation = passages out + rejections of documents and passages.
 """
@@ -7,10 +7,59 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from megatron_huatuo.corpus.item import Rejected
 from megatron_huatuo.storage.records import Document
+
+
+@dataclass(frozen=True)
+class Item:
+    """A document, later a passage, and where it comes from.
+
+    line: from 1; the number of the record in formats without lines. offset: in the uncompressed file, None where a
+    format has none. parent: id of the document that a passage is part `part` of `parts` of.
+    """
+
+    document: Document
+    file: str
+    line: int
+    offset: int | None = None
+    parent: str | None = None
+    part: int = 1
+    parts: int = 1
+
+    def with_text(self, text: str) -> Item:
+        """The same item with another text."""
+        return replace(self, document=replace(self.document, text=text))
+
+    def to_document(self) -> Document:
+        """The Document record, its origin among the metadata."""
+        origin: dict[str, Any] = {"document": self.parent or self.document.id, "file": self.file, "line": self.line}
+        if self.offset is not None:
+            origin["offset"] = self.offset
+        if self.parts > 1:
+            origin.update(part=self.part, parts=self.parts)
+        return replace(self.document, metadata={**(self.document.metadata or {}), "origin": origin})
+
+    def reject(self, reason: str) -> Rejected:
+        """The rejection of this item."""
+        return Rejected(self.document.id, reason, self.file, self.line, self.document.source)
+
+
+class Rejected(NamedTuple):
+    """What was dropped, why, and where it stood. `id` and `source` are None for a line that is no record."""
+
+    id: str | None
+    reason: str
+    file: str
+    line: int
+    source: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """The line of `rejected.jsonl`."""
+        return {"id": self.id, "reason": self.reason, "file": self.file, "line": self.line}
 
 
 class Account:
@@ -105,3 +154,36 @@ class Account:
             }
             for step, seconds in self.seconds.items()
         }
+
+
+def draw_report(report: dict[str, Any], path: Path) -> None:
+    """Bars, one a source: passages kept, then what was rejected by reason, in share of all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # heavy, and needed at the very end only
+    from matplotlib.figure import Figure
+
+    sources = list(report["by_source"])
+    reasons = list(report["rejected_by_reason"])
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(sources)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    totals = [
+        max(1, row["documents_out"] + sum(row["rejected"].values()))
+        for row in (report["by_source"][s] for s in sources)
+    ]
+    left = [0.0] * len(sources)
+    for name in ["kept", *reasons]:
+        widths = [
+            100 * (row["documents_out"] if name == "kept" else row["rejected"].get(name, 0)) / total
+            for row, total in zip((report["by_source"][source] for source in sources), totals, strict=True)
+        ]
+        axes.barh(sources, widths, left=left, label=name, color="#4c9f70" if name == "kept" else None)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of passages and rejected documents")
+    axes.set_title(
+        f"{report['documents_in']:,} documents in, {report['documents_out']:,} passages out "
+        f"({report['bytes_out'] / max(1, report['bytes_in']):.1%} of the bytes)"
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / (0.6 + 0.2 * len(sources))), ncols=4, fontsize="small")
+    figure.savefig(path, dpi=120)

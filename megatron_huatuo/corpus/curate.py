@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.config import to_plain
-from megatron_huatuo.corpus.readers import expand_inputs
-from megatron_huatuo.corpus.settings import CurationSettings
+from megatron_huatuo.corpus.curation_settings import CurationSettings
+from megatron_huatuo.corpus.lexicon import STARTER, Lexicon
+from megatron_huatuo.corpus.read_files import expand_inputs
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
@@ -37,44 +38,30 @@ _FILES = ("documents.jsonl", "rejected.jsonl", "contamination.jsonl", "report.js
 def curate(
     inputs: Iterable[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    *,
-    source: str | None = None,
     settings: CurationSettings | None = None,
-    lexicon: str | None = None,
-    exams: Sequence[str] = (),
-    max_bad_lines: int = 0,
     execution: ExecutorSettings | None = None,
 ) -> dict[str, Any]:
     """Write `output`: documents.jsonl, rejected.jsonl, report.json, manifest.json and more; returns the report.
 
     inputs: files or glob patterns: JSON Lines, PubMed XML, Parquet, plain text; compressed with gzip too.
-    source: name of the source for all documents; by default each record names its own.
-    lexicon: file of medical terms, or "starter" for the bundled one; without it nothing is dropped as not medical.
-    exams: files of exam questions, for the contamination check.
     execution: local processes by default. Under SLURM the tasks are submitted and the report is {"state": "submitted"}:
     the same call, once they are done, finishes the work.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
     """
-    from megatron_huatuo.corpus.pipeline import build_pipeline  # datatrove takes half a second to import
+    from megatron_huatuo.corpus.steps import build_pipeline  # datatrove takes half a second to import
 
     settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
     files = expand_inputs(inputs)
     target = Path(output)
     root = target.with_name(f".{target.name}.work")
-    decisive = {
-        "settings": to_plain(settings),
-        "source": source,
-        "lexicon": _hash_lexicon(lexicon),
-        "exams": {os.fspath(path): sha256_file(path) for path in exams},
-    }
+    decisive = _describe(settings)
     with exclusive(target):
         check_replaceable(target, KIND)
         work = root / fingerprint_work(files, decisive)
-        make_pipeline = partial(build_pipeline, files, work, source, settings, lexicon, exams, max_bad_lines)
-        if not _run_tasks(len(files), work, make_pipeline, execution):
+        if not _run_tasks(len(files), work, partial(build_pipeline, files, work, settings), execution):
             get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", work)
             return {"state": "submitted", "work": str(work)}
-        report = _merge(work, files, target, decisive, settings, max_bad_lines)
+        report = _merge(work, files, target, decisive, settings)
         shutil.rmtree(root, ignore_errors=True)
     get_logger(__name__).info(
         "curated %d documents into %d passages (%d rejected): %s",
@@ -83,19 +70,22 @@ def curate(
     return report
 
 
-def _hash_lexicon(lexicon: str | None) -> str | None:
-    from megatron_huatuo.corpus.lexicon import STARTER, Lexicon
-
-    if lexicon is None:
-        return None
-    path = STARTER if lexicon == "starter" else Path(lexicon)
-    Lexicon.load(path)
-    return sha256_file(path)
+def _describe(settings: CurationSettings) -> dict[str, Any]:
+    """What decides the result, files by their hashes. Raises ConfigError for a lexicon that cannot be read."""
+    plain = to_plain(settings)
+    del plain["max_bad_lines"]
+    source, lexicon, exams = plain.pop("source"), plain.pop("lexicon"), plain.pop("exam")
+    if lexicon is not None:
+        Lexicon.load(lexicon)
+        lexicon = sha256_file(STARTER if lexicon == "starter" else lexicon)
+    return {
+        "settings": plain, "source": source, "lexicon": lexicon, "exams": {path: sha256_file(path) for path in exams}
+    }  # fmt: skip
 
 
 def _run_tasks(tasks: int, work: Path, make_pipeline: Callable[[bool], list[Any]], execution: ExecutorSettings) -> bool:
     """Run what is not done; whether all is done now."""
-    from megatron_huatuo.corpus.shard import shard_path
+    from megatron_huatuo.corpus.shard_files import shard_path
     from megatron_huatuo.execution.executors import run_tasks
 
     for rank in range(tasks):
@@ -106,18 +96,13 @@ def _run_tasks(tasks: int, work: Path, make_pipeline: Callable[[bool], list[Any]
 
 
 def _merge(
-    work: Path,
-    files: list[str],
-    target: Path,
-    decisive: dict[str, Any],
-    settings: CurationSettings,
-    max_bad_lines: int,
+    work: Path, files: list[str], target: Path, decisive: dict[str, Any], settings: CurationSettings
 ) -> dict[str, Any]:
-    from megatron_huatuo.corpus.merge import Merge
-    from megatron_huatuo.corpus.picture import draw_report
+    from megatron_huatuo.corpus.account import draw_report
+    from megatron_huatuo.corpus.merge_shards import CorpusMerge
 
     with atomic_directory(target, replace=True) as directory:
-        merge = Merge(work, len(files), directory, max_bad_lines)
+        merge = CorpusMerge(work, len(files), directory, settings.max_bad_lines)
         merge.write(settings.near_duplicate_similarity)
         report = {**merge.account.report(), "tolerated": merge.tolerated()}
         if not report["documents_out"]:

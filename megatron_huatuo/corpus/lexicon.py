@@ -21,13 +21,17 @@ class Lexicon:
     def __init__(self, terms: list[str]) -> None:
         """Raises ConfigError when there are no terms."""
         if not terms:
-            raise ConfigError("empty lexicon: need at least one term a line.")
+            raise ConfigError("empty lexicon: need at least one term per line.")
         self._english = {term.lower() for term in terms if term.isascii()}
         self._chinese = _match_longest([term for term in terms if not term.isascii()])
 
     @classmethod
     def load(cls, path: str | Path) -> Lexicon:
-        """Read a lexicon: UTF-8, one term a line; blank lines and lines that start with # do not count."""
+        """Read a lexicon, or the bundled one for "starter".
+
+        UTF-8, one term per line; blank lines and lines that start with # do not count. Raises: ConfigError.
+        """
+        path = STARTER if path == "starter" else path
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

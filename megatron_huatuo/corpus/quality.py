@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from megatron_huatuo.corpus.settings import CurationSettings
+from megatron_huatuo.corpus.curation_settings import CurationSettings
+from megatron_huatuo.text.damage import REPLACEMENT_CHARACTER, is_repetitive
 from megatron_huatuo.text.language import count_size
-from megatron_huatuo.text.normalise import REPLACEMENT_CHARACTER
-from megatron_huatuo.text.repetition import is_repetitive
 
 _SENTENCE_MARK = re.compile("[。！？!?；;.，,]")
 _LONG_CHARACTERS = 120

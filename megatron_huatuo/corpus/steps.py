@@ -1,4 +1,4 @@
-"""The steps of curation as datatrove pipeline steps: the only file, with executors, that knows datatrove.
+"""The steps of curation, as datatrove pipeline steps, and their order.
 
 Invariant: a step yields every item it gets, or more of them, or hands a rejection to the task's ledger; nothing else.
 """
@@ -10,24 +10,25 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from megatron_huatuo.corpus.contamination import ExamIndex
-from megatron_huatuo.corpus.item import Item, Rejected
+from megatron_huatuo.corpus.account import Item, Rejected
+from megatron_huatuo.corpus.contamination import ExamIndex, load_exams
+from megatron_huatuo.corpus.curation_settings import CurationSettings
 from megatron_huatuo.corpus.lexicon import Lexicon
-from megatron_huatuo.corpus.personal_data import mask_personal_data
 from megatron_huatuo.corpus.quality import refuse_passage
-from megatron_huatuo.corpus.readers import find_reader
-from megatron_huatuo.corpus.segment import segment
-from megatron_huatuo.corpus.settings import CurationSettings
-from megatron_huatuo.corpus.shard import ShardWriter
+from megatron_huatuo.corpus.read_files import find_reader
+from megatron_huatuo.corpus.shard_files import ShardWriter
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.text.language import detect_language
-from megatron_huatuo.text.normalise import normalise
+from megatron_huatuo.text.normal_form import normal_form
+from megatron_huatuo.text.personal_data import mask_personal_data
+from megatron_huatuo.text.segment import segment
 
 
 class CurationStep(PipelineStep):
@@ -62,19 +63,16 @@ class ReadFile(PipelineStep):
 
     type, name = "curation", "read"
 
-    def __init__(
-        self, shard: ShardWriter, files: list[str], source: str | None, max_bad_lines: int, show_progress: bool
-    ) -> None:
+    def __init__(self, shard: ShardWriter, files: list[str], settings: CurationSettings, show_progress: bool) -> None:
         super().__init__()
-        self.shard, self.files, self.source = shard, files, source
-        self.max_bad_lines, self.show_progress = max_bad_lines, show_progress
+        self.shard, self.files, self.settings, self.show_progress = shard, files, settings, show_progress
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
         """Open the task's shard, then yield every record of its file."""
         path = self.files[rank]
-        bad_lines = BadLines(self.max_bad_lines)
+        bad_lines = BadLines(self.settings.max_bad_lines)
         self.shard.open(rank, path, bad_lines)
-        items = iter(find_reader(path)(path, self.source, bad_lines))
+        items = iter(find_reader(path)(path, self.settings.source, bad_lines))
         bar = progress(description=path, unit="doc") if self.show_progress else None
         while True:
             started_s = time.thread_time()
@@ -97,10 +95,10 @@ class Clean(CurationStep):
     name = "clean"
 
     def process(self, item: Item) -> Iterable[Item | Rejected]:
-        """See `normalise`."""
+        """See `normal_form`."""
         repairs: Counter[str] = Counter()
-        text = normalise(item.document.text, repairs)
-        title = normalise(item.document.title or "", repairs).replace("\n", " ")
+        text = normal_form(item.document.text, repairs)
+        title = normal_form(item.document.title or "", repairs).replace("\n", " ")
         self.shard.account.add_repairs(repairs)
         if not text:
             return [item.reject("blank text")]
@@ -151,7 +149,7 @@ class MaskPersonalData(CurationStep):
         return [item.with_text(text)]
 
 
-class Segment(CurationStep):
+class CutPassages(CurationStep):
     """Documents become passages that fit the rewriting window."""
 
     name = "segment"
@@ -230,3 +228,21 @@ class WriteShard(CurationStep):
             self.shard.discard()
             raise
         self.shard.publish()
+
+
+def build_pipeline(files: list[str], work: Path, settings: CurationSettings, show_progress: bool) -> list[Any]:
+    """Steps of one task: cheap ones that drop much come first; contamination sees what would be kept."""
+    shard = ShardWriter(str(work), with_signatures=settings.near_duplicate_similarity <= 1)
+    steps: list[Any] = [
+        ReadFile(shard, files, settings, show_progress),
+        Clean(shard),
+        FilterLanguage(shard),
+    ]
+    if settings.lexicon is not None:
+        steps.append(ExtractMedical(shard, Lexicon.load(settings.lexicon), settings))
+    if settings.mask_personal_data:
+        steps.append(MaskPersonalData(shard))
+    steps += [CutPassages(shard, settings), FilterQuality(shard, settings)]
+    if settings.exam:
+        steps.append(CheckContamination(shard, load_exams(settings.exam), settings.contamination_action == "drop"))
+    return [*steps, WriteShard(shard)]

@@ -1,5 +1,5 @@
 """Independent tasks of a stage in local processes, as a SLURM array, or on Ray."""
 
-from megatron_huatuo.execution.settings import ExecutorSettings
+from megatron_huatuo.execution.executors import ExecutorSettings
 
 __all__ = ["ExecutorSettings"]

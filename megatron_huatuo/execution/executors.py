@@ -8,11 +8,33 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.execution.processes import ProcessExecutor
-from megatron_huatuo.execution.settings import ExecutorSettings
+from megatron_huatuo.config import at_least, one_of
+from megatron_huatuo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Where the tasks of a stage run."""
+
+    executor: str = "local"
+    workers: int = 1
+    """Tasks at the same time"""
+    slurm_partition: str = ""
+    """SLURM partition"""
+    slurm_time: str = "08:00:00"
+    """SLURM time limit of one task"""
+    memory_gib: int = 4
+    """Memory of one task under SLURM and Ray, in GiB"""
+
+    def __post_init__(self) -> None:
+        one_of("executor", self.executor, ("local", "slurm", "ray"))
+        at_least("workers", self.workers, 1)
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ConfigError("the slurm executor needs --slurm-partition.")
 
 
 def run_tasks(
@@ -28,6 +50,9 @@ def run_tasks(
     name: of the stage, for progress bars and job names. make_pipeline: (show a progress bar of its own) -> steps.
     figures: what a bar over several local tasks shows besides their number; without secrets, it goes to the workers too.
     """
+    # datatrove takes half a second to import.
+    from megatron_huatuo.execution.processes import ProcessExecutor
+
     common = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
     if settings.executor == "local":
         executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), figures, **common)

@@ -14,7 +14,7 @@ from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, read_records
 from megatron_huatuo.storage.records import Conversation, Turn, parse_conversations
 from megatron_huatuo.text.language import detect_language
-from megatron_huatuo.text.normalise import normalise
+from megatron_huatuo.text.normal_form import normal_form
 from megatron_huatuo.unify.input_documents import Query, Task
 
 _QUESTION_KEYS = ("question", "query", "prompt")
@@ -65,7 +65,7 @@ def _parse(raw: Any, where: str) -> list[_Found]:
 
 
 def _clean(turns: tuple[Turn, ...], where: str) -> tuple[Turn, ...]:
-    cleaned = tuple(Turn(turn.speaker, normalise(turn.value)) for turn in turns)
+    cleaned = tuple(Turn(turn.speaker, normal_form(turn.value)) for turn in turns)
     if not all(turn.value for turn in cleaned):
         raise DataError(f"blank turn: need text ({where})")
     return cleaned

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.text.normalise import normalise
+from megatron_huatuo.text.normal_form import normal_form
 from megatron_huatuo.unify.gates import Gates
 from megatron_huatuo.unify.input_documents import Query
 
@@ -148,7 +148,7 @@ def tidy_question(text: str) -> str:
 
 def tidy_answer(text: str) -> str:
     """An answer without the model's thinking and label, in the text policy of the project."""
-    return _LABEL.sub("", normalise(without_thinking(text)))
+    return _LABEL.sub("", normal_form(without_thinking(text)))
 
 
 def without_thinking(text: str) -> str:

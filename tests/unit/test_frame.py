@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,11 @@ class Section:
     """Rows."""
     path: Path = Path("a b")
     inner: Inner = field(default_factory=Inner)
+
+
+@dataclass
+class Trained:
+    train_iters: int = 1
 
 
 def test_a_users_error_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,6 +97,29 @@ def test_later_flags_override_the_file_and_unknown_keys_are_named(
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--section.sise", "7"])
     assert "sise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--max-bad-lines", "--max_bad_lines", "--max-bad_lines"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_flags_are_taken_with_dashes_and_with_underscores(flag: str, equals: bool) -> None:
+    def parse(*arguments: str) -> Any:
+        parser, command = argument_parser("test"), argument_parser("command")
+        command.add_argument("--max-bad-lines", type=int)
+        command.add_argument("--section", type=Section, default=Section())
+        command.add_argument("--words", type=str, nargs="*")
+        parser.add_subcommands(dest="command").add_subcommand("run", command)
+        return parser.parse_args(["run", *arguments]).run
+
+    given = [f"{flag}=3"] if equals else [flag, "3"]
+    assert parse(*given, "--words", "a_b-c", "--section.inner.names=[d_e-f]").max_bad_lines == 3
+    assert parse(*given, "--words", "a_b-c").words == ["a_b-c"]
+
+
+def test_a_nested_flag_is_taken_with_dashes_too() -> None:
+    parser = argument_parser("test")
+    parser.add_argument("--training", type=Trained, default=Trained())
+    assert parser.parse_args(["--training.train-iters", "7"]).training.train_iters == 7
+    assert parser.parse_args(["--training.train_iters", "7"]).training.train_iters == 7
 
 
 @pytest.mark.parametrize(

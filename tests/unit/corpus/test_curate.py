@@ -148,7 +148,7 @@ def test_the_source_option_replaces_the_records_own(tmp_path):
     path = write(tmp_path / "a.jsonl", [record("a"), {"text": ENGLISH, "url": "http://x", "timestamp": "2019"}])
     with pytest.raises(DataError, match=r"the record has no 'source'\. Name it with --source.*a\.jsonl:2"):
         curate([path], tmp_path / "out")
-    curate([path], tmp_path / "out", source="literature")
+    curate([path], tmp_path / "out", CurationSettings(source="literature"))
     first, second = documents(tmp_path / "out")
     assert (first.source, second.source, second.language, second.id) == ("literature", "literature", "en", "a.jsonl:2")
     assert second.metadata["url"] == "http://x"
@@ -163,9 +163,9 @@ def test_all_bad_lines_are_counted_by_reason_and_line(tmp_path):
     with pytest.raises(DataError, match=r"malformed JSON.*a\.jsonl:3\).*--max-bad-lines"):
         curate([path], tmp_path / "out")
     with pytest.raises(DataError, match=r"no JSON object: got list \(.*a\.jsonl:5\); 3 bad so far, allowed 2"):
-        curate([path], tmp_path / "out", max_bad_lines=2)
+        curate([path], tmp_path / "out", CurationSettings(max_bad_lines=2))
     assert not (tmp_path / "out").exists()
-    report = curate([path], tmp_path / "out", max_bad_lines=4)
+    report = curate([path], tmp_path / "out", CurationSettings(max_bad_lines=4))
     assert [(name, line) for name, _, line in rejected(tmp_path / "out")] == [
         (None, 3),
         (None, 4),
@@ -186,8 +186,8 @@ def test_bad_lines_count_over_all_files(tmp_path):
         paths.append(write(tmp_path / f"{name}.jsonl", [record(name, text, language=language)]))
         paths[-1].write_bytes(paths[-1].read_bytes() + b"torn\n")
     with pytest.raises(DataError, match="2 bad lines in all files, allowed 1"):
-        curate(paths, tmp_path / "out", max_bad_lines=1)
-    assert curate(paths, tmp_path / "out", max_bad_lines=2)["documents_out"] == 2
+        curate(paths, tmp_path / "out", CurationSettings(max_bad_lines=1))
+    assert curate(paths, tmp_path / "out", CurationSettings(max_bad_lines=2))["documents_out"] == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", json.dumps(record("a", " ")).encode()])
@@ -238,7 +238,7 @@ def test_unfinished_work_of_a_failed_run_is_used_again(tmp_path):
     with pytest.raises(DataError, match=r"b\.jsonl:1"):
         curate([good, bad], tmp_path / "out")
     assert (work / "shards" / "00000").stat().st_ino == before
-    assert curate([good, bad], tmp_path / "out", max_bad_lines=1)["documents_out"] == 1
+    assert curate([good, bad], tmp_path / "out", CurationSettings(max_bad_lines=1))["documents_out"] == 1
 
 
 def test_files_of_somebody_else_are_never_replaced(tmp_path):
@@ -259,18 +259,18 @@ def test_medical_texts_are_extracted_by_a_lexicon(tmp_path):
         record("city", city, language="en"),
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    report = curate([path], tmp_path / "out", lexicon="starter")
+    report = curate([path], tmp_path / "out", CurationSettings(lexicon="starter"))
     assert [d.id for d in documents(tmp_path / "out")] == ["a", "b"]
     assert report["rejected_by_reason"] == {"not medical": 2}
     mine = tmp_path / "mine.txt"
     mine.write_text("# sport\n球队\n教练\n球迷\ncouncil\nbudget\n", "utf-8")
-    curate([path], tmp_path / "out", lexicon=str(mine))
+    curate([path], tmp_path / "out", CurationSettings(lexicon=str(mine)))
     assert [d.id for d in documents(tmp_path / "out")] == ["sport", "city"]
     mine.write_text("# nothing\n")
     with pytest.raises(ConfigError, match="empty lexicon"):
-        curate([path], tmp_path / "out", lexicon=str(mine))
+        curate([path], tmp_path / "out", CurationSettings(lexicon=str(mine)))
     with pytest.raises(ConfigError, match="cannot read the lexicon"):
-        curate([path], tmp_path / "out", lexicon=str(tmp_path / "none.txt"))
+        curate([path], tmp_path / "out", CurationSettings(lexicon=str(tmp_path / "none.txt")))
 
 
 def test_contaminated_passages_are_reported_and_dropped(tmp_path):
@@ -291,7 +291,7 @@ def test_contaminated_passages_are_reported_and_dropped(tmp_path):
             record("clean", ENGLISH, language="en"),
         ],
     )
-    report = curate([path], tmp_path / "out", exams=[str(exam)])
+    report = curate([path], tmp_path / "out", CurationSettings(exam=(str(exam),)))
     assert [d.id for d in documents(tmp_path / "out")] == ["near", "clean"]
     hits = [line.record for line in read_jsonl(tmp_path / "out" / "contamination.jsonl")]
     assert [(hit["id"], hit["question"], hit["dropped"]) for hit in hits] == [
@@ -299,10 +299,10 @@ def test_contaminated_passages_are_reported_and_dropped(tmp_path):
     ]  # fmt: skip
     assert hits[0]["shared"] == "患者男五十岁反复上腹痛三年"[:13]
     assert report["rejected_by_reason"] == {"contamination": 3}
-    kept = curate([path], tmp_path / "out", exams=[str(exam)], settings=CurationSettings(contamination_action="report"))
+    kept = curate([path], tmp_path / "out", settings=CurationSettings(contamination_action="report", exam=(str(exam),)))
     assert kept["documents_out"] == 5 and len(list(read_jsonl(tmp_path / "out" / "contamination.jsonl"))) == 3
     with pytest.raises(ConfigError, match="no exam question is long enough"):
-        curate([path], tmp_path / "out", exams=[str(write(exam, [{**english, "question": "Why?"}]))])
+        curate([path], tmp_path / "out", CurationSettings(exam=(str(write(exam, [{**english, "question": "Why?"}])),)))
 
 
 def test_personal_data_is_masked_and_counted(tmp_path):

@@ -6,8 +6,8 @@ import gzip
 
 import pytest
 
-from megatron_huatuo.corpus import curate
-from megatron_huatuo.corpus.readers import find_reader
+from megatron_huatuo.corpus import CurationSettings, curate
+from megatron_huatuo.corpus.read_files import find_reader
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
 
@@ -133,6 +133,8 @@ def test_c4_shards_are_json_lines_whatever_their_name(tmp_path):
 def test_formats_meet_in_one_corpus(tmp_path):
     (tmp_path / "p.xml").write_text(PUBMED, "utf-8")
     (tmp_path / "b.txt").write_text("第一章 高血压\n高血压患者应减少食盐摄入，并遵医嘱长期服药。\n", "utf-8")
-    report = curate([tmp_path / "p.xml", tmp_path / "b.txt"], tmp_path / "out", source="mixed", max_bad_lines=1)
+    report = curate(
+        [tmp_path / "p.xml", tmp_path / "b.txt"], tmp_path / "out", CurationSettings(source="mixed", max_bad_lines=1)
+    )
     assert (report["documents_in"], report["documents_out"]) == (4, 3)
     assert report["rejected_by_reason"] == {"article without PMID": 1, "blank text": 1}

@@ -59,8 +59,8 @@ def plant(folder):
 
 def test_planted_cases_are_found_and_every_document_is_accounted_for(tmp_path):
     path, exam, fates = plant(tmp_path)
-    settings = CurationSettings(max_words_en=1000)
-    report = curate([path], tmp_path / "out", settings=settings, exams=[str(exam)])
+    settings = CurationSettings(max_words_en=1000, exam=(str(exam),))
+    report = curate([path], tmp_path / "out", settings=settings)
     rows = [line.record for line in read_jsonl(tmp_path / "out" / "rejected.jsonl")]
     found = {row["id"]: row["reason"].split(":")[0] for row in rows}
     right = {name for name, reason in found.items() if fates.get(name) == reason}
@@ -100,7 +100,7 @@ def test_the_lexicon_tells_medicine_from_physics(tmp_path):
         "infection",
     )
     physics = ("lattice", "quantum", "plasma sheath", "friction", "solitons", "kink", "granular", "spin", "turbulence")
-    curate([ABSTRACTS], tmp_path / "out", lexicon="starter", settings=CurationSettings(max_words_en=1000))
+    curate([ABSTRACTS], tmp_path / "out", settings=CurationSettings(max_words_en=1000, lexicon="starter"))
     kept = {line.record["id"] for line in read_jsonl(tmp_path / "out" / "documents.jsonl")}
     rows = [line.record for line in read_jsonl(ABSTRACTS)]
     doctors = [row["id"] for row in rows if any(word in row["title"].lower() for word in medical)]

@@ -7,7 +7,7 @@ import pytest
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.text.repetition import is_repetitive
+from megatron_huatuo.text.damage import is_repetitive
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings
 from megatron_huatuo.unify.gates import Gates, find_leak, measure_support
 from megatron_huatuo.unify.gates_support import unsupported_numbers

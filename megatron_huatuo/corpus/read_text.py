@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_huatuo.corpus.item import Item
+from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, open_binary
 from megatron_huatuo.storage.records import Document

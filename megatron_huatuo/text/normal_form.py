@@ -1,6 +1,6 @@
-"""The one text policy of the project: what is repaired, what is removed, and how each is counted.
+"""The normal form of a text: what is repaired, what is removed, and how each is counted.
 
-Invariant: `normalise` is idempotent, takes linear time, and never changes a visible Chinese or Latin letter, digit or
+Invariant: `normal_form` is idempotent, takes linear time, and never changes a visible Chinese or Latin letter, digit or
 sentence mark except to its canonical form. What cannot be repaired without guessing (U+FFFD, the trace of text that was
 lost before it came here) is left in place for the caller to reject.
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-
-REPLACEMENT_CHARACTER = "\ufffd"
 
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufff9-\ufffb]+")
 _ZERO_WIDTH = re.compile("[\u00ad\u180e\u200b-\u200d\u2060-\u2064\ufeff]+")
@@ -39,12 +37,12 @@ _REMOVED = (
 _ANY_REMOVED = re.compile("[" + "".join(pattern.pattern.strip("[]+") for _, pattern in _REMOVED) + "]")
 
 
-def normalise(text: str, counts: Counter[str] | None = None) -> str:
+def normal_form(text: str, counts: Counter[str] | None = None) -> str:
     """Text in canonical form: NFC, "\\n" line ends, no invisible characters, single spaces, ASCII digits and letters.
 
     counts: receives, under the name of each repair, the number of characters it touched.
 
-    >>> normalise("Ｂ超\\u200b　５ｍｇ\\r\\n\\r\\n\\r\\n。")
+    >>> normal_form("Ｂ超\\u200b　５ｍｇ\\r\\n\\r\\n\\r\\n。")
     'B超 5mg\\n\\n。'
     """
     tally: Counter[str] = Counter() if counts is None else counts

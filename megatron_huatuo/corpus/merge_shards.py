@@ -15,9 +15,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_huatuo.corpus.account import Account
-from megatron_huatuo.corpus.item import Rejected
-from megatron_huatuo.corpus.shard import read_keys, shard_path
+from megatron_huatuo.corpus.account import Account, Rejected
+from megatron_huatuo.corpus.shard_files import read_keys, shard_path
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import dump_line, read_jsonl
@@ -28,7 +27,7 @@ from megatron_huatuo.text.minhash import first_of_group_in_files
 Indices = npt.NDArray[np.int64]
 
 
-class Merge:
+class CorpusMerge:
     """The merge of all shards of a run below `folder` into the directory `target`."""
 
     def __init__(self, folder: Path, tasks: int, target: Path, max_bad_lines: int) -> None:

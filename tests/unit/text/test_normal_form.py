@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_huatuo.text.normalise import normalise
+from megatron_huatuo.text.normal_form import normal_form
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from megatron_huatuo.text.normalise import normalise
 )
 def test_repairs(raw, expected, repairs):
     counts: Counter[str] = Counter()
-    assert normalise(raw, counts) == expected and dict(counts) == repairs
+    assert normal_form(raw, counts) == expected and dict(counts) == repairs
 
 
 characters = st.text(
@@ -46,8 +46,8 @@ characters = st.text(
 @given(characters)
 @settings(max_examples=150, deadline=None)
 def test_it_is_idempotent_and_leaves_no_invisible_character(text):
-    once = normalise(text)
-    assert normalise(once) == once and unicodedata.is_normalized("NFC", once)
+    once = normal_form(text)
+    assert normal_form(once) == once and unicodedata.is_normalized("NFC", once)
     assert once == once.strip() and "\r" not in once and "  " not in once and "\n\n\n" not in once
     assert not any(unicodedata.category(character) in ("Cc", "Co") and character != "\n" for character in once)
 
@@ -55,11 +55,11 @@ def test_it_is_idempotent_and_leaves_no_invisible_character(text):
 @given(st.text("血压升高服药，。！abcXYZ019 \n", max_size=80))
 @settings(max_examples=80, deadline=None)
 def test_it_changes_nothing_visible(text):
-    assert "".join(normalise(text).split()) == "".join(text.split())
+    assert "".join(normal_form(text).split()) == "".join(text.split())
 
 
 @pytest.mark.parametrize("unit", ["血", " ", "\n", "\u3000", "\u200b", " \n", "Ａ"])
 @pytest.mark.timeout(120)
 def test_long_runs_take_linear_time(unit):
     """A quadratic step would take hours."""
-    assert len(normalise(unit * (2_000_000 // len(unit)))) in (0, 2_000_000)
+    assert len(normal_form(unit * (2_000_000 // len(unit)))) in (0, 2_000_000)

@@ -1,7 +1,8 @@
-"""Texts that are mostly copies of themselves."""
+"""Texts that lost their content before they came here, or are mostly copies of themselves: to be rejected, not repaired."""
 
 from __future__ import annotations
 
+REPLACEMENT_CHARACTER = "\ufffd"
 _PIECE = 8
 _MIN_DISTINCT_SHARE = 0.3
 

@@ -10,13 +10,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from megatron_huatuo.corpus.item import Item
-from megatron_huatuo.corpus.parquet import read_parquet
-from megatron_huatuo.corpus.plain_text import read_plain_text
-from megatron_huatuo.corpus.pubmed import read_pubmed
-from megatron_huatuo.corpus.raw_records import to_document
+from megatron_huatuo.corpus.account import Item
+from megatron_huatuo.corpus.read_records import read_json_lines, read_parquet
+from megatron_huatuo.corpus.read_text import read_plain_text
+from megatron_huatuo.corpus.read_xml import read_pubmed
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
+from megatron_huatuo.storage.jsonl import BadLines
 
 Reader = Callable[[str, str | None, BadLines], Iterator[Item]]
 
@@ -47,17 +46,6 @@ def find_reader(path: str) -> Reader:
             return reader
     known = [suffix for suffixes, _ in _READERS for suffix in suffixes]
     raise DataError(f"unknown file format: got {Path(path).name!r}, need a name that ends in one of {known} ({path}).")
-
-
-def read_json_lines(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Item]:
-    """Records line by line; "text" is enough, as in C4 (`.json.gz` is JSON Lines there)."""
-    for line in read_jsonl(path, bad_lines):
-        try:
-            document = to_document(line.record, source, path, line.number)
-        except DataError as error:
-            bad_lines.add(path, line.number, str(error))
-            continue
-        yield Item(document, path, line.number, line.offset)
 
 
 _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (

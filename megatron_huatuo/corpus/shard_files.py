@@ -15,9 +15,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_huatuo.corpus.account import Account
+from megatron_huatuo.corpus.account import Account, Item, Rejected
 from megatron_huatuo.corpus.contamination import Hit
-from megatron_huatuo.corpus.item import Item, Rejected
 from megatron_huatuo.storage.atomic import private_directory
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import sha256_file, write_json

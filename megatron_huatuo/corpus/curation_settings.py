@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_huatuo.config import above_zero, one_of, within
+from megatron_huatuo.config import above_zero, at_least, one_of, within
 from megatron_huatuo.errors import ConfigError
 
 
@@ -12,6 +12,14 @@ from megatron_huatuo.errors import ConfigError
 class CurationSettings:
     """What curation keeps, and how it cuts. Sizes: Han characters plus Latin words for Chinese, words for English."""
 
+    source: str | None = None
+    """Name of the source of all documents; by default each record names its own"""
+    lexicon: str | None = None
+    """Medical terms, one per line, or "starter" for the bundled ones: drops what is not medical"""
+    exam: tuple[str, ...] = ()
+    """Files of exam questions, for the contamination check"""
+    max_bad_lines: int = 0
+    """Bad lines to skip before stopping"""
     max_characters_zh: int = 600
     """Longest Chinese passage, in characters; longer texts are split, nothing is dropped"""
     max_words_en: int = 400
@@ -34,6 +42,7 @@ class CurationSettings:
     """What happens to passages that share text with an exam: drop or report"""
 
     def __post_init__(self) -> None:
+        at_least("max_bad_lines", self.max_bad_lines, 0)
         for low, high in (("min_characters_zh", "max_characters_zh"), ("min_words_en", "max_words_en")):
             shortest, longest = getattr(self, low), getattr(self, high)
             if not 0 <= shortest < longest:
