@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from megatron_huatuo.config import above_zero, at_least, within
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.records import LANGUAGES, Document
-from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.text.damage import REPLACEMENT_CHARACTER, is_repetitive
+from megatron_huatuo.text.language import detect_language
 from megatron_huatuo.unify.gates_support import (
     content_pieces,
     least_supported_sentence,
