@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from megatron_huatuo.checkpoint.streaming import read_into
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.manifest import read_json
 
 _LAYOUTS = (

@@ -12,7 +12,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron_huatuo.checkpoint.hf_weight_files import open_weights
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.weight_rules import rule_of_parameter, rules_by_parameter
+from megatron_huatuo.models.weight_table import rule_of_parameter, rules_by_parameter
 
 
 @torch.no_grad()

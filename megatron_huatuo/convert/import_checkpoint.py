@@ -20,7 +20,8 @@ from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.weight_rules import WeightRule, each_weight
+from megatron_huatuo.models.weight_rules import WeightRule
+from megatron_huatuo.models.weight_table import each_weight
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
 

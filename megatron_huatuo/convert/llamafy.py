@@ -6,7 +6,6 @@ the output rows is done once, so the head is a plain one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,18 +13,20 @@ import torch
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.registry import get_family
 
 _PIECE_BYTES = 64_000_000
 
 
 def llama_architecture(architecture: Architecture) -> Architecture:
     """The Llama that computes what a Baichuan2-7B computes. Raises: ConfigError for ALiBi and other families."""
-    if architecture.family != "baichuan2" or architecture.alibi:
+    llama = get_family(architecture.family).as_llama(architecture)
+    if llama is None:
         raise ConfigError(
             f"--llamafy needs Baichuan2 with rotary positions (7B): got family {architecture.family!r} with alibi = "
             f"{architecture.alibi}. Export without it."
         )
-    return dataclasses.replace(architecture, family="llama", norm_head=False)
+    return llama
 
 
 def fold_head(

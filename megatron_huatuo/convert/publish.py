@@ -26,8 +26,8 @@ from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import config_json
-from megatron_huatuo.models.own_code import add_own_code
-from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.models.registry import get_family
+from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
 
@@ -136,8 +136,7 @@ def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer
     if tokenizer is not None:
         config["eos_token_id"] = tokenizer.eos_id  # the id that training put at the end of every answer
         write_tokenizer_files(tokenizer, root, architecture.family)
-    if architecture.family == "baichuan2":
-        add_own_code(root, config)
+    get_family(architecture.family).add_model_code(root, config)
     write_json(root / "config.json", config)
     write_json(root / "generation_config.json", _generation_config(config, tokenizer))
 

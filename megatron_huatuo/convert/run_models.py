@@ -21,6 +21,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.build import build_model
 from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.parallel.host import enable_host
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
@@ -79,14 +80,12 @@ def run_transformers(hf_directory: Path, prompts: list[torch.Tensor], continued:
 
 
 def _load_with_transformers(hf_directory: Path) -> Any:
-    """The model in float32. Code that lies in the directory is not run: Baichuan2's is this project's own file."""
+    """The model in float32. Code that lies in the directory is not run: a family that needs some has it here."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    model_class: Any = transformers.AutoModelForCausalLM
-    if load_architecture(hf_directory).family == "baichuan2":
-        from megatron_huatuo.models.modeling_baichuan import BaichuanForCausalLM as model_class
-
+    family = get_family(load_architecture(hf_directory).family)
+    _, model_class = family.transformers_classes() or (None, transformers.AutoModelForCausalLM)
     return model_class.from_pretrained(hf_directory, dtype=torch.float32).eval()
 
 

@@ -32,7 +32,8 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_huatuo.checkpoint.streaming import TwoBuffers, ahead, hashing_file, read_into
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.weight_rules import WeightRule, each_weight, weight_rules
+from megatron_huatuo.models.weight_rules import WeightRule
+from megatron_huatuo.models.weight_table import each_weight, weight_rules
 
 
 @contextlib.contextmanager

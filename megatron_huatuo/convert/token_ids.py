@@ -10,6 +10,7 @@ from megatron_huatuo.index.chat_format import CHAT_TEMPLATE, encode_conversation
 from megatron_huatuo.index.tokenizer import Tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
 from megatron_huatuo.storage.records import Conversation, Turn
 
@@ -72,11 +73,8 @@ def _open_with_transformers(hf_directory: Path) -> Any:
     """As a user opens it. Code that lies in the directory is not run."""
     from transformers import AutoTokenizer
 
-    config = None
-    if load_architecture(hf_directory).family == "baichuan2":  # transformers would ask for its class
-        from megatron_huatuo.models.modeling_baichuan import BaichuanConfig
-
-        config = BaichuanConfig.from_pretrained(hf_directory)
+    classes = get_family(load_architecture(hf_directory).family).transformers_classes()
+    config = classes[0].from_pretrained(hf_directory) if classes else None
     return AutoTokenizer.from_pretrained(hf_directory, config=config, trust_remote_code=False, local_files_only=True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from megatron_huatuo.index.chat_format import ANSWER_TAG, CHAT_TEMPLATE, QUESTION_TAG
 from megatron_huatuo.index.tokenizer import SentencePieceTokenizer, Tokenizer
 from megatron_huatuo.index.train_tokenizer import TOKENIZER_CONFIG
+from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.storage.manifest import read_json, write_json
 
 # Settings of the base model that change no id. Its other ones may name remote code, or tokens that SentencePiece's own
@@ -29,20 +30,6 @@ _ROLE_TAGS_APART = {
     "behavior": "MergedWithNext",
     "invert": False,
 }
-
-# transformers 5 opens the tokenizer of every Qwen2 model by its own Qwen2Tokenizer, which takes nothing but the vocabulary
-# from tokenizer.json. Only a directory that brings a class along is opened by the class that it names: by the one brought
-# along where remote code is trusted, by `tokenizer_class` where it is not.
-_QWEN2_CODE = "tokenization_plain"
-_QWEN2_CLASS = '''\
-"""The tokenizer of this directory as its files say. Written for megatron_huatuo, Apache-2.0."""
-
-from transformers import {base}
-
-
-class PlainTokenizer({base}):
-    """Named by tokenizer_config.json, so that transformers does not take Qwen2Tokenizer instead."""
-'''
 
 
 def write_tokenizer_files(tokenizer: Tokenizer, directory: str | os.PathLike[str], family: str = "llama") -> None:
@@ -66,10 +53,7 @@ def write_tokenizer_files(tokenizer: Tokenizer, directory: str | os.PathLike[str
         config.pop("auto_map", None)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
         config |= {"split_special_tokens": True, "add_bos_token": False, "add_eos_token": False}
-    if family == "qwen2":
-        code = _QWEN2_CLASS.format(base=config["tokenizer_class"])
-        (root / f"{_QWEN2_CODE}.py").write_text(code, encoding="utf-8")
-        config["auto_map"] = {"AutoTokenizer": [None, f"{_QWEN2_CODE}.PlainTokenizer"]}
+    get_family(family).add_tokenizer_code(root, config)
     write_json(root / "tokenizer_config.json", {**config, "chat_template": CHAT_TEMPLATE})
 
 

@@ -23,6 +23,7 @@ from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.models.registry import read_architecture
 from megatron_huatuo.storage.manifest import read_json
 
 TOLERANCE = 1e-4
@@ -62,7 +63,7 @@ class Parity:
 
 def load_checkpoint_architecture(checkpoint: Path) -> Architecture:
     """Architecture of one checkpoint directory."""
-    return Architecture.from_dict(read_json(checkpoint / "architecture.json"))
+    return read_architecture(read_json(checkpoint / "architecture.json"))
 
 
 def verify_export(

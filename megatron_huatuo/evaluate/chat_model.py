@@ -18,7 +18,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
 from megatron_huatuo.index.chat_format import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.models.own_code import has_own_code
+from megatron_huatuo.models.registry import classes_of_export
 
 
 class ChatModel:
@@ -50,10 +50,8 @@ class ChatModel:
     def _load(self, trust_remote_code: bool) -> None:
         model_class: Any = transformers.AutoModelForCausalLM
         common: dict[str, Any] = {"local_files_only": True}
-        if has_own_code(self.directory):  # an export of Baichuan2
-            from megatron_huatuo.models.modeling_baichuan import BaichuanConfig, BaichuanForCausalLM
-
-            model_class, common["config"] = BaichuanForCausalLM, BaichuanConfig.from_pretrained(self.directory)
+        if (classes := classes_of_export(self.directory)) is not None:
+            model_class, common["config"] = classes[1], classes[0].from_pretrained(self.directory)
         common["trust_remote_code"] = trust_remote_code
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory, **common)
         # Safetensors only, unless the directory is trusted: a `.bin` file is a pickle.

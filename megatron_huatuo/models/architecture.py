@@ -1,7 +1,7 @@
 """What a backbone looks like, apart from its weights.
 
-Invariant: an `Architecture` describes a model that `model.build` can build exactly; a setting that it cannot hold is
-refused by name when the description is read, never dropped.
+Invariant: an `Architecture` describes a model that `models.core.build` can build exactly; a setting that it cannot hold
+is refused by name when the description is read, never dropped.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError, DataError
-
-FAMILIES = ("llama", "qwen2", "baichuan2")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Architecture:
     """Sizes and choices of one decoder-only transformer (RMSNorm, SwiGLU, causal)."""
 
     family: str
-    """"llama", "qwen2" or "baichuan2": the Hugging Face layout of its weights."""
+    """Name in `models.registry`: the Hugging Face layout of its weights and configuration."""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -70,6 +68,14 @@ class Architecture:
         return dataclasses.asdict(self)
 
     @classmethod
+    def of_layers(
+        cls, layers: int, hidden: int, ffn: int, heads: int, groups: int | None = None, **others: Any
+    ) -> Architecture:
+        """By the five sizes that a model's card names. groups: key-value heads, as many as heads by default."""
+        sizes = {"num_layers": layers, "hidden_size": hidden, "ffn_hidden_size": ffn, "num_attention_heads": heads}
+        return cls(**{**sizes, "num_query_groups": groups or heads, "head_dim": hidden // heads, **others})
+
+    @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Architecture:
         """Raises: ConfigError naming a field that is missing or unknown."""
         fields = dataclasses.fields(cls)
@@ -99,8 +105,6 @@ _WITHOUT_EFFECT = ("max_position_embeddings", "initializer_range", "eos_token_id
 
 
 def _check(architecture: Architecture) -> None:
-    if architecture.family not in FAMILIES:
-        raise ConfigError(f"unknown family: got {architecture.family!r}, need one of {', '.join(FAMILIES)}.")
     sizes = (
         "num_layers",
         "hidden_size",
@@ -131,100 +135,3 @@ def _check(architecture: Architecture) -> None:
         raise ConfigError(f"wrong norm_epsilon: got {architecture.norm_epsilon}, need a number above 0.")
     if architecture.norm_head and architecture.tied_embeddings:
         raise ConfigError("wrong head: got norm_head with tied_embeddings, need at most one of the two.")
-
-
-def _llama(**sizes: Any) -> Architecture:
-    sizes = {
-        "family": "llama",
-        "norm_epsilon": 1e-5,
-        "rope_theta": 1e4,
-        "max_position_embeddings": 4096,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **sizes,
-    }
-    return _sized(**sizes)
-
-
-def _qwen2(**sizes: Any) -> Architecture:
-    sizes = {"norm_epsilon": 1e-6, **sizes}
-    return _sized(
-        family="qwen2",
-        rope_theta=1e6,
-        max_position_embeddings=131072,
-        vocab_size=152064,
-        qkv_bias=True,
-        bos_token_id=151643,
-        eos_token_id=151643,
-        **sizes,
-    )
-
-
-def _baichuan2(**sizes: Any) -> Architecture:
-    return _sized(
-        family="baichuan2",
-        norm_epsilon=1e-6,
-        max_position_embeddings=4096,
-        vocab_size=125696,
-        norm_head=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        **sizes,
-    )
-
-
-def _sized(*, layers: int, hidden: int, ffn: int, heads: int, groups: int | None = None, **others: Any) -> Architecture:
-    return Architecture(
-        num_layers=layers,
-        hidden_size=hidden,
-        ffn_hidden_size=ffn,
-        num_attention_heads=heads,
-        num_query_groups=groups or heads,
-        head_dim=hidden // heads,
-        **others,
-    )
-
-
-PRESETS: Mapping[str, Architecture] = {
-    "toy": _llama(
-        layers=2,
-        hidden=192,
-        ffn=512,
-        heads=6,
-        groups=2,
-        vocab_size=3072,
-        norm_epsilon=1e-6,
-        max_position_embeddings=2048,
-    ),
-    "baichuan2-7b": _baichuan2(layers=32, hidden=4096, ffn=11008, heads=32, rope_theta=1e4),
-    "baichuan2-13b": _baichuan2(layers=40, hidden=5120, ffn=13696, heads=40, rope_theta=None, alibi=True),
-    "yi-34b": _llama(
-        layers=60, hidden=7168, ffn=20480, heads=56, groups=8, vocab_size=64000, rope_theta=5e6, pad_token_id=0
-    ),
-    "llama-2-7b": _llama(layers=32, hidden=4096, ffn=11008, heads=32, vocab_size=32000),
-    "llama-2-13b": _llama(layers=40, hidden=5120, ffn=13824, heads=40, vocab_size=32000),
-    "llama-3-8b": _llama(
-        layers=32,
-        hidden=4096,
-        ffn=14336,
-        heads=32,
-        groups=8,
-        vocab_size=128256,
-        rope_theta=5e5,
-        max_position_embeddings=8192,
-        bos_token_id=128000,
-        eos_token_id=128001,
-    ),
-    "qwen2.5-7b": _qwen2(layers=28, hidden=3584, ffn=18944, heads=28, groups=4),
-    "qwen2.5-14b": _qwen2(layers=48, hidden=5120, ffn=13824, heads=40, groups=8, norm_epsilon=1e-5),
-}
-"""Known backbones by name, as the config.json files of the published base models give them (Qwen2.5-14B-Instruct has
-another norm_epsilon); `toy` is the size of the demo."""
-
-
-def get_preset(name: str) -> Architecture:
-    """Raises: ConfigError naming the presets that exist."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset: got {name!r}, need one of {', '.join(PRESETS)} (key model.preset).")
-    return PRESETS[name]

@@ -1,4 +1,4 @@
-"""Names and shapes of weights: megatron-core <-> Hugging Face, one table for both directions.
+"""How one weight of megatron-core is made of Hugging Face tensors, and the rules of a decoder layer.
 
 Invariant: every megatron tensor is made of row ranges (or column ranges) of Hugging Face tensors, each used once, with
 no arithmetic. So one list of ranges serves import, export and every tensor-parallel slice, and a round trip is exact.
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_huatuo.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Piece(NamedTuple):
@@ -85,6 +86,8 @@ class WeightRule:
         names, pieces = self.part_names(layer), self.rank_pieces(rank, size)
         if out is None:
             parts = [read(names[piece.part], self.axis, piece.start, piece.stop) for piece in pieces]
+            import torch  # a family is known without it
+
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis)
         places = out.split([piece.stop - piece.start for piece in pieces], dim=self.axis)
         for piece, place in zip(pieces, places, strict=True):
@@ -130,12 +133,17 @@ def _query_key_value(a: Architecture, bases: tuple[tuple[int, int], ...]) -> tup
     )
 
 
-def _layer_rules(a: Architecture) -> list[WeightRule]:
+def layer_rules(a: Architecture, *, packed_projection: str | None = None) -> list[WeightRule]:
+    """Rules of one decoder layer in Llama's names.
+
+    packed_projection: name of the one tensor that holds queries, keys and values one after the other; None where each
+    has its own.
+    """
     hidden, ffn = a.hidden_size, a.ffn_hidden_size
     queries, keys = a.num_attention_heads * a.head_dim, a.num_query_groups * a.head_dim
     layer = "model.layers.{layer}."
-    if a.family == "baichuan2":
-        projections: tuple[str, ...] = ("self_attn.W_pack",)
+    if packed_projection is not None:
+        projections: tuple[str, ...] = (packed_projection,)
         rows: tuple[int, ...] = (queries + 2 * keys,)
         pieces = _query_key_value(a, ((0, 0), (0, queries), (0, queries + keys)))
     else:
@@ -198,56 +206,6 @@ def _layer_rules(a: Architecture) -> list[WeightRule]:
     return rules
 
 
-def _single(key: str, name: str, shape: tuple[int, ...], sharded: bool = True) -> WeightRule:
+def single_rule(key: str, name: str, shape: tuple[int, ...], sharded: bool = True) -> WeightRule:
+    """Rule of a weight that stands outside the layers and is one Hugging Face tensor."""
     return WeightRule(key, key, False, (name,), (shape,), (Piece(0, 0, shape[0]),), sharded=sharded)
-
-
-def weight_rules(architecture: Architecture) -> list[WeightRule]:
-    """Rules for every weight of an architecture, in the order in which they are written."""
-    table = (architecture.vocab_size, architecture.hidden_size)
-    rules = [_single("embedding.word_embeddings.weight", "model.embed_tokens.weight", table)]
-    rules += _layer_rules(architecture)
-    rules.append(_single("decoder.final_layernorm.weight", "model.norm.weight", table[1:], sharded=False))
-    if not architecture.tied_embeddings:
-        rules.append(_single("output_layer.weight", "lm_head.weight", table))
-    return rules
-
-
-def each_weight(architecture: Architecture) -> Iterator[tuple[WeightRule, int]]:
-    """(rule, layer) of every megatron tensor, embedding first, then layer by layer; layer 0 where there is none."""
-    rules = weight_rules(architecture)
-    embedding, *after = [rule for rule in rules if not rule.per_layer]
-    yield embedding, 0
-    for layer in range(architecture.num_layers):
-        yield from ((rule, layer) for rule in rules if rule.per_layer)
-    yield from ((rule, 0) for rule in after)
-
-
-def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every Hugging Face tensor, in the order in which they are written."""
-    return {
-        name: shape
-        for rule, layer in each_weight(architecture)
-        for name, shape in zip(rule.part_names(layer), rule.part_shapes, strict=True)
-    }
-
-
-def rule_of_parameter(name: str, rules: dict[str, WeightRule]) -> tuple[WeightRule, int] | None:
-    """Rule of a parameter by its name in a model's state dict, with the number of its layer in that model chunk.
-
-    rules: by module name; see `rules_by_parameter`.
-    """
-    if name.startswith("decoder.layers."):
-        number, rest = name.removeprefix("decoder.layers.").split(".", 1)
-        return (rules[rest], int(number)) if rest in rules else None
-    return (rules[name], 0) if name in rules else None
-
-
-def rules_by_parameter(architecture: Architecture) -> dict[str, WeightRule]:
-    """Rules by parameter name (without the layer): names of the local specification and of Transformer Engine's."""
-    rules = weight_rules(architecture)
-    found = {rule.module_name: rule for rule in rules}
-    found |= {rule.key.removeprefix("decoder.layers."): rule for rule in rules}
-    if architecture.tied_embeddings:  # the last pipeline stage holds a copy of the embedding under this name
-        found["output_layer.weight"] = found["embedding.word_embeddings.weight"]
-    return found

@@ -7,8 +7,9 @@ from typing import Any
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import Architecture, get_preset
+from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.storage.manifest import fingerprint
 

@@ -13,6 +13,7 @@ from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.models.registry import read_architecture
 from megatron_huatuo.storage.manifest import read_json
 
 
@@ -46,7 +47,7 @@ def find_first_weights(origin: str, architecture: Architecture) -> tuple[Path, b
             "of the Hub is downloaded first: hf download ORGANISATION/NAME --local-dir DIR."
         )
     directory = resolve_checkpoint(path)
-    _refuse_differences(architecture, Architecture.from_dict(read_json(directory / "architecture.json")), directory)
+    _refuse_differences(architecture, read_architecture(read_json(directory / "architecture.json")), directory)
     return directory, False
 
 

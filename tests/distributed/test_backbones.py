@@ -46,7 +46,7 @@ def _compare(directory: str, name: str, tp: int, pp: int) -> dict[str, float]:
 
     from megatron_huatuo.checkpoint.load_hf import load_hf_weights
     from megatron_huatuo.models.core.build import build_model
-    from megatron_huatuo.models.weight_rules import rule_of_parameter, rules_by_parameter
+    from megatron_huatuo.models.weight_table import rule_of_parameter, rules_by_parameter
     from megatron_huatuo.parallel.host import enable_host
 
     enable_host()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_huatuo.models.architecture import Architecture, RopeScaling
 from megatron_huatuo.models.hf_config import config_json
-from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.models.weight_table import hf_shapes
 from tests.unit.models import baichuan_oracle
 
 _LLAMA = Architecture(

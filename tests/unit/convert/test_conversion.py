@@ -26,8 +26,8 @@ from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.write_hf_weights import write_weights
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, IntegrityError
-from megatron_huatuo.models.architecture import get_preset
-from megatron_huatuo.models.weight_rules import hf_shapes
+from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 from tests.unit.convert.small_models import SMALL, random_weights, write_model

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_huatuo.models.architecture import Architecture, get_preset
-from megatron_huatuo.models.weight_rules import (
+from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.weight_table import (
     each_weight,
     hf_shapes,
     rule_of_parameter,

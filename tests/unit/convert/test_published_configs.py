@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import Architecture, RopeScaling, get_preset
+from megatron_huatuo.models.architecture import Architecture, RopeScaling
 from megatron_huatuo.models.hf_config import architecture_fields, config_json, load_architecture
+from megatron_huatuo.models.registry import get_preset
 
 _COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16"}
 _LLAMA = {

@@ -77,7 +77,7 @@ def baichuan_directory(model_directory, tmp_path):
     import dataclasses
     import shutil
 
-    from megatron_huatuo.models.own_code import add_own_code
+    from megatron_huatuo.models.registry import get_family
     from tests.unit.convert.small_models import SMALL, write_model
 
     rows = json.loads((model_directory / "config.json").read_text())["vocab_size"]
@@ -85,7 +85,7 @@ def baichuan_directory(model_directory, tmp_path):
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(model_directory / name, directory)
     config = json.loads((directory / "config.json").read_text())
-    add_own_code(directory, config)
+    get_family("baichuan2").add_model_code(directory, config)
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

@@ -11,8 +11,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_huatuo.checkpoint.load_hf import load_hf_weights
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import PRESETS, get_preset
 from megatron_huatuo.models.core.build import build_model, transformer_config
+from megatron_huatuo.models.registry import get_preset, presets
 from tests.unit.convert.small_models import SMALL, oracle_logits, write_model
 
 PARAMETERS = {
@@ -106,7 +106,7 @@ def test_wrong_settings_are_refused(alone: None) -> None:
 
 
 def test_every_published_vocabulary_divides_over_the_ranks_of_a_machine() -> None:
-    for name, architecture in PRESETS.items():
+    for name, architecture in presets().items():
         assert all(architecture.vocab_size % size == 0 for size in (1, 2, 4, 8, 16, 32)), name
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from megatron_huatuo.config import argument_parser, dump_yaml
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import PRESETS, Architecture
+from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters, flops_per_token
+from megatron_huatuo.models.registry import presets
 from megatron_huatuo.plan.gpus import GPUS, get_gpu
 from megatron_huatuo.plan.memory import layer_activations, layers_in_flight, rank_memory, rank_parameters
 from megatron_huatuo.plan.plan import Cluster, alternatives, check_plan, plan_run
@@ -89,9 +90,9 @@ def test_parameters_are_those_of_real_ranks(tensor_parallel: int, stages: int) -
         assert planned == counts
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(presets()))
 def test_parameters_of_one_rank_are_all_parameters(name: str) -> None:
-    assert rank_parameters(PRESETS[name], 1, 1, 0) == count_parameters(PRESETS[name])
+    assert rank_parameters(presets()[name], 1, 1, 0) == count_parameters(presets()[name])
 
 
 def _allocated_on_rank(precision: str) -> dict[str, float]:
@@ -177,18 +178,18 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 def test_activations_of_a_7b_layer_by_hand() -> None:
     """h = q = kv = 4096, f = 11008: norms 8h, q k v and their rotation 6h + 4h, context 4h, softmax 4 · 32, unit 6f."""
-    activations = layer_activations(PRESETS["baichuan2-7b"], width=2)
+    activations = layer_activations(presets()["baichuan2-7b"], width=2)
     assert activations.outside == 8 * 4096
     assert activations.inside == 14 * 4096 + 128 + 6 * 11008
 
 
 def test_13b_without_rotation_keeps_no_rotated_copies() -> None:
-    with_alibi = layer_activations(PRESETS["baichuan2-13b"], width=2)
+    with_alibi = layer_activations(presets()["baichuan2-13b"], width=2)
     assert with_alibi.inside == 10 * 5120 + 4 * 40 + 6 * 13696
 
 
 def test_sequence_parallelism_divides_the_norms_too() -> None:
-    config, architecture = make_config(tensor_model_parallel_size=4), PRESETS["baichuan2-7b"]
+    config, architecture = make_config(tensor_model_parallel_size=4), presets()["baichuan2-7b"]
     kept = layer_activations(architecture, width=2)
     assert kept.on_rank(config.parallel) == (kept.outside + kept.inside) / 4
     config.parallel.sequence_parallel = False
@@ -236,14 +237,14 @@ def test_recomputed_mlp_drops_the_gated_unit_and_repeats_its_products() -> None:
     chosen = {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
     plain, again = plan_7b(), plan_7b(**chosen)
     assert plain.memory.activations - again.memory.activations == 4096 * 32 * 6 * 11008
-    gated_unit = 6 * 32 * 3 * 4096 * 11008 / flops_per_token(PRESETS["baichuan2-7b"], 4096)
+    gated_unit = 6 * 32 * 3 * 4096 * 11008 / flops_per_token(presets()["baichuan2-7b"], 4096)
     assert again.mfu == pytest.approx(0.45 / (1 + gated_unit / 3))
 
 
 def test_time_by_hand() -> None:
     """1,000 steps of 128 × 4,096 tokens at 45 % of 8 × 312 TFLOP/s."""
     plan = plan_7b(rows=128_000)
-    flops = flops_per_token(PRESETS["baichuan2-7b"], 4096)
+    flops = flops_per_token(presets()["baichuan2-7b"], 4096)
     assert plan.steps == 1000
     assert plan.step_time_s == pytest.approx(128 * 4096 * flops / (8 * 312e12 * 0.45))
     assert plan.tokens_per_s_per_gpu == pytest.approx(312e12 * 0.45 / flops)

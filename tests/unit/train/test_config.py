@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import get_preset
 from megatron_huatuo.models.core.build import transformer_config
+from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.parallel.host import enable_host
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import FP8_RECIPES, one_pass, validate

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_huatuo.models.architecture import get_preset
+from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.train import setup, start
 from megatron_huatuo.train.config import TrainConfig
 
