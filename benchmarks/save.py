@@ -24,7 +24,6 @@ import torch.distributed as dist
 from benchmarks.measure import surroundings
 from benchmarks.ranks import on_ranks
 from benchmarks.recipe import build_recipe_blend
-from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.checkpoint.save import SaveError
 from megatron_huatuo.dataset.batch import Batch, StepBatches
 from megatron_huatuo.dataset.packed_rows import PackedRows
@@ -33,6 +32,7 @@ from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.storage.manifest import read_json, write_json
+from megatron_huatuo.storage.run_files import resolve_checkpoint
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.run import Run

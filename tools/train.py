@@ -47,13 +47,13 @@ def export(run_dir: Path, hf_directory: Path) -> None:
 
     In its place, not beside it: the memory of training is free then, and its failure cannot harm the run.
     """
-    from megatron_huatuo.checkpoint.layout import resolve_checkpoint
+    from megatron_huatuo.storage.run_files import STATUS, read_training_state, resolve_checkpoint
 
-    if read_json(run_dir / "status.json")["state"] != "finished":
+    if read_json(run_dir / STATUS)["state"] != "finished":
         return
     if (hf_directory / "manifest.json").is_file():
         origin = read_manifest(hf_directory, "hf_model")["checkpoint"]
-        if origin.items() <= read_json(resolve_checkpoint(run_dir) / "training.json").items():
+        if origin.items() <= read_training_state(resolve_checkpoint(run_dir)).items():
             get_logger(__name__).info("exported already: %s", hf_directory)
             return
     tool = Path(__file__).with_name("convert_checkpoint.py")

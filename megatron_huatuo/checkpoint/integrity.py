@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_huatuo.checkpoint.agreement import tell_all_ranks
-from megatron_huatuo.checkpoint.layout import KIND, STATE
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file
+from megatron_huatuo.storage.run_files import CHECKPOINT_KIND, STATE
 
 _LIMIT_S = 7200.0  # how long one rank may read its files while the others wait
 _CHECKPOINT = "torch.distributed.checkpoint"
@@ -99,7 +99,7 @@ def verify_checkpoint(
 
     cancelled: as for `sha256_file`. Returns the manifest. Raises: IntegrityError naming the file.
     """
-    manifest = read_manifest(directory, KIND)
+    manifest = read_manifest(directory, CHECKPOINT_KIND)
     recorded = manifest["files"]
     by_size = sorted(recorded, key=lambda name: -recorded[name]["bytes"])
     for name in by_size[rank::world_size]:

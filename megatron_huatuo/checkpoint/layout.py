@@ -1,34 +1,23 @@
-"""Where checkpoints lie, which are complete, and which go.
+"""Checkpoint directories come and go: the place where one is written, `latest`, what is set aside, what is pruned.
 
-    RUN/checkpoints/latest                    number of the newest one, for people and scripts
-    RUN/checkpoints/iter_0000100/manifest.json    written last: sizes and sha256 of everything below
-                                /state/           weights and optimizer, megatron-core's distributed format
-                                /training.json    iteration, consumed_train_samples, fingerprints, layout
-                                /architecture.json  /config.yaml  /tokenizer/
-
-Invariant: a directory is a checkpoint if its name is iter_NNNNNNN and it holds a manifest; `latest` alone is never
-trusted. Unfinished ones are hidden (`.iter_….tmp`), damaged ones are renamed (`damaged_iter_…`); neither is ever loaded.
+Their names and which of them are complete: `storage/run_files.py`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
-from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import MANIFEST_NAME
-
-KIND = "checkpoint"
-STATE = "state"
-_NAME = re.compile(r"iter_(\d{7,})$")
-
-
-def iteration_name(iteration: int) -> str:
-    """iter_0000100 for 100."""
-    return f"iter_{iteration:07d}"
+from megatron_huatuo.storage.run_files import (
+    LATEST,
+    complete_checkpoints,
+    iteration_name,
+    iteration_of,
+    torn_checkpoints,
+)
 
 
 def unfinished_directory(checkpoints: Path, iteration: int) -> Path:
@@ -36,52 +25,9 @@ def unfinished_directory(checkpoints: Path, iteration: int) -> Path:
     return checkpoints / f".{iteration_name(iteration)}.tmp"
 
 
-def iteration_of(directory: Path) -> int:
-    """Iteration of a checkpoint directory's name. Raises IntegrityError for another name."""
-    found = _NAME.match(directory.name)
-    if not found:
-        raise IntegrityError(f"no checkpoint directory: {directory}, need a name like iter_0000100. Check the path.")
-    return int(found.group(1))
-
-
-def complete_checkpoints(checkpoints: str | os.PathLike[str]) -> list[Path]:
-    """Directories of complete checkpoints, newest first. An absent folder has none."""
-    root = Path(checkpoints)
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if _NAME.match(path.name) and (path / MANIFEST_NAME).is_file()]
-    return sorted(found, key=iteration_of, reverse=True)
-
-
-def torn_checkpoints(checkpoints: str | os.PathLike[str]) -> list[Path]:
-    """What an interrupted save left behind."""
-    root = Path(checkpoints)
-    if not root.is_dir():
-        return []
-    hidden = [path for path in root.iterdir() if path.name.startswith(".iter_") and path.name.endswith(".tmp")]
-    named = [path for path in root.iterdir() if _NAME.match(path.name) and not (path / MANIFEST_NAME).is_file()]
-    return sorted(hidden + named)
-
-
 def published_but_torn(checkpoints: str | os.PathLike[str]) -> list[Path]:
     """Directories with a checkpoint's name and no manifest: what once was, or a deletion that was interrupted."""
     return [path for path in torn_checkpoints(checkpoints) if not path.name.startswith(".")]
-
-
-def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The newest complete checkpoint of a run directory, of its checkpoints/, or `path` itself when it is one.
-
-    Raises: IntegrityError when there is none.
-    """
-    root = Path(path)
-    if _NAME.match(root.name) and (root / MANIFEST_NAME).is_file():
-        return root
-    for folder in (root / "checkpoints", root):
-        if found := complete_checkpoints(folder):
-            return found[0]
-    raise IntegrityError(
-        f"no complete checkpoint in {path}: need a run directory, its checkpoints/ or one iter_NNNNNNN. Check the path."
-    )
 
 
 def set_aside(directory: Path) -> Path:
@@ -97,13 +43,13 @@ def set_aside(directory: Path) -> Path:
 
 def write_latest(checkpoints: Path, iteration: int) -> None:
     """Note the newest checkpoint."""
-    with atomic_write(checkpoints / "latest", "w") as handle:
+    with atomic_write(checkpoints / LATEST, "w") as handle:
         handle.write(f"{iteration}\n")
 
 
 def latest_disagrees(checkpoints: Path, newest: Path) -> str | None:
     """What `latest` says when that is not the newest complete checkpoint, else None."""
-    path = checkpoints / "latest"
+    path = checkpoints / LATEST
     text = path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else "(missing)"
     return None if text == str(iteration_of(newest)) else text or "(empty)"
 

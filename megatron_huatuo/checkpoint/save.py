@@ -18,20 +18,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_huatuo.checkpoint.agreement import tell_all_ranks
-from megatron_huatuo.checkpoint.layout import (
-    KIND,
-    STATE,
-    iteration_name,
-    torn_checkpoints,
-    unfinished_directory,
-    write_latest,
-)
+from megatron_huatuo.checkpoint.layout import unfinished_directory, write_latest
 from megatron_huatuo.checkpoint.share import Share, Written, plan_share
 from megatron_huatuo.checkpoint.store import PORTABLE, optimizer_state, weights_state
 from megatron_huatuo.checkpoint.writer_process import WriterProcess
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.storage.atomic import fsync_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
+from megatron_huatuo.storage.run_files import CHECKPOINT_KIND, STATE, TRAINING, iteration_name, torn_checkpoints
 
 # What ranks are behind each other beside writing: the coordinator publishes, a writer that was stopped is waited for.
 _SLACK_S = 300.0
@@ -88,11 +82,11 @@ class PendingSave:
         directory, target = self._share.directory, self._root / iteration_name(self.iteration)
         files = {name: entry for share in written for name, entry in share.files.items()}
         files |= self._share.write_metadata(written)
-        write_json(directory / "training.json", dict(self._training))
+        write_json(directory / TRAINING, dict(self._training))
         self._write_companions(directory)
         names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
         files |= describe_files(directory, [name for name in names if name not in files])
-        write_manifest(directory, KIND, {"iteration": self.iteration}, dict(sorted(files.items())))
+        write_manifest(directory, CHECKPOINT_KIND, {"iteration": self.iteration}, dict(sorted(files.items())))
         replaced = directory.with_name(f".{target.name}.replaced.tmp")  # hidden: a torn one, should this end here
         if target.exists():
             os.rename(target, replaced)

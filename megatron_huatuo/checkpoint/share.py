@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_huatuo.checkpoint.layout import STATE
 from megatron_huatuo.storage.hashed_file import hashed_file
 from megatron_huatuo.storage.manifest import describe_files
+from megatron_huatuo.storage.run_files import STATE
 
 _COORDINATOR = 0
 

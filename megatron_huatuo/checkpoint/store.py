@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_huatuo.checkpoint import adam_state
 from megatron_huatuo.checkpoint.integrity import verify_together
-from megatron_huatuo.checkpoint.layout import STATE, complete_checkpoints, set_aside, torn_checkpoints
+from megatron_huatuo.checkpoint.layout import set_aside
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.storage.run_files import STATE, complete_checkpoints, read_training_state, torn_checkpoints
 
 PORTABLE = "fully_reshardable"
 ROUTINE = "dp_reshardable"
@@ -101,7 +101,7 @@ def load_training_state(
     Raises: IntegrityError when the optimizer was saved in the routine format under another TP·PP layout.
     """
     root = Path(directory)
-    training = read_json(root / "training.json")
+    training = read_training_state(root)
     layout = {
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),

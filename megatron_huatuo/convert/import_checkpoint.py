@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megatron_huatuo.checkpoint.hf_weight_files import WeightFiles, open_weights
-from megatron_huatuo.checkpoint.layout import KIND, STATE, iteration_name, write_latest
+from megatron_huatuo.checkpoint.layout import write_latest
 from megatron_huatuo.checkpoint.streaming import TwoBuffers, ahead, one_torch_thread
 from megatron_huatuo.convert.state_tensors import StateWriter
 from megatron_huatuo.errors import ConfigError
@@ -24,6 +24,7 @@ from megatron_huatuo.models.weight_rules import WeightRule
 from megatron_huatuo.models.weight_table import each_weight
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, write_json, write_manifest
+from megatron_huatuo.storage.run_files import ARCHITECTURE, CHECKPOINT_KIND, STATE, TOKENIZER, TRAINING, iteration_name
 
 
 @one_torch_thread()
@@ -45,13 +46,13 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
         ):
             writer.write(rule, layer, tensor)
         writer.finish()
-        write_json(directory / "architecture.json", architecture.to_dict())
-        write_json(directory / "training.json", {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})
-        _copy_tokenizer(Path(hf_directory), directory / "tokenizer", architecture)
+        write_json(directory / ARCHITECTURE, architecture.to_dict())
+        write_json(directory / TRAINING, {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})
+        _copy_tokenizer(Path(hf_directory), directory / TOKENIZER, architecture)
         described = {f"{STATE}/{name}": entry for name, entry in writer.files.items()}
         others = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != STATE]
         described |= describe_files(directory, [str(path.relative_to(directory)) for path in others])
-        write_manifest(directory, KIND, {"iteration": 0}, described)
+        write_manifest(directory, CHECKPOINT_KIND, {"iteration": 0}, described)
         write_latest(root, 0)
     return Path(checkpoint) / iteration_name(0)
 

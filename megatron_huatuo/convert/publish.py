@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harmless
-from megatron_huatuo.checkpoint.layout import STATE, iteration_of, resolve_checkpoint
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
 from megatron_huatuo.convert.model_card import model_card
 from megatron_huatuo.convert.run_models import check_memory
@@ -30,6 +29,7 @@ from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.run_files import STATE, TOKENIZER, iteration_of, read_training_state, resolve_checkpoint
 
 KIND = "hf_model"
 _PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
@@ -112,7 +112,7 @@ def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architec
 
     Raises: DataError when it has ids beyond the embedding, or the base model has another one.
     """
-    carried = directory / "tokenizer"
+    carried = directory / TOKENIZER
     if not carried.is_dir() and base_hf is None:
         get_logger(__name__).warning("no tokenizer in %s and no --base-hf: exporting weights alone", directory)
         return None
@@ -158,6 +158,6 @@ def _generation_config(config: Mapping[str, Any], tokenizer: Tokenizer | None) -
 
 def _origin(directory: Path) -> dict[str, Any]:
     """What identifies the checkpoint: its iteration and the run's fingerprints."""
-    training = read_json(directory / "training.json")
+    training = read_training_state(directory)
     kept = ("consumed_train_samples", "fingerprints")
     return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if key in training}}

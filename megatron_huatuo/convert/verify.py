@@ -12,7 +12,6 @@ import torch
 
 from megatron_huatuo.checkpoint.hf_weight_files import WeightFiles
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
-from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
 from megatron_huatuo.convert.run_models import Outputs, all_cores, check_memory, run_checkpoint, run_transformers
 from megatron_huatuo.convert.state_tensors import StateReader
@@ -25,6 +24,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
 from megatron_huatuo.models.registry import read_architecture
 from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.storage.run_files import ARCHITECTURE, STATE, TOKENIZER, resolve_checkpoint
 
 TOLERANCE = 1e-4
 CONTINUATION_TOKENS = 16
@@ -63,7 +63,7 @@ class Parity:
 
 def load_checkpoint_architecture(checkpoint: Path) -> Architecture:
     """Architecture of one checkpoint directory."""
-    return read_architecture(read_json(checkpoint / "architecture.json"))
+    return read_architecture(read_json(checkpoint / ARCHITECTURE))
 
 
 def verify_export(
@@ -79,9 +79,9 @@ def verify_export(
     check_memory(load_checkpoint_architecture(directory))
     verify_checkpoint(directory)
     token_ids = TokenParity(0, 0)
-    if (directory / "tokenizer").is_dir() and is_published_by_us(published):
+    if (directory / TOKENIZER).is_dir() and is_published_by_us(published):
         token_ids = compare_tokens(
-            load_tokenizer(directory / "tokenizer"), published, allow_mismatch=allow_token_mismatch
+            load_tokenizer(directory / TOKENIZER), published, allow_mismatch=allow_token_mismatch
         )
     else:
         get_logger(__name__).info(
@@ -143,8 +143,8 @@ def compare_weights(weights: Iterable[tuple[str, Sequence[torch.Tensor]]], files
 
 def _prompts(directory: Path, architecture: Architecture) -> list[torch.Tensor]:
     """Two prompts as the tokenizer gives them, int64 [1, length] each; arbitrary ids where there is no tokenizer."""
-    if (directory / "tokenizer").is_dir():
-        tokenizer = load_tokenizer(directory / "tokenizer")
+    if (directory / TOKENIZER).is_dir():
+        tokenizer = load_tokenizer(directory / TOKENIZER)
         return [torch.tensor([tokenizer.encode(text)]) for text in _PROMPTS]
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(architecture.vocab_size, (1, length), generator=generator) for length in (24, 40)]

@@ -16,6 +16,7 @@ from megatron_huatuo.inspect.show_manifest import (
     describe_record,
 )
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
+from megatron_huatuo.storage.run_files import is_run
 
 _MAIN_RECORDS = ("documents.jsonl", "conversations.jsonl", "replies.jsonl", "verdicts.jsonl")
 
@@ -89,7 +90,7 @@ def describe_directory(path: Path, number: int | None) -> list[str]:
             *describe_manifest(manifest),
             *(line for file in records for line in describe_lines(file)),
         ]
-    if (path / "log.jsonl").is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file():
+    if is_run(path):
         from megatron_huatuo.inspect.show_run import describe_run
 
         return describe_run(path)

@@ -9,9 +9,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_huatuo.checkpoint.integrity import verify_harmless
-from megatron_huatuo.checkpoint.layout import KIND, STATE
 from megatron_huatuo.inspect.show_manifest import describe_manifest, describe_values, format_bytes
 from megatron_huatuo.storage.manifest import read_json, read_manifest, verify_files
+from megatron_huatuo.storage.run_files import ARCHITECTURE, CHECKPOINT_KIND, STATE, TRAINING
 
 
 def describe_checkpoint(directory: Path, *, file: str | None = None) -> list[str]:
@@ -20,13 +20,13 @@ def describe_checkpoint(directory: Path, *, file: str | None = None) -> list[str
     file: name below state/ whose tensors alone are listed. Sizes are checked, hashes are not.
     Raises: IntegrityError when a file is missing or torn, or a pickle would execute code.
     """
-    manifest = read_manifest(directory, KIND)
+    manifest = read_manifest(directory, CHECKPOINT_KIND)
     verify_files(directory, manifest, hashes=False)
     verify_harmless(directory)
     if file is not None:
         return [f"tensors in {directory / STATE / file}:", *_tensors(directory, file)]
     lines = [f"checkpoint {directory}"]
-    for name in ("training.json", "architecture.json"):
+    for name in (TRAINING, ARCHITECTURE):
         if (directory / name).is_file():
             lines += [f"[{name}]", *describe_values(read_json(directory / name))]
     return [*lines, "[tensors]", *_tensors(directory, None), "[manifest]", *describe_manifest(manifest)]

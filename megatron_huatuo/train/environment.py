@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from megatron_huatuo import __version__
 from megatron_huatuo.log import now
+from megatron_huatuo.storage.run_files import STARTS
 
-STARTS_NAME = "starts.jsonl"
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "apex", "numpy")
 _JOB = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 
@@ -50,5 +50,5 @@ def record_start(run_dir: Path, iteration: int) -> None:
             "versions": installed_versions(),
             "job": {name: os.environ[name] for name in _JOB if name in os.environ},
         }
-        with open(run_dir / STARTS_NAME, "a", encoding="utf-8") as handle:
+        with open(run_dir / STARTS, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_huatuo.checkpoint.integrity import verify_together
-from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.checkpoint.load_hf import load_hf_weights
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
@@ -15,6 +14,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
 from megatron_huatuo.models.registry import read_architecture
 from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.storage.run_files import ARCHITECTURE, resolve_checkpoint
 
 
 def load_first_weights(origin: str, chunks: list[MegatronModule], architecture: Architecture) -> None:
@@ -47,7 +47,7 @@ def find_first_weights(origin: str, architecture: Architecture) -> tuple[Path, b
             "of the Hub is downloaded first: hf download ORGANISATION/NAME --local-dir DIR."
         )
     directory = resolve_checkpoint(path)
-    _refuse_differences(architecture, read_architecture(read_json(directory / "architecture.json")), directory)
+    _refuse_differences(architecture, read_architecture(read_json(directory / ARCHITECTURE)), directory)
     return directory, False
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_huatuo.checkpoint.hf_weight_files import open_weights
-from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.storage.run_files import CHECKPOINTS, complete_checkpoints
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import find_first_weights
 from megatron_huatuo.train.metrics import import_wandb
@@ -26,7 +26,7 @@ def check_inputs(config: TrainConfig, rows: PackedRows) -> None:
     open_held_out(config, rows)
     if config.logging.wandb_project is not None:
         import_wandb(config.logging.wandb_project)
-    if config.model.init_from is not None and not complete_checkpoints(Path(config.run_dir) / "checkpoints"):
+    if config.model.init_from is not None and not complete_checkpoints(Path(config.run_dir) / CHECKPOINTS):
         directory, is_hugging_face = find_first_weights(config.model.init_from, architecture)
         if is_hugging_face:
             open_weights(directory, architecture)

@@ -22,19 +22,18 @@ from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.log import get_logger, now
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.manifest import read_json, write_json
-
-LOG_NAME = "log.jsonl"
+from megatron_huatuo.storage.run_files import LOG, STATUS, TENSORBOARD
 
 
 def write_status(run_dir: Path, state: str, reason: str, iteration: int) -> None:
     """status.json. state: running, finished, stopped or failed."""
-    write_json(run_dir / "status.json", {"state": state, "reason": reason, "iteration": iteration})
+    write_json(run_dir / STATUS, {"state": state, "reason": reason, "iteration": iteration})
 
 
 def update_status(run_dir: Path, iteration: int) -> None:
     """Note how far a run is that status.json calls running. A full disk costs the note, never the run."""
     try:
-        if read_json(run_dir / "status.json")["state"] == "running":
+        if read_json(run_dir / STATUS)["state"] == "running":
             write_status(run_dir, "running", "", iteration)
     except (OSError, IntegrityError, KeyError, TypeError) as unwritable:
         get_logger(__name__).error("status.json not written: %s", unwritable)
@@ -46,7 +45,7 @@ def write_failure(run_dir: Path, error: BaseException, since_s: float, iteration
 
     since_s: time.time() of the run's begin; an older failure is another run's. iteration: null for the one noted last.
     """
-    path = run_dir / "status.json"
+    path = run_dir / STATUS
     try:
         noted: Any = read_json(path) if path.is_file() else {"state": None, "iteration": 0}
         if noted["state"] == "failed" and path.stat().st_mtime >= since_s:
@@ -59,7 +58,7 @@ def write_failure(run_dir: Path, error: BaseException, since_s: float, iteration
 
 def cut_log_back(run_dir: Path, iteration: int) -> int:
     """Drop lines after `iteration` and a torn last one; returns how many went."""
-    path = run_dir / LOG_NAME
+    path = run_dir / LOG
     if not path.is_file():
         return 0
     lines = path.read_bytes().splitlines()
@@ -94,13 +93,13 @@ class MetricsWriter:
         self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: Any, iteration: int = 0
     ) -> None:
         """iteration: step that the run goes on from; what TensorBoard shows of later ones is of an attempt that ended."""
-        self._file = open(run_dir / LOG_NAME, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = open(run_dir / LOG, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=iteration + 1)
+            self._tensorboard = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=iteration + 1)
         if wandb_project is not None:
             self._wandb = _start_wandb(run_dir, wandb_project, config)
 

@@ -16,7 +16,7 @@ from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.storage.manifest import read_json
+from megatron_huatuo.storage.run_files import CHECKPOINTS, LATEST, read_training_state
 from megatron_huatuo.train.config import TrainConfig
 
 
@@ -38,7 +38,7 @@ def find_checkpoint(
     fingerprints when data or settings changed.
     """
     log, is_first = get_logger(__name__), dist.get_rank() == 0
-    checkpoints = Path(config.run_dir) / "checkpoints"
+    checkpoints = Path(config.run_dir) / CHECKPOINTS
     directory = newest_sound_checkpoint(checkpoints, lambda text: log.warning(text) if is_first else None)
     if directory is None:
         _refuse_to_begin_again(checkpoints)
@@ -46,7 +46,7 @@ def find_checkpoint(
     said = latest_disagrees(checkpoints, directory) if is_first else None
     if said is not None:
         log.warning("checkpoints/latest says %s; using %s, the newest that is complete and sound", said, directory.name)
-    state = read_json(directory / "training.json")
+    state = read_training_state(directory)
     _refuse_changes(
         config, fingerprints(config, architecture, rows), state, rows.manifest, directory, config.decisive(architecture)
     )
@@ -58,7 +58,7 @@ def find_checkpoint(
 def _refuse_to_begin_again(checkpoints: Path) -> None:
     """A first save that was killed leaves a hidden directory and no `latest`; anything else was a checkpoint once."""
     torn = published_but_torn(checkpoints)
-    if torn or (checkpoints / "latest").exists():
+    if torn or (checkpoints / LATEST).exists():
         found = ", ".join(path.name for path in torn) or "none, but `latest` names one"
         raise IntegrityError(
             f"no complete checkpoint left in {checkpoints}: found {found}. Restore one, or delete the directory to begin again."

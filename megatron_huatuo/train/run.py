@@ -9,6 +9,7 @@ import torch
 
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.storage.run_files import CHECKPOINTS
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.stop import StopRequest
@@ -42,4 +43,4 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """Directory of its checkpoints."""
-        return self.run_dir / "checkpoints"
+        return self.run_dir / CHECKPOINTS

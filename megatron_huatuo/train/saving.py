@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_huatuo.checkpoint.layout import iteration_name, prune
+from megatron_huatuo.checkpoint.layout import prune
 from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.flops import count_parameters
-from megatron_huatuo.storage.manifest import read_json, write_json
+from megatron_huatuo.storage.manifest import write_json
+from megatron_huatuo.storage.run_files import ARCHITECTURE, CONFIG, TOKENIZER, iteration_name, read_training_state
 from megatron_huatuo.train.resume import fingerprints
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank
@@ -135,15 +136,15 @@ class Saver:
     def _write_companions(self, directory: Path) -> None:
         """What makes a checkpoint complete beside its tensors."""
         run = self._run
-        write_json(directory / "architecture.json", run.training.architecture.to_dict())
-        shutil.copyfile(run.run_dir / "config.yaml", directory / "config.yaml")
-        load_tokenizer(run.rows.tokenizer["path"]).copy_to(directory / "tokenizer")
+        write_json(directory / ARCHITECTURE, run.training.architecture.to_dict())
+        shutil.copyfile(run.run_dir / CONFIG, directory / CONFIG)
+        load_tokenizer(run.rows.tokenizer["path"]).copy_to(directory / TOKENIZER)
 
 
 def _format_of_last_save(run: Run) -> str | None:
     if run.last_saved is None:
         return None
-    return read_json(run.checkpoints / iteration_name(run.last_saved) / "training.json")["optimizer_format"]
+    return read_training_state(run.checkpoints / iteration_name(run.last_saved))["optimizer_format"]
 
 
 def _set_forward_hooks(run: Run, *, enabled: bool) -> None:

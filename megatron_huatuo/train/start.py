@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_huatuo.checkpoint.layout import iteration_of
 from megatron_huatuo.checkpoint.store import load_training_state
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.packed_rows import PackedRows
@@ -21,6 +20,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
+from megatron_huatuo.storage.run_files import CONFIG, iteration_of
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.environment import record_start
@@ -99,7 +99,7 @@ def _initialize_overlap(config: TrainConfig, architecture: Architecture, seq_len
 
 
 def _open_run_directory(run: Run) -> None:
-    with atomic_write(run.run_dir / "config.yaml", "w") as handle:
+    with atomic_write(run.run_dir / CONFIG, "w") as handle:
         handle.write(dump_yaml(run.config))
     metrics.write_status(run.run_dir, "running", "", run.iteration)
     metrics.cut_log_back(run.run_dir, run.iteration)

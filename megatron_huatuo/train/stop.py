@@ -11,6 +11,8 @@ from types import FrameType
 
 import torch.distributed as dist
 
+from megatron_huatuo.storage.run_files import SAVE_PORTABLE, STOP
+
 
 class StopRequest:
     """Remembers signals and looks for the files STOP and SAVE_PORTABLE."""
@@ -27,13 +29,13 @@ class StopRequest:
 
     def requested(self) -> bool:
         """True when this rank knows of a request."""
-        if self.reason is None and self._polls_files and (self._run_dir / "STOP").exists():
+        if self.reason is None and self._polls_files and (self._run_dir / STOP).exists():
             self.reason = "file STOP"
         return self.reason is not None
 
     def portable_requested(self) -> bool:
         """True, once, when the next checkpoint shall be portable (a file SAVE_PORTABLE, which is removed)."""
-        path = self._run_dir / "SAVE_PORTABLE"
+        path = self._run_dir / SAVE_PORTABLE
         if self._polls_files and path.exists():
             path.unlink(missing_ok=True)
             return True
@@ -41,4 +43,4 @@ class StopRequest:
 
     def clear_files(self) -> None:
         """Remove STOP, so that the same command resumes the run."""
-        (self._run_dir / "STOP").unlink(missing_ok=True)
+        (self._run_dir / STOP).unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
+from megatron_huatuo.storage.run_files import resolve_checkpoint
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.loop import train

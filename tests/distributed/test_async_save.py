@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.checkpoint.layout import complete_checkpoints, torn_checkpoints
+from megatron_huatuo.storage.run_files import complete_checkpoints, torn_checkpoints
 from tests.distributed.engine import launch_rank, outcome, state_hashes
 from tests.distributed.runner import run_ranks, started_ranks
 

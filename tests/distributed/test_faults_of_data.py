@@ -12,11 +12,11 @@ import pytest
 from megatron_huatuo.blend.build import build_blend
 from megatron_huatuo.blend.config import parse_blend_config
 from megatron_huatuo.blend.replan import replan_blend
-from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
+from megatron_huatuo.storage.run_files import complete_checkpoints
 from tests.conftest import DATA
 from tests.distributed.engine import launch_rank, outcome, read_log, read_status
 from tests.distributed.runner import started_ranks

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from megatron_huatuo.checkpoint.layout import complete_checkpoints
 from megatron_huatuo.config import to_plain
+from megatron_huatuo.storage.run_files import complete_checkpoints
 from tests.distributed.conftest import STEPS
 from tests.distributed.engine import launch_rank, outcome, read_log, read_status, wait_for_step
 from tests.distributed.runner import started_ranks

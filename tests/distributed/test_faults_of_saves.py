@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.checkpoint.layout import complete_checkpoints, torn_checkpoints
+from megatron_huatuo.storage.run_files import complete_checkpoints, torn_checkpoints
 from tests.distributed.engine import launch_rank, outcome, read_log, read_status
 from tests.distributed.runner import started_ranks
 

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.checkpoint.layout import (
+from megatron_huatuo.checkpoint.layout import latest_disagrees, prune, unfinished_directory, write_latest
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.storage.run_files import (
     complete_checkpoints,
     iteration_name,
     iteration_of,
-    latest_disagrees,
-    prune,
     resolve_checkpoint,
     torn_checkpoints,
-    unfinished_directory,
-    write_latest,
 )
-from megatron_huatuo.errors import IntegrityError
 
 
 def make(checkpoints: Path, *iterations: int) -> list[Path]:

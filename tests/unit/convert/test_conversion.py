@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
-from megatron_huatuo.checkpoint.layout import STATE, resolve_checkpoint
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.state_tensors import StateReader
@@ -30,6 +29,7 @@ from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
+from megatron_huatuo.storage.run_files import STATE, resolve_checkpoint
 from tests.unit.convert.small_models import SMALL, random_weights, write_model
 
 ROOT = Path(__file__).parents[3]

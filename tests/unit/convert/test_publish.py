@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_huatuo.checkpoint.layout import resolve_checkpoint
 from megatron_huatuo.convert import publish
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.model_card import _parity_text
@@ -24,6 +23,7 @@ from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.verify import verify_export
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
+from megatron_huatuo.storage.run_files import resolve_checkpoint
 from tests.unit.convert.conftest import FAMILIES
 
 # Runs without this project: loads each directory as a user would, twice generates, and prints ids.
