@@ -1,12 +1,10 @@
-"""The configurations and launchers of the published sizes: they parse, validate, fit, and start the right command."""
+"""The configurations of the published sizes: they parse, validate and fit; the scripts and the container of the examples."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +60,11 @@ def test_config_has_the_recipes_hyper_parameters(name: str, world_size: int, pre
     assert config.schedule.warmup_fraction == 0.01 and config.schedule.min_lr == 0.0
     assert config.training.global_batch_size == 128 and config.training.precision == "bf16"
     assert config.data.isolate_documents
+
+
+@pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
+def test_no_published_size_can_train_on_cpus_by_mistake(name: str, world_size: int, preset: str) -> None:
+    assert load_config(name).runtime.device == "cuda"
 
 
 @pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
@@ -141,75 +144,6 @@ def test_every_script_passes_shellcheck() -> None:
     assert all(os.access(script, os.X_OK) for script in SCRIPTS)
 
 
-@pytest.fixture
-def fake_python(tmp_path: Path) -> Path:
-    """An interpreter that writes down its arguments and environment."""
-    path = tmp_path / "python"
-    path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\nenv | grep -E "^(OMP_NUM|CUDA_DEVICE|PYTORCH_CUDA)"\n')
-    path.chmod(0o755)
-    return path
-
-
-def start(script: str, fake_python: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    base = {"PATH": os.environ["PATH"], "PYTHON": str(fake_python)}
-    return subprocess.run(
-        [EXAMPLES / script, *arguments], env={**base, **environment}, capture_output=True, text=True, timeout=30
-    )
-
-
-def test_one_node_starts_standalone_with_eight_ranks(fake_python: Path) -> None:
-    lines = start("huatuo2_7b/run.sh", fake_python, "--training.train_iters", "3").stdout.splitlines()
-    expected = ["-m", "torch.distributed.run", "--nproc-per-node", "8", "--max-restarts", "3"]
-    expected += ["--shutdown-timeout", "600", "--standalone"]
-    assert lines[:9] == expected
-    assert lines[9:14] == [
-        str(ROOT / "tools" / "train.py"),
-        "--config",
-        str(EXAMPLES / "huatuo2_7b" / "train.yaml"),
-        "--training.train_iters",
-        "3",
-    ]
-    assert set(lines[14:]) == {
-        "OMP_NUM_THREADS=1",
-        "CUDA_DEVICE_MAX_CONNECTIONS=1",
-        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
-    }
-
-
-@pytest.mark.parametrize(("rank", "is_host"), [("0", "true"), ("1", "false")])
-def test_several_nodes_meet_at_the_master(fake_python: Path, rank: str, is_host: str, tmp_path: Path) -> None:
-    logs = tmp_path / "logs with space"
-    environment = {"NODE_RANK": rank, "MASTER_ADDR": "node-a", "MASTER_PORT": "29400", "LOG_DIR": str(logs)}
-    lines = start("huatuo2_13b/run.sh", fake_python, **environment).stdout.splitlines()
-    pairs = dict(itertools.pairwise(lines))
-    assert pairs["--nnodes"] == "2" and pairs["--rdzv-endpoint"] == "node-a:29400"
-    assert pairs["--rdzv-backend"] == "c10d" and pairs["--rdzv-conf"] == f"is_host={is_host}"
-    assert pairs["--log-dir"] == f"{logs}/node_{rank}" and logs.joinpath(f"node_{rank}").is_dir()
-
-
-def test_several_nodes_without_a_master_are_refused(fake_python: Path) -> None:
-    done = start("huatuo2_13b/run.sh", fake_python)
-    assert done.returncode == 2 and "MASTER_ADDR is not set" in done.stderr
-
-
-@pytest.mark.parametrize(("nodes", "config"), [("4", "train.yaml"), ("8", "train_64gpu.yaml")])
-def test_34b_takes_the_config_of_its_number_of_nodes(fake_python: Path, nodes: str, config: str) -> None:
-    lines = start("huatuo2_34b/run.sh", fake_python, NNODES=nodes, MASTER_ADDR="a").stdout.splitlines()
-    assert lines[lines.index("--config") + 1] == str(EXAMPLES / "huatuo2_34b" / config)
-
-
-def test_options_of_the_launcher_exist_in_torchrun(fake_python: Path, tmp_path: Path) -> None:
-    """torch's own parser accepts the command line, so no option is invented."""
-    from torch.distributed.run import get_args_parser
-
-    environment = {"NODE_RANK": "1", "MASTER_ADDR": "a", "LOG_DIR": str(tmp_path)}
-    lines = start("huatuo2_34b/run.sh", fake_python, **environment).stdout.splitlines()
-    arguments = get_args_parser().parse_args(lines[2 : lines.index("--config") + 2])
-    assert arguments.training_script == str(ROOT / "tools" / "train.py")
-    assert (arguments.nnodes, arguments.rdzv_backend, arguments.tee) == ("4", "c10d", "3")
-    assert arguments.shutdown_timeout == 600
-
-
 def test_container_builds_nvidias_apex_and_never_the_other_one() -> None:
     text = (EXAMPLES / "slurm" / "Dockerfile").read_text()
     assert "github.com/NVIDIA/apex" in text and "APEX_CUDA_EXT=1" in text
@@ -232,10 +166,3 @@ def test_support_matrix_names_the_pinned_versions() -> None:
         "jsonargparse": ", {} |",
     }.items():
         assert shown.format(pins[package]) in text, package
-
-
-def test_every_variable_that_the_launcher_reads_is_in_the_table() -> None:
-    read = set(re.findall(r"\$\{([A-Z][A-Z_]+):", (EXAMPLES / "launch_node.sh").read_text()))
-    table = (ROOT / "docs" / "cluster.md").read_text()
-    assert {"NNODES", "OMP_NUM_THREADS"} <= read
-    assert [name for name in read - {"SLURM_NODEID"} if f"`{name}`" not in table] == []

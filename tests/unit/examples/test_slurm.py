@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 # and removes the file when it stops by it; torchrun takes a while to end after that.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$CALLS"
-env | grep -E '^(MASTER|NNODES|RUN_ID|LOG_DIR|GPUS_PER_NODE)' >>"$CALLS"
+env | grep -E '^(MASTER|NNODES|RUN_ID|LOG_DIR|GPUS_PER_NODE|HOST_SUFFIX|PYTHON=)' >>"$CALLS"
 trap 'echo "srun got a signal" >>"$CALLS"' USR1 TERM
 mkdir -p "$RUN/checkpoints"
 status() { echo "{\\n  \\"state\\": \\"$1\\",\\n  \\"iteration\\": $2\\n}" | sed 's/\\\\n/\\n/g' >"$RUN/status.json"; }
@@ -36,7 +36,7 @@ case $BEHAVIOUR in
 esac
 """
 SCONTROL = """#!/usr/bin/env bash
-if [[ $1 == show ]]; then printf 'node-a\\nnode-b\\n'; else echo "scontrol $*" >>"$CALLS"; fi
+if [[ $1 == show ]]; then printf 'node-a\\nnode-b\\n'; else echo "scontrol $*" >>"$CALLS"; [[ -z ${REFUSES:-} ]]; fi
 """
 
 
@@ -107,6 +107,44 @@ def test_every_node_gets_one_launcher_and_the_address_of_the_first(job: Job) -> 
     assert job.calls[0] == f"srun --kill-on-bad-exit=1 --cpu-bind=none {launcher}"
     assert {"MASTER_ADDR=node-a", "MASTER_PORT=24711", "NNODES=2", "RUN_ID=4711.0"} <= set(job.calls)
     assert f"LOG_DIR={job.run}/logs/4711.0" in job.calls
+
+
+def test_a_master_that_the_user_set_stays(job: Job) -> None:
+    code, text = job.finish(job.start("finish", saved=9, MASTER_ADDR="node-ai", MASTER_PORT="12345"))
+    assert code == 0, text
+    assert {"MASTER_ADDR=node-ai", "MASTER_PORT=12345"} <= set(job.calls)
+
+
+def test_nodes_that_reach_each_other_by_a_suffix(job: Job) -> None:
+    job.finish(job.start("finish", saved=9, HOST_SUFFIX="i"))
+    assert {"MASTER_ADDR=node-ai", "HOST_SUFFIX=i"} <= set(job.calls)
+
+
+def test_a_relative_run_directory_is_one_for_all(job: Job, tmp_path: Path) -> None:
+    """The same folder whatever the working directory of a rank is; a repository of its own keeps this one clean."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    environment = {**job.environment, "BEHAVIOUR": "finish", "SAVED": "9", "REPOSITORY": str(repository)}
+    script = ROOT / "examples" / "slurm" / "train.sbatch"
+    subprocess.run(["bash", script, "train.yaml", "runs/a"], env=environment, capture_output=True, timeout=60)
+    assert job.calls[0].endswith(f"launch_node.sh train.yaml --run_dir {repository}/runs/a")
+    assert f"LOG_DIR={repository}/runs/a/logs/4711.0" in job.calls
+
+
+def test_a_container_sees_repository_run_directory_and_what_is_named(job: Job) -> None:
+    job.finish(job.start("finish", saved=9, CONTAINER_IMAGE="/images/a.sqsh", CONTAINER_MOUNTS="/data:/data"))
+    flags = f"--container-image=/images/a.sqsh --container-workdir={ROOT} "
+    flags += f"--container-mounts={ROOT}:{ROOT},{job.run}:{job.run},/data:/data"
+    assert job.calls[0].startswith(f"srun --kill-on-bad-exit=1 --cpu-bind=none {flags} examples/launch_node.sh ")
+    assert "PYTHON=python3" in job.calls, "the host's .venv is no interpreter of the image"
+
+
+def test_a_requeue_that_slurm_refuses_is_an_error(job: Job) -> None:
+    process = job.start("until_stop", saved=40, before=30, REFUSES="yes")
+    job.wait_until("running")
+    process.send_signal(signal.SIGUSR1)
+    code, text = job.finish(process)
+    assert code == 1 and "Slurm does not requeue job 4711. Submit the same command again: it resumes at 40." in text
 
 
 def test_flags_for_srun_are_passed_on(job: Job) -> None:
