@@ -103,7 +103,9 @@ def test_a_master_that_this_node_cannot_resolve_is_refused_in_one_sentence() -> 
     done = start("huatuo2_13b/run.sh", sys.executable, NODE_RANK="1", MASTER_ADDR="no-such-node.invalid")
     assert done.returncode == 2 and done.stdout == ""
     [line] = done.stderr.splitlines()
-    assert "cannot resolve MASTER_ADDR: got 'no-such-node.invalid'" in line and "need a name that every node knows" in line
+    assert (
+        "cannot resolve MASTER_ADDR: got 'no-such-node.invalid'" in line and "need a name that every node knows" in line
+    )
 
 
 def test_a_port_that_is_taken_is_refused_in_one_sentence() -> None:
@@ -176,7 +178,10 @@ def test_options_of_the_launcher_exist_in_the_installed_torchrun(fake_python: Pa
     assert (arguments.nnodes, arguments.rdzv_backend, arguments.tee) == ("4", "c10d", "3")
     assert arguments.local_addr == "b"
     recorded = TORCHRUN.get(torch.__version__.partition("+")[0])
-    if recorded is not None and hashlib.sha256(Path(run.__file__).read_bytes()).hexdigest() == recorded["sha256_of_run_py"]:
+    if (
+        recorded is not None
+        and hashlib.sha256(Path(run.__file__).read_bytes()).hexdigest() == recorded["sha256_of_run_py"]
+    ):
         names = {" ".join(action.option_strings) for action in parser._actions if action.option_strings}
         assert names - {"-h --help"} == recorded["options"].keys()
 
