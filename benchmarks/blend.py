@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Timing, interleave, surroundings
 from benchmarks.recipe import DOCUMENTS, EPOCHS, PRIORITIES, SIZES, log_normal_lengths, write_sources
-from megatron_huatuo.blend.draws import Draws, fresh_draws
-from megatron_huatuo.blend.packing import DEFAULT_WINDOW, pack_rows
-from megatron_huatuo.blend.priority import OrderPlan
+from megatron_huatuo.blend.order_draws import Draws, fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.row_packing import DEFAULT_WINDOW, pack_rows
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
@@ -198,8 +198,8 @@ def _many_sources_record(total: int, threads: int, repeats: int) -> dict[str, An
 _MEMORY_CHILD = """
 import json, re, sys
 import numpy as np
-from megatron_huatuo.blend.draws import fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
+from megatron_huatuo.blend.order_draws import fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
 
 def status(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
@@ -271,8 +271,8 @@ def _abstract_lengths() -> NDArray[np.int32]:
 
 _BUILD_CHILD = """
 import sys, time
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import read_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import read_blend_config
 config = read_blend_config(sys.argv[1])
 began = time.perf_counter()
 build_blend(config, sys.argv[2])

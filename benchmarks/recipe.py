@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sample import SAMPLE
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.log import progress

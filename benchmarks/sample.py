@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.corpus import curate
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.build import build_index

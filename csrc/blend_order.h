@@ -9,7 +9,7 @@
 
 namespace huatuo {
 
-// What is drawn (draws.py), one entry a source.
+// What is drawn (order_draws.py), one entry a source.
 struct OrderInputs {
   std::vector<int64_t> num_documents, num_draws, first_draw;
   std::vector<uint64_t> permutation_seeds;

@@ -1,7 +1,7 @@
 // The law of the order below the level of arrays: what is decided by which random number. Shared by CPU and
 // GPU.
 //
-// megatron_huatuo/blend/reference.py says the same in Python, function by function; docs/blending.md explains
+// megatron_huatuo/blend/order_reference.py says the same in Python, function by function; docs/blending.md explains
 // it. Whole-number arithmetic only, so every compiler and device gives the same answer.
 #pragma once
 
@@ -153,7 +153,7 @@ class NumberReader {
   uint32_t block_[4];
 };
 
-// The probability tables of one priority (tables.py), and the exponent of half a root cell's hazard.
+// The probability tables of one priority (order_tables.py), and the exponent of half a root cell's hazard.
 struct Hazard {
   const uint64_t* split;
   const uint64_t* special;

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_huatuo.blend.draws import fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.blend.schedule import Schedule, Segment, plot_schedule
+from megatron_huatuo.blend.order_draws import fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.schedule_counts import Schedule, Segment
+from megatron_huatuo.blend.schedule_picture import plot_schedule
 from tests.unit.blend.orders import RECIPE_EPOCHS, RECIPE_NAMES, RECIPE_PRIORITIES, RECIPE_SIZES
 from tests.unit.blend.test_schedule import PUBLISHED
 

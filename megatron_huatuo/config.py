@@ -7,20 +7,23 @@ a dataclass beside its owner; its field docstrings are the `--help`. Every refus
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from megatron_huatuo.errors import ConfigError
 
 T = TypeVar("T")
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -71,11 +74,26 @@ def argument_parser(description: str, *, config_file: bool = False) -> ArgumentP
     return parser
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """The mapping of a node; keys that `<<` merges in may come again."""
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} comes twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Content of a YAML file. Raises: ConfigError naming the file, and the line where it is no YAML."""
     try:
         with open(path, encoding="utf-8") as handle:
-            return yaml.safe_load(handle)
+            return yaml.load(handle, _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"configuration cannot be read: {path} ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -91,6 +109,58 @@ def _refuse_unknown_keys(content: Any, known: Mapping[str, Any], path: str, sect
             raise ConfigError(f"unknown key {name!r} in {path}: need one of {', '.join(known)}.")
         if isinstance(value, Mapping) and isinstance(known.get(key), Mapping):
             _refuse_unknown_keys(value, known[key], path, f"{name}.")
+
+
+def parse_config(section: type[T], content: Any, where: str) -> T:
+    """A dataclass from a plain mapping, sections and lists of sections inside it included: for files without flags.
+
+    where: the file, for messages. A value is taken as jsonargparse takes it, so the text "1e-3" is a number.
+    Raises: ConfigError for a key that is unknown, missing or of a wrong type, with key, value and place.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"wrong section: got {type(content).__name__}, need keys and values ({where})")
+    types = get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in fields:
+            raise ConfigError(f"unknown key: got {key!r}, need one of {', '.join(fields)} ({where})")
+    for key, field in fields.items():
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and content.get(key) is None:
+            raise ConfigError(f"missing key: {key} ({where})")
+    return section(**{key: _parse_value(types[key], value, key, where) for key, value in content.items()})
+
+
+def _parse_value(kind: Any, value: Any, key: str, where: str) -> Any:
+    items: list[Any] = [item for item in get_args(kind) if dataclasses.is_dataclass(item)]
+    if hasattr(kind, "__dataclass_fields__"):
+        return parse_config(kind, {} if value is None else value, f"{where}, {key}")
+    if items and get_origin(kind) in (list, tuple):
+        if not isinstance(value, list):
+            raise ConfigError(f"wrong {key}: got {value!r}, need a list ({where})")
+        places = [f"{where}, {key}[{number}]{_name_of(entry, key)}" for number, entry in enumerate(value)]
+        return get_origin(kind)(parse_config(items[0], entry, at) for entry, at in zip(value, places, strict=True))
+    kinds = get_args(kind) or (kind,)
+    if type(value) in kinds or (type(value) is int and float in kinds):
+        return value
+    try:
+        return _value_parser(kind).parse_object({"value": value}).value
+    except ArgumentError:
+        words = " or ".join(_WORDS.get(part, str(part)) for part in kinds if part is not NoneType)
+        raise ConfigError(f"wrong {key}: got {value!r}, need {words} ({where})") from None
+
+
+def _name_of(entry: Any, key: str) -> str:
+    """The name of a list's entry, for messages: ", source 'web'" of the list `sources`."""
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    return f", {key.removesuffix('s')} {name!r}" if name else ""
+
+
+@functools.cache
+def _value_parser(kind: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser
 
 
 def to_plain(value: Any) -> Any:

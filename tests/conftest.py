@@ -16,8 +16,8 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Three sources (web, books, sft) in `index/` and the tokenizer in `tokenizer/` beside the returned directory; treat
     all as read-only.
     """
-    from megatron_huatuo.blend.build import build_blend
-    from megatron_huatuo.blend.config import parse_blend_config
+    from megatron_huatuo.blend.blend_build import build_blend
+    from megatron_huatuo.blend.blend_settings import parse_blend_config
     from megatron_huatuo.corpus import CurationSettings, curate
     from megatron_huatuo.index.build import build_index
     from megatron_huatuo.index.train_tokenizer import train_tokenizer
@@ -35,7 +35,7 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build_index([sft if name == "sft" else pairs], prefix, root / "tokenizer", workers=1, source=name)
         sources.append({"name": name, "path_prefix": str(prefix), "level": level, "epochs": 2 if name == "sft" else 1})
     content = {"seq_length": 256, "seed": 5, "packing": {"window": 16}, "sources": sources}
-    return build_blend(parse_blend_config(content, "sample"), root / "blend", num_threads=1)
+    return build_blend(parse_blend_config(content, "sample"), root / "blend")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 import sys
 
-from megatron_huatuo.config import argument_parser
+from megatron_huatuo.blend.blend_settings import BuildOptions, read_blend_config
+from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import ConfigError, exit_on_error
 
 
@@ -12,8 +13,7 @@ def main() -> None:
     parser.add_argument("--config", type=str | None, default=None, metavar="FILE", help="YAML: see docs/blending.md")
     parser.add_argument("--output", type=str | None, default=None, metavar="DIR", help="blend directory to write")
     parser.add_argument("--megatron-indices", action="store_true", help="also write Megatron's int16/int64 pair")
-    parser.add_argument("--num-threads", type=int | None, default=None, help="threads (default: all cores)")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the order is drawn, same bytes")
+    add_dashed_fields(parser, BuildOptions, skip=("megatron_indices",))
     parser.add_argument(
         "--replan", type=str | None, default=None, metavar="RUN_DIR", help="keep what this run consumed"
     )
@@ -25,10 +25,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from megatron_huatuo.blend.build import build_blend
-    from megatron_huatuo.blend.config import read_blend_config
-    from megatron_huatuo.blend.replan import replan_blend
-    from megatron_huatuo.blend.schedule import write_run_schedule
+    from megatron_huatuo.blend.blend_build import build_blend
+    from megatron_huatuo.blend.blend_replan import replan_blend
+    from megatron_huatuo.blend.schedule_picture import write_run_schedule
 
     if args.schedule is not None:
         print(write_run_schedule(args.schedule))
@@ -36,13 +35,13 @@ def main() -> None:
     if args.config is None or args.output is None:
         raise ConfigError("missing flag: need --config FILE and --output DIR (or --schedule RUN_DIR)")
     config = read_blend_config(args.config)
-    settings = {key: args[key] for key in ("megatron_indices", "num_threads", "device")}
+    options = from_dashed_fields(BuildOptions, args)
     if args.replan is not None:
-        replan_blend(args.replan, config, args.output, consumed_rows=args.consumed_rows, **settings)
+        replan_blend(args.replan, config, args.output, options, consumed_rows=args.consumed_rows)
     elif args.consumed_rows is not None:
         raise ConfigError("--consumed-rows says what to keep of a run: it needs --replan RUN_DIR")
     else:
-        build_blend(config, args.output, **settings)
+        build_blend(config, args.output, options)
 
 
 if __name__ == "__main__":

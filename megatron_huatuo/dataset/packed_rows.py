@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_huatuo.blend.build import blend_sha256
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.index.chat_format import cut_document, targets_of
-from megatron_huatuo.storage.arrays import map_array
+from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
+from megatron_huatuo.storage.manifest import sha256_file
 
 PADDING_SOURCE = -1
 _SUFFIXES = ("bin", "idx")
@@ -92,14 +91,9 @@ class PackedRows:
     def __init__(
         self, directory: str | os.PathLike[str], *, verify: bool = True, share: tuple[int, int] = (0, 1)
     ) -> None:
-        self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory, "blend")
-        verify_files(self.directory, self.manifest, hashes=False)
-        self.seq_length: int = self.manifest["seq_length"]
-        self._order_source = map_array(self.directory / "order_source.npy")
-        self._order_document = map_array(self.directory / "order_document.npy")
-        self._row_start = map_array(self.directory / "row_start.npy")
-        self.source_names: list[str] = [source["name"] for source in self.manifest["sources"]]
+        self._blend = blend = BlendReader(directory)
+        self.directory, self.manifest, self.seq_length = blend.directory, blend.manifest, blend.seq_length
+        self.source_names = blend.source_names
         self._indexes = [self._open_index(source) for source in self.manifest["sources"]]
         if verify:
             self._verify(*share)
@@ -107,12 +101,12 @@ class PackedRows:
         self.eos_id: int = self.tokenizer["eos_id"]
 
     def __len__(self) -> int:
-        return len(self._row_start) - 1
+        return len(self._blend)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over the hashes of order, rows and indexes: what a resumed run must find unchanged."""
-        return blend_sha256(self.manifest)
+        return self._blend.sha256
 
     def _open_index(self, source: dict[str, Any]) -> IndexedReader:
         prefix = source["path_prefix"]
@@ -161,8 +155,7 @@ class PackedRows:
 
     def documents_of(self, row: int) -> list[tuple[int, int]]:
         """(source, document) of row `row`, in order."""
-        entries = slice(int(self._row_start[row]), int(self._row_start[row + 1]))
-        return list(zip(self._order_source[entries].tolist(), self._order_document[entries].tolist(), strict=True))
+        return self._blend.documents_of(row)
 
     def tokens_in(self, first: int, last: int) -> int:
         """Tokens that are no padding in rows first … last - 1; rows beyond the last one have none."""

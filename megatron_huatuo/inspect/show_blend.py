@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.schedule import count_sources
-from megatron_huatuo.blend.write import KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START
-from megatron_huatuo.errors import ConfigError, IntegrityError
-from megatron_huatuo.storage.arrays import map_array
+from megatron_huatuo.blend.schedule_counts import count_sources
+from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.manifest import read_manifest, verify_files
 
 _BLOCK = 1 << 24
 
@@ -63,25 +60,17 @@ class BlendView:
     """A blend directory, opened for looking at. Raises: IntegrityError when a file is missing or torn."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        root = Path(directory)
-        self.manifest = read_manifest(root, KIND)
-        verify_files(root, self.manifest, hashes=False)
-        self.source = map_array(root / ORDER_SOURCE)
-        self.document = map_array(root / ORDER_DOCUMENT)
-        self.row_start = map_array(root / ROW_START)
-        self.names: list[str] = [source["name"] for source in self.manifest["sources"]]
-        if not len(self.source) == len(self.document) == self.row_start[-1]:
-            raise IntegrityError(f"blend's files do not fit together: {root}. Build it again.")
+        self._blend = blend = BlendReader(directory)
+        self.manifest, self.names = blend.manifest, blend.source_names
+        self.source, self.document, self.row_start = blend.order_source, blend.order_document, blend.row_start
 
     def row(self, row: int) -> RowContent:
         """Documents and padding of one row. Raises: ConfigError for a row outside the blend."""
-        rows = len(self.row_start) - 1
-        if not 0 <= row < rows:
-            raise ConfigError(f"wrong row: got {row}, need 0 to {rows - 1}")
-        seq_length = self.manifest["seq_length"]
+        if not 0 <= row < len(self._blend):
+            raise ConfigError(f"wrong row: got {row}, need 0 to {len(self._blend) - 1}")
+        seq_length = self._blend.seq_length
         documents = []
-        for entry in range(int(self.row_start[row]), int(self.row_start[row + 1])):
-            source, number = int(self.source[entry]), int(self.document[entry])
+        for source, number in self._blend.documents_of(row):
             tokens, _ = self._index(source).document(number)
             length = min(len(tokens), seq_length)
             kept = tokens if len(tokens) <= seq_length else tokens[: seq_length - 1]
@@ -105,7 +94,7 @@ class BlendView:
 
     def composition(self, first_row: int, last_row: int) -> dict[str, int]:
         """Documents of each source in the rows first_row … last_row - 1. Raises: ConfigError for a range outside."""
-        rows = len(self.row_start) - 1
+        rows = len(self._blend)
         if not 0 <= first_row <= last_row <= rows:
             raise ConfigError(f"wrong rows: got {first_row} to {last_row}, need a range within 0 to {rows}")
         counts = count_sources(
@@ -119,4 +108,4 @@ class BlendView:
         return self.names.index(name)
 
     def _index(self, source: int) -> IndexedReader:
-        return IndexedReader(self.manifest["sources"][source]["path_prefix"])
+        return IndexedReader(self._blend.path_prefixes[source])

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
-from megatron_huatuo.blend.replan import replan_blend
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_replan import replan_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.index.build import build_index
@@ -57,7 +57,7 @@ def other_blend(sample_blend: Path, directory: Path, change: str) -> Path:
         build_index([sft], directory / "sft", tokenizer, workers=1)
         settings = blend_settings(sample_blend)
         settings["sources"] = [{"name": "sft", "path_prefix": str(directory / "sft"), "level": 0}]
-    return build_blend(parse_blend_config(settings, "other"), directory / "blend", num_threads=1)
+    return build_blend(parse_blend_config(settings, "other"), directory / "blend")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_replanned_blend_is_accepted_without_a_flag(
     settings = blend_settings(sample_blend)
     settings["sources"][0]["epochs"] = 2
     settings["sources"][2]["level"] = 5
-    blend = replan_blend(run_dir, parse_blend_config(settings, "replanned"), tmp_path / "replanned", num_threads=1)
+    blend = replan_blend(run_dir, parse_blend_config(settings, "replanned"), tmp_path / "replanned")
     finish(configure(run_dir, data={"blend": str(blend)}, training={"train_iters": 4}))
     assert [line["iteration"] for line in read_log(run_dir)] == [1, 2, 3, 4]
 
@@ -111,14 +111,14 @@ def test_a_torn_plan_is_refused_by_the_run_and_built_again_by_the_builder(
     tmp_path: Path, sample_blend: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_blend_config(blend_settings(sample_blend), "own")
-    blend = build_blend(config, tmp_path / "blend", num_threads=1)
+    blend = build_blend(config, tmp_path / "blend")
     sound = PackedRows(blend).fingerprint
     for name in ("row_start.npy", "order_document.npy"):
         path = blend / name
         path.write_bytes(path.read_bytes()[:-8])
         with pytest.raises(IntegrityError, match=name):
             PackedRows(blend)
-        build_blend(config, blend, num_threads=1)
+        build_blend(config, blend)
         assert PackedRows(blend).fingerprint == sound
 
 

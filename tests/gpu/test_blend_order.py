@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from megatron_huatuo.blend import priority
-from megatron_huatuo.blend.draws import Draws, fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
+from megatron_huatuo.blend import order_plan
+from megatron_huatuo.blend.order_draws import Draws, fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
 
 pytestmark = pytest.mark.gpu
 
@@ -21,7 +21,7 @@ def _no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(reason: str) -> None:
         pytest.fail(f"the GPU was not used: {reason}")
 
-    monkeypatch.setattr(priority, "_warn_no_gpu", refuse)
+    monkeypatch.setattr(order_plan, "_warn_no_gpu", refuse)
 
 
 def _assert_equal(draws: Draws, start: int = 0, stop: int | None = None) -> None:

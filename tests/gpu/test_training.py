@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.train.config import TrainConfig

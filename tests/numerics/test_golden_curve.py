@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks
@@ -48,7 +48,7 @@ def blend(tmp_path: Path) -> Path:
         write_documents(tmp_path / "index" / name, level)
         sources.append({"name": name, "path_prefix": str(tmp_path / "index" / name), "level": level})
     content = {"seq_length": 128, "seed": 3, "packing": {"window": 8}, "sources": sources}
-    return build_blend(parse_blend_config(content, "golden"), tmp_path / "blend", num_threads=1)
+    return build_blend(parse_blend_config(content, "golden"), tmp_path / "blend")
 
 
 def curve_of(run_dir: Path, blend: Path, model: Path) -> list[dict[str, float]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.draws import fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
+from megatron_huatuo.blend.order_draws import fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 
 RECIPE_NAMES = ["web_cn", "web_en", "lit_en", "lit_cn", "enc_cn", "enc_en", "books_cn", "books_en", "sft"]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_huatuo.blend.config import parse_blend_config, read_blend_config
+from megatron_huatuo.blend.blend_settings import parse_blend_config, read_blend_config
+from megatron_huatuo.config import read_yaml
 from megatron_huatuo.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -27,11 +28,11 @@ def _with_source(**changes: Any) -> dict[str, Any]:
 
 def test_levels_are_powers_of_beta() -> None:
     config = parse_blend_config({**GOOD, "beta": 3, "packing": {"window": 7}}, "f.yaml")
-    assert [source.priority for source in config.sources] == [243.0, 1.0]
+    assert config.priorities == [243.0, 1.0]
     assert config.packing.window == 7
-    assert parse_blend_config(GOOD, "f.yaml").sources[0].priority == 32.0
+    assert parse_blend_config(GOOD, "f.yaml").priorities[0] == 32.0
     fractional = _with_source(priority=None, level=0.5)
-    assert parse_blend_config(fractional, "f.yaml").sources[0].priority == 2**0.5
+    assert parse_blend_config(fractional, "f.yaml").priorities[0] == 2**0.5
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
         "seq_length: 8\nseed: 1\nsources: [{name: 医学, path_prefix: x, priority: 1e-3}]\n", encoding="utf-8"
     )
     config = read_blend_config(path)
-    assert config.sources[0].priority == 0.001 and config.sources[0].name == "医学"
+    assert config.priorities == [0.001] and config.sources[0].name == "医学"
 
 
 @pytest.mark.parametrize(
@@ -73,12 +74,41 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
         (_with_source(name=""), r"wrong name: got '', need text"),
         (_with_source(name=None), r"missing key: name"),
         (_with_source(path_prefix=7), r"wrong path_prefix: got 7, need text"),
+        (_with_source(name="we\nb"), r"wrong name: got 'we\\nb', need text without line breaks and tabs"),
+        (_with_source(name=7), r"wrong name: got 7, need text \(f.yaml, sources\[0\], source 7\)"),
+        ({**GOOD, "sources": {"web": "p/web"}}, r"wrong sources: got \{'web': 'p/web'\}, need a list \(f.yaml\)"),
+        ({**GOOD, "sources": ["p/web"]}, r"wrong section: got str, need keys and values \(f.yaml, sources\[0\]\)"),
         (_with_source(weight=7), r"unknown key: got 'weight', need one of name, path_prefix, priority, level, epochs"),
     ],
 )
 def test_bad_configurations_name_file_key_and_value(content: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_blend_config(content, "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "message"),
+    [
+        ("Web", "p/x", r"two sources have nearly one name: got 'Web' beside 'web', need names that differ in more than"),
+        ("web ", "p/x", r"two sources have nearly one name: got 'web ' beside 'web'"),
+        ("ｗｅｂ", "p/x", r"two sources have nearly one name: got 'ｗｅｂ' beside 'web'"),
+        ("other", "p/web", r"two sources have one index: got path_prefix 'p/web' for 'other' and 'web', need one source"),
+        ("other", "p/../p//web", r"two sources have one index: got path_prefix 'p/../p//web' .* Raise its epochs"),
+    ],
+)
+def test_sources_that_would_be_mistaken_for_each_other_are_refused(name: str, prefix: str, message: str) -> None:
+    other = {"name": name, "path_prefix": prefix, "priority": 1}
+    with pytest.raises(ConfigError, match=message):
+        parse_blend_config({**GOOD, "sources": [*GOOD["sources"], other]}, "f.yaml")
+
+
+def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("seq_length: 8\nseed: 1\nsources:\n- {name: a, path_prefix: x, priority: 1}\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"twice.yaml \(the key 'seed' comes twice in .*line 5"):
+        read_blend_config(path)
+    path.write_text("a: &a {priority: 1, epochs: 2}\nb: {<<: *a, epochs: 3}\n")
+    assert read_yaml(path)["b"] == {"priority": 1, "epochs": 3}
 
 
 def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:

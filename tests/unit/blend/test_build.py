@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from megatron_huatuo.blend import pack_rows, priority_order
-from megatron_huatuo.blend.build import build_blend, describe_changes
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend, describe_changes
+from megatron_huatuo.blend.blend_settings import BuildOptions, parse_blend_config
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
+from megatron_huatuo.storage.blend_files import ORDER_SOURCE
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
@@ -40,7 +41,7 @@ def content(tmp_path: Path) -> dict[str, Any]:
 
 
 def _build(content: dict[str, Any], output: Path, **options: Any) -> Path:
-    return build_blend(parse_blend_config(content, "test"), output, **options)
+    return build_blend(parse_blend_config(content, "test"), output, BuildOptions(**options))
 
 
 def _arrays(directory: Path) -> tuple[np.ndarray, ...]:
@@ -106,7 +107,7 @@ def log_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     for level in ("info", "warning"):
         monkeypatch.setattr(
-            f"megatron_huatuo.blend.build._log.{level}", lambda text, *values: said.append(text % values)
+            f"megatron_huatuo.blend.blend_build._log.{level}", lambda text, *values: said.append(text % values)
         )
     return said
 
@@ -145,7 +146,7 @@ def test_threads_and_blocks_of_the_build_do_not_change_a_byte(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = _arrays(_build(content, tmp_path / "a", num_threads=1))
-    monkeypatch.setattr("megatron_huatuo.blend.write.BLOCK_DRAWS", 37)
+    monkeypatch.setattr("megatron_huatuo.blend.blend_write.BLOCK_DRAWS", 37)
     found = _arrays(_build(content, tmp_path / "b", num_threads=2))
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     ours, theirs = (read_manifest(tmp_path / name, "blend") for name in "ab")
@@ -215,11 +216,11 @@ def test_nothing_to_draw_is_an_error(content: dict[str, Any], tmp_path: Path) ->
 
 
 def test_too_many_sources_for_megatrons_index_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_huatuo.blend import write
+    from megatron_huatuo.blend import blend_write
 
-    np.save(tmp_path / write.ORDER_SOURCE, np.array([40_000], dtype=np.uint16))
+    np.save(tmp_path / ORDER_SOURCE, np.array([40_000], dtype=np.uint16))
     with pytest.raises(ConfigError, match="too many sources for Megatron's int16 index"):
-        write._write_megatron_indices(tmp_path)
+        blend_write._write_megatron_indices(tmp_path)
 
 
 def test_differences_are_told_by_key() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.inspect.show_blend import BlendView
 from megatron_huatuo.storage.indexed import IndexedReader

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.blend import pack_rows
-from megatron_huatuo.blend.packing import RowPacker, reference_pack_rows
+from megatron_huatuo.blend.row_packing import RowPacker, reference_pack_rows
 from megatron_huatuo.errors import ConfigError, DataError
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=200)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from megatron_huatuo.blend.draws import fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.blend.reference import Permutation
+from megatron_huatuo.blend.order_draws import fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.order_reference import Permutation
 
 
 def _permutations(size: int, epochs: int, seed: int = 1) -> np.ndarray:

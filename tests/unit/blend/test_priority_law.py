@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, nchypergeom_wallenius
 
-from megatron_huatuo.blend.schedule import expected_drawn
+from megatron_huatuo.blend.schedule_counts import expected_drawn
 from tests.unit.blend.orders import seeded_orders
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from megatron_huatuo import _C
 from megatron_huatuo.blend import priority_order
-from megatron_huatuo.blend.draws import draws_of_epochs, fresh_draws
-from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.blend.reference import Permutation, ReferencePlan
+from megatron_huatuo.blend.order_draws import draws_of_epochs, fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.order_reference import Permutation, ReferencePlan
 from megatron_huatuo.errors import ConfigError
 
 

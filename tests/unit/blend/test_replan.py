@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_huatuo.blend.build import blend_sha256, build_blend
-from megatron_huatuo.blend.config import parse_blend_config
-from megatron_huatuo.blend.replan import replan_blend
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_replan import replan_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
+from megatron_huatuo.storage.blend_files import blend_sha256
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 from tests.unit.blend.orders import write_index
 
@@ -198,7 +199,7 @@ def test_damaged_parent_is_refused(parent: Path, tmp_path: Path) -> None:
 def test_parent_of_another_version_is_refused(
     parent: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"megatron_huatuo.blend.replan.{key.upper()}", 9)
+    monkeypatch.setattr(f"megatron_huatuo.blend.blend_replan.{key.upper()}", 9)
     run = _run(tmp_path, "run", parent, 20)
     with pytest.raises(IntegrityError, match=rf"blend has another {key}: got \d, need 9"):
         replan_blend(run, parse_blend_config(_content(tmp_path), "new"), tmp_path / "child")

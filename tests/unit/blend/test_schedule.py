@@ -14,14 +14,12 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.font_manager import fontManager
 
-from megatron_huatuo.blend import priority_order, schedule
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
-from megatron_huatuo.blend.schedule import (
-    Schedule,
-    Segment,
+from megatron_huatuo.blend import priority_order, schedule_picture
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
+from megatron_huatuo.blend.schedule_counts import Schedule, Segment, expected_drawn
+from megatron_huatuo.blend.schedule_picture import (
     consumed_rows_of,
-    expected_drawn,
     plot_schedule,
     write_run_schedule,
     write_schedule,
@@ -87,13 +85,13 @@ def test_chinese_names_take_a_font_that_has_them_or_a_number(tmp_path: Path, mon
     said: list[str] = []
     labels: list[str] = []
     plot = Axes.plot
-    monkeypatch.setattr(schedule._log, "warning", said.append)
+    monkeypatch.setattr(schedule_picture._log, "warning", said.append)
     monkeypatch.setattr(Axes, "plot", lambda *args, **more: labels.append(more.get("label", "")) or plot(*args, **more))
     np.save(tmp_path / "order.npy", np.arange(100, dtype=np.uint8) % 3)
     segment = Segment(0, np.array([34, 33, 33]), np.ones(3))
     drawn = Schedule.of_rows(["网页", "naïve", "sft"], tmp_path / "order.npy", [segment])
     for fonts, names in (([], {"source 0", "naïve", "sft"}), (["Noto Sans CJK JP"], {"网页", "naïve", "sft"})):
-        schedule._chinese_font.cache_clear()
+        schedule_picture._chinese_font.cache_clear()
         labels.clear()
         plain = next(font for font in fontManager.ttflist if font.name == "DejaVu Sans")
         with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -102,7 +100,7 @@ def test_chinese_names_take_a_font_that_has_them_or_a_number(tmp_path: Path, mon
             plot_schedule(drawn, tmp_path / "a.png")
             plot_schedule(drawn, tmp_path / "b.png")
         assert set(labels) - {""} == names
-    schedule._chinese_font.cache_clear()
+    schedule_picture._chinese_font.cache_clear()
     assert len(said) == 1 and "no installed font has Chinese characters" in said[0]
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_huatuo.blend.tables import (
+from megatron_huatuo.blend.order_tables import (
     HIGHEST_SPECIAL_EXPONENT,
     LOWEST_EXPONENT,
     mantissa_and_exponent,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from megatron_huatuo import _ext
-from megatron_huatuo.blend import packing, priority
-from megatron_huatuo.blend.draws import fresh_draws
-from megatron_huatuo.blend.packing import RowPacker, pack_rows
-from megatron_huatuo.blend.priority import OrderPlan
+from megatron_huatuo.blend import order_plan, row_packing
+from megatron_huatuo.blend.order_draws import fresh_draws
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.row_packing import RowPacker, pack_rows
 from megatron_huatuo.errors import ConfigError
 
 
 @pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (priority, packing):
+    for module in (order_plan, row_packing):
         monkeypatch.setattr(module, "load_kernel", lambda: None)
 
 

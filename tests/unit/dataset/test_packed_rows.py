@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.dataset.packed_rows import PackedRows, empty_row, fill_row
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader
@@ -117,7 +117,7 @@ def own_blend(tmp_path: Path) -> Path:
     prefix = write_index(tmp_path / "index" / "one")
     sources = [{"name": "one", "path_prefix": str(prefix), "priority": 1}]
     content = {"seq_length": 8, "seed": 1, "packing": {"window": 1}, "sources": sources}
-    return build_blend(parse_blend_config(content, "test"), tmp_path / "blend", num_threads=1)
+    return build_blend(parse_blend_config(content, "test"), tmp_path / "blend")
 
 
 def test_a_small_blend_opens(own_blend: Path) -> None:

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from megatron_huatuo.blend.config import read_blend_config
+from megatron_huatuo.blend.blend_settings import read_blend_config
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.plan import Cluster, check_plan, plan_run
 from megatron_huatuo.train.config import TrainConfig
@@ -128,7 +128,8 @@ def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
     assert config.seq_length == 4096
     weights = {"web": 32, "literature": 16, "encyclopedia": 8, "books": 4}
     expected = {f"{name}_{language}": (weight, 1) for name, weight in weights.items() for language in ("cn", "en")}
-    assert {source.name: (source.priority, source.epochs) for source in config.sources} == {**expected, "sft": (1, 3)}
+    drawn = zip(config.sources, config.priorities, strict=True)
+    assert {source.name: (weight, source.epochs) for source, weight in drawn} == {**expected, "sft": (1, 3)}
     train = yaml.safe_load((EXAMPLES / f"huatuo2_{size}" / "train.yaml").read_text())
     assert all(source.path_prefix.startswith(f"runs/huatuo2_{size}/index/") for source in config.sources)
     assert train["data"]["blend"] == f"runs/huatuo2_{size}/blend"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from megatron_huatuo.blend.build import build_blend
-from megatron_huatuo.blend.config import parse_blend_config
+from megatron_huatuo.blend.blend_build import build_blend
+from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import HuatuoError
@@ -28,7 +28,7 @@ def blend(tmp_path_factory: pytest.TempPathFactory, sample_blend: Path) -> Path:
     names = ("sft", "books", "web")
     sources = [{"name": name, "path_prefix": str(root / "index" / name), "level": 0} for name in names]
     content = {"seq_length": 256, "seed": 5, "packing": {"window": 16}, "sources": sources}
-    return build_blend(parse_blend_config(content, "flips"), root / "blend", num_threads=1)
+    return build_blend(parse_blend_config(content, "flips"), root / "blend")
 
 
 def accepts(start: Callable[[], Any]) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.draws import Draws
-from megatron_huatuo.blend.tables import (
+from megatron_huatuo.blend.order_draws import Draws
+from megatron_huatuo.blend.order_tables import (
     HIGHEST_EXPONENT,
     HIGHEST_SPECIAL_EXPONENT,
     LOWEST_EXPONENT,

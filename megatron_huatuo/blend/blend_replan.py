@@ -9,23 +9,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.build import blend_sha256, describe_inputs, is_built
-from megatron_huatuo.blend.config import BlendConfig, BlendSource, PackingConfig
-from megatron_huatuo.blend.draws import ORDER_VERSION, Draws, draws_of_epochs
-from megatron_huatuo.blend.packing import PACKING_VERSION, RowPacker
-from megatron_huatuo.blend.priority import OrderPlan
-from megatron_huatuo.blend.schedule import Segment, parent_blend
-from megatron_huatuo.blend.sources import OpenSource, gather, open_sources, usable_documents
-from megatron_huatuo.blend.write import BLOCK_DRAWS, KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START, Prefix, write_blend
+from megatron_huatuo.blend.blend_build import DEFAULT_OPTIONS, describe_inputs, is_built
+from megatron_huatuo.blend.blend_settings import BlendConfig, BlendSource, BuildOptions, PackingConfig
+from megatron_huatuo.blend.blend_sources import OpenSource, gather, open_sources, usable_documents
+from megatron_huatuo.blend.blend_write import BLOCK_DRAWS, BlendJob, Prefix, write_blend
+from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws, draws_of_epochs
+from megatron_huatuo.blend.order_plan import OrderPlan
+from megatron_huatuo.blend.row_packing import PACKING_VERSION, RowPacker
+from megatron_huatuo.blend.schedule_counts import Segment
+from megatron_huatuo.blend.schedule_picture import parent_blend
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.arrays import map_array
-from megatron_huatuo.storage.manifest import fingerprint, read_json, read_manifest, verify_files
+from megatron_huatuo.storage.blend_files import BlendReader
+from megatron_huatuo.storage.manifest import fingerprint, read_json
 
 _log = get_logger(__name__)
 
@@ -34,11 +34,9 @@ def replan_blend(
     run_dir: str | os.PathLike[str],
     config: BlendConfig,
     output: str | os.PathLike[str],
+    options: BuildOptions = DEFAULT_OPTIONS,
     *,
     consumed_rows: int | None = None,
-    megatron_indices: bool = False,
-    num_threads: int | None = None,
-    device: str = "cpu",
 ) -> Path:
     """Draw the rest of a run's blend again under new priorities, epochs, window or sources.
 
@@ -47,27 +45,27 @@ def replan_blend(
     configuration leaves out give no further documents; `epochs` counts the documents already drawn.
     Raises: ConfigError, DataError or IntegrityError naming what does not fit.
     """
-    parent_directory = parent_blend(run_dir)
+    blend = BlendReader(parent_blend(run_dir))
     rows = newest_consumed_rows(run_dir) if consumed_rows is None else consumed_rows
-    parent = Parent.open(parent_directory, rows)
-    if Path(output).exists() and os.path.samefile(output, parent_directory):
-        raise ConfigError(f"wrong --output: got the run's own blend {parent_directory}, need another directory")
+    parent = Parent(blend, rows)
+    if Path(output).exists() and os.path.samefile(output, blend.directory):
+        raise ConfigError(f"wrong --output: got the run's own blend {blend.directory}, need another directory")
     merged, sources = merge_sources(config, parent)
-    inputs = describe_inputs(merged, sources, megatron_indices)
-    inputs["parent_sha256"], inputs["consumed_rows"] = blend_sha256(parent.manifest), rows
+    inputs = describe_inputs(merged, sources, options)
+    inputs["parent_sha256"], inputs["consumed_rows"] = blend.sha256, rows
     if is_built(Path(output), inputs):
         return Path(output)
     # The consumed part has shown what the old random numbers were: the rest needs others.
-    order_seed = int(fingerprint([config.seed, inputs["parent_sha256"], rows])[:16], 16)
-    draws = remaining_draws(merged, order_seed, sources, parent, num_threads)
+    order_seed = int(fingerprint([config.seed, blend.sha256, rows])[:16], 16)
+    draws = remaining_draws(merged, order_seed, sources, parent, options.num_threads)
     prefix = Prefix(
-        parent.source[: parent.entries],
-        parent.document[: parent.entries],
-        parent.row_start[:rows],
+        blend.order_source[: parent.entries],
+        blend.order_document[: parent.entries],
+        blend.row_start[:rows],
         parent.kept_segments(),
-        {"parent_sha256": inputs["parent_sha256"], "consumed_rows": rows},
+        {"parent_sha256": blend.sha256, "consumed_rows": rows},
     )
-    return write_blend(merged, sources, draws, prefix, output, inputs, num_threads=num_threads, device=device)
+    return write_blend(BlendJob(merged, sources, draws, inputs, prefix), output, options)
 
 
 def newest_consumed_rows(run_dir: str | os.PathLike[str]) -> int:
@@ -78,65 +76,55 @@ def newest_consumed_rows(run_dir: str | os.PathLike[str]) -> int:
     return int(read_json(found[-1].parent / "training.json")["consumed_train_samples"])
 
 
-def blend_manifest(directory: Path) -> dict[str, Any]:
-    """Manifest of a blend whose files are all as they were written, and whose order this version can go on with."""
-    manifest = read_manifest(directory, KIND)
-    verify_files(directory, manifest)
-    for key, needed in (("order_version", ORDER_VERSION), ("packing_version", PACKING_VERSION)):
-        if (found := manifest.get(key, 1)) != needed:
-            raise IntegrityError(
-                f"blend has another {key}: got {found}, need {needed} ({directory}). "
-                "Re-plan it with the version of megatron_huatuo that wrote it."
-            )
-    return manifest
-
-
 @dataclass(frozen=True)
 class Parent:
-    """The blend that a run has consumed `rows` rows of."""
+    """The blend that a run has consumed `rows` rows of.
 
-    directory: Path
-    manifest: dict[str, Any]
-    source: NDArray[Any]
-    document: NDArray[Any]
-    row_start: NDArray[np.int64]
+    Raises: ConfigError when the blend has fewer rows, or was re-planned at a later one; IntegrityError when a file is not
+    as it was written, or this version cannot go on with its order.
+    """
+
+    blend: BlendReader
     rows: int
 
-    @classmethod
-    def open(cls, directory: Path, rows: int) -> Parent:
-        """Open and verify. Raises: ConfigError when the blend has fewer rows, or was re-planned at a later one."""
-        manifest = blend_manifest(directory)
-        row_start = map_array(directory / ROW_START)
+    def __post_init__(self) -> None:
+        manifest, directory = self.blend.manifest, self.blend.directory
+        self.blend.verify()
+        for key, needed in (("order_version", ORDER_VERSION), ("packing_version", PACKING_VERSION)):
+            if (found := manifest.get(key, 1)) != needed:
+                raise IntegrityError(
+                    f"blend has another {key}: got {found}, need {needed} ({directory}). "
+                    "Re-plan it with the version of megatron_huatuo that wrote it."
+                )
         first = int(manifest.get("consumed_rows", 0))
-        if not first <= rows <= len(row_start) - 1:
-            raise ConfigError(f"wrong consumed rows: got {rows}, need {first} to {len(row_start) - 1} ({directory})")
-        source = map_array(directory / ORDER_SOURCE)
-        document = map_array(directory / ORDER_DOCUMENT)
-        return cls(directory, manifest, source, document, row_start, rows)
+        if not first <= self.rows <= len(self.blend):
+            raise ConfigError(f"wrong consumed rows: got {self.rows}, need {first} to {len(self.blend)} ({directory})")
 
     @property
     def entries(self) -> int:
         """Documents in the consumed rows."""
-        return int(self.row_start[self.rows])
+        return int(self.blend.row_start[self.rows])
 
     @property
     def own_first_entry(self) -> int:
         """Documents that the parent itself took over from its own parent."""
-        return int(self.manifest["segments"][-1]["first_entry"])
+        return int(self.blend.manifest["segments"][-1]["first_entry"])
 
     def kept_segments(self) -> list[Segment]:
         """Segments of the consumed part."""
-        segments = [Segment.from_plain(content) for content in self.manifest["segments"]]
+        segments = [Segment.from_plain(content) for content in self.blend.manifest["segments"]]
         return [segment for segment in segments if segment.first_entry < self.entries]
 
     def draws(self) -> Draws:
         """What the parent's own part was drawn from."""
-        states = [source["permutation"] for source in self.manifest["sources"]]
+        states = [source["permutation"] for source in self.blend.manifest["sources"]]
         return Draws(
-            num_documents=np.array([source["usable_documents"] for source in self.manifest["sources"]], dtype=np.int64),
+            num_documents=np.array(
+                [source["usable_documents"] for source in self.blend.manifest["sources"]], dtype=np.int64
+            ),
             num_draws=np.array([state["num_draws"] for state in states], dtype=np.int64),
-            priorities=np.array([source["priority"] for source in self.manifest["sources"]], dtype=np.float64),
-            seed=int(self.manifest["order_seed"]),
+            priorities=np.array([source["priority"] for source in self.blend.manifest["sources"]], dtype=np.float64),
+            seed=int(self.blend.manifest["order_seed"]),
             permutation_seeds=np.array([state["seed"] for state in states], dtype=np.uint64),
             permutation_streams=np.array([state["stream"] for state in states], dtype=np.uint32),
             first_draw=np.array([state["first_draw"] for state in states], dtype=np.int64),
@@ -146,21 +134,21 @@ class Parent:
 
 def merge_sources(config: BlendConfig, parent: Parent) -> tuple[BlendConfig, list[OpenSource]]:
     """The parent's sources in their old places, then the new ones; sources left out keep their place with epochs 0."""
-    if config.seq_length != parent.manifest["seq_length"]:
+    if config.seq_length != parent.blend.manifest["seq_length"]:
         raise ConfigError(
-            f"seq_length cannot change in mid-run: got {config.seq_length}, need {parent.manifest['seq_length']}"
+            f"seq_length cannot change in mid-run: got {config.seq_length}, need {parent.blend.manifest['seq_length']}"
         )
     wanted = {source.name: source for source in config.sources}
     merged = []
-    for old in parent.manifest["sources"]:
+    for old in parent.blend.manifest["sources"]:
         new = wanted.pop(old["name"], None)
         if new is None:
             _log.info("source %r gives no further documents: the new configuration leaves it out", old["name"])
-            new = BlendSource(old["name"], old["path_prefix"], old["priority"], epochs=0)
+            new = BlendSource(old["name"], old["path_prefix"], priority=old["priority"], epochs=0)
         merged.append(new)
     merged += wanted.values()
     opened = open_sources(replace(config, sources=tuple(merged)))
-    for source, old in zip(opened, parent.manifest["sources"], strict=False):
+    for source, old in zip(opened, parent.blend.manifest["sources"], strict=False):
         if source.fingerprint != old["index"]:
             raise DataError(
                 f"source {source.name!r} changed since the run began: {source.path_prefix} has another content than "
@@ -174,9 +162,9 @@ def remaining_draws(
 ) -> Draws:
     """What is left to draw: held-back documents first, then each source's own sequence from where it stood."""
     used = parent.draws()
-    packing = PackingConfig(**parent.manifest["packing"])
+    packing = PackingConfig(**parent.blend.manifest["packing"])
     drawn, held = replay(used, sources[: used.num_sources], parent, packing.window, num_threads)
-    old_counts = np.bincount(parent.source[: parent.entries], minlength=len(sources)).astype(np.int64)
+    old_counts = np.bincount(parent.blend.order_source[: parent.entries], minlength=len(sources)).astype(np.int64)
     seeds, streams, first, budget, held_back = [], [], [], [], []
     taken = {(int(s), int(t)) for s, t in zip(used.permutation_seeds, used.permutation_streams, strict=True)}
     for number, (settings, source) in enumerate(zip(config.sources, sources, strict=True)):
@@ -206,7 +194,7 @@ def remaining_draws(
     return Draws(
         num_documents=np.array([source.num_usable for source in sources], dtype=np.int64),
         num_draws=np.array(budget, dtype=np.int64),
-        priorities=np.array([source.priority for source in config.sources], dtype=np.float64),
+        priorities=np.array(config.priorities, dtype=np.float64),
         seed=order_seed,
         permutation_seeds=np.array(seeds, dtype=np.uint64),
         permutation_streams=np.array(streams, dtype=np.uint32),
@@ -227,7 +215,7 @@ def replay(
     consumed = parent.entries - parent.own_first_entry
     wanted = min(used.total, consumed + window)  # a consumed draw is less than `window` places from its packed place
     plan = OrderPlan(used, num_threads=num_threads)
-    packer = RowPacker(int(parent.manifest["seq_length"]), window)
+    packer = RowPacker(int(parent.blend.manifest["seq_length"]), window)
     drawn_source, drawn_usable, order = [], [], []
     with progress(total=wanted, description="replay", unit="document", unit_scale=True) as bar:
         for start in range(0, wanted, BLOCK_DRAWS):
@@ -244,8 +232,11 @@ def replay(
     placed = np.concatenate([*order, np.empty(0, dtype=np.int64)])[:consumed]
     own = slice(parent.own_first_entry, parent.entries)
     numbers = usable_documents(sources, source[placed], usable[placed])
-    if not (np.array_equal(source[placed], parent.source[own]) and np.array_equal(numbers, parent.document[own])):
-        raise IntegrityError(f"blend does not follow from its manifest: {parent.directory}. Restore it.")
+    if not (
+        np.array_equal(source[placed], parent.blend.order_source[own])
+        and np.array_equal(numbers, parent.blend.order_document[own])
+    ):
+        raise IntegrityError(f"blend does not follow from its manifest: {parent.blend.directory}. Restore it.")
     was_consumed = np.zeros(len(source), dtype=bool)
     was_consumed[placed] = True
     next_draw, held_back = [], []

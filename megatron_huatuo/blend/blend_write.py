@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.config import BlendConfig
-from megatron_huatuo.blend.draws import ORDER_VERSION, Draws
-from megatron_huatuo.blend.packing import PACKING_VERSION, RowPacker
-from megatron_huatuo.blend.priority import OrderPlan, document_dtype, source_dtype
-from megatron_huatuo.blend.schedule import Schedule, Segment, write_schedule
-from megatron_huatuo.blend.sources import OpenSource, gather, usable_documents
+from megatron_huatuo.blend.blend_settings import BlendConfig, BuildOptions
+from megatron_huatuo.blend.blend_sources import OpenSource, gather, usable_documents
+from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws
+from megatron_huatuo.blend.order_plan import OrderPlan, document_dtype, source_dtype
+from megatron_huatuo.blend.row_packing import PACKING_VERSION, RowPacker
+from megatron_huatuo.blend.schedule_counts import Schedule, Segment
+from megatron_huatuo.blend.schedule_picture import write_schedule
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.arrays import map_array
 from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.blend_files import BLEND_KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START
 from megatron_huatuo.storage.manifest import fingerprint, write_manifest
 
-KIND = "blend"
-ORDER_SOURCE, ORDER_DOCUMENT, ROW_START = "order_source.npy", "order_document.npy", "row_start.npy"
 MEGATRON_DATASET, MEGATRON_SAMPLE = "megatron_dataset_index.npy", "megatron_dataset_sample_index.npy"
 BLOCK_DRAWS = 1 << 20
 
@@ -54,57 +54,59 @@ class Prefix:
     """parent_sha256 and consumed_rows."""
 
 
-def write_blend(
-    config: BlendConfig,
-    sources: list[OpenSource],
-    draws: Draws,
-    prefix: Prefix,
-    output: str | os.PathLike[str],
-    inputs: dict[str, Any],
-    *,
-    num_threads: int | None = None,
-    device: str = "cpu",
-) -> Path:
-    """Draw, pack and write one blend. `inputs` is what decided it (build.py), for the manifest."""
-    if draws.total + len(prefix.source) == 0:
+@dataclass(frozen=True)
+class BlendJob:
+    """One blend that is to be written, with all that decides its bytes."""
+
+    config: BlendConfig
+    sources: list[OpenSource]
+    draws: Draws
+    inputs: dict[str, Any]
+    """What decided the blend, for comparison when it is built again (blend_build.py)."""
+    prefix: Prefix = field(default_factory=Prefix)
+
+
+def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOptions) -> Path:
+    """Draw, pack and write one blend; returns the directory. Raises: DataError when there is nothing to draw."""
+    names = [source.name for source in job.sources]
+    if job.draws.total + len(job.prefix.source) == 0:
         raise DataError("no document to blend: every source has zero draws. Check the epochs and the indexes.")
-    plan = OrderPlan(draws, num_threads=num_threads)
+    plan = OrderPlan(job.draws, num_threads=options.num_threads)
     with atomic_directory(output, replace=True) as directory:
-        writer = BlendWriter(directory, config, sources, draws, prefix)
-        for source, document in _blocks(plan, num_threads, device):
+        writer = BlendWriter(directory, job)
+        for source, document in _blocks(plan, options):
             writer.add(source, document)
         row_start, counts = writer.finish()
-        segments = [*prefix.segments, Segment(len(prefix.source), draws.num_draws, draws.priorities)]
-        schedule = Schedule.of_rows([source.name for source in sources], directory / ORDER_SOURCE, segments)
+        segments = [*job.prefix.segments, Segment(len(job.prefix.source), job.draws.num_draws, job.draws.priorities)]
+        schedule = Schedule.of_rows(names, directory / ORDER_SOURCE, segments)
         files = [ORDER_SOURCE, ORDER_DOCUMENT, ROW_START, *write_schedule(schedule, directory)]
-        if inputs["megatron_indices"]:
+        if options.megatron_indices:
             files += _write_megatron_indices(directory)
-        content = _describe(config, sources, draws, prefix, segments, row_start, counts, inputs)
-        write_manifest(directory, KIND, content, files)
+        content = _describe(job, segments, row_start, counts)
+        write_manifest(directory, BLEND_KIND, content, files)
     _log.info(
-        "%s: %d documents of %d sources in %d rows of %d tokens, %.2f %% padding",
-        output, content["documents"], len(sources), content["rows"], config.seq_length, 100 * content["padding_fraction"],
+        "%s: %d documents of %d sources in %d rows of %d tokens, %.2f %% padding", output, content["documents"],
+        len(names), content["rows"], job.config.seq_length, 100 * content["padding_fraction"],
     )  # fmt: skip
     return Path(output)
 
 
-def _blocks(plan: OrderPlan, num_threads: int | None, device: str) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _blocks(plan: OrderPlan, options: BuildOptions) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     with progress(total=plan.total, description="blend", unit="document", unit_scale=True) as bar:
         for start in range(0, plan.total, BLOCK_DRAWS):
             stop = min(start + BLOCK_DRAWS, plan.total)
-            yield plan.order(start, stop, num_threads=num_threads, device=device)
+            yield plan.order(start, stop, num_threads=options.num_threads, device=options.device)
             bar.update(stop - start)
 
 
 class BlendWriter:
     """Takes draws, gives packed entries to the memory-mapped outputs, and counts."""
 
-    def __init__(
-        self, directory: Path, config: BlendConfig, sources: list[OpenSource], draws: Draws, prefix: Prefix
-    ) -> None:
+    def __init__(self, directory: Path, job: BlendJob) -> None:
+        config, sources, prefix = job.config, job.sources, job.prefix
         self._sources, self._seq_length = sources, config.seq_length
         self._directory = directory
-        self._total = draws.total + len(prefix.source)
+        self._total = job.draws.total + len(prefix.source)
         most = max(source.num_documents for source in sources)
         self._source = self._create(ORDER_SOURCE, source_dtype(len(sources)))
         self._document = self._create(ORDER_DOCUMENT, document_dtype(most))
@@ -215,16 +217,10 @@ def _write_megatron_indices(directory: Path) -> list[str]:
 
 
 def _describe(
-    config: BlendConfig,
-    sources: list[OpenSource],
-    draws: Draws,
-    prefix: Prefix,
-    segments: list[Segment],
-    row_start: NDArray[np.int64],
-    counts: SourceCounts,
-    inputs: dict[str, Any],
+    job: BlendJob, segments: list[Segment], row_start: NDArray[np.int64], counts: SourceCounts
 ) -> dict[str, Any]:
-    rows = len(row_start) - 1
+    """Content of the manifest."""
+    config, draws, inputs, rows = job.config, job.draws, job.inputs, len(row_start) - 1
     return {
         "order_version": ORDER_VERSION,
         "packing_version": PACKING_VERSION,
@@ -236,7 +232,7 @@ def _describe(
         "rows": rows,
         "tokens": int(counts.tokens.sum()),
         "padding_fraction": float(counts.padded_tokens.sum() / (rows * config.seq_length)),
-        **prefix.manifest,
+        **job.prefix.manifest,
         "sources": [
             {
                 "name": source.name,
@@ -260,7 +256,7 @@ def _describe(
                 },
                 "index": source.fingerprint,
             }
-            for number, source in enumerate(sources)
+            for number, source in enumerate(job.sources)
         ],
         "segments": [segment.to_plain() for segment in segments],
         "inputs": inputs,

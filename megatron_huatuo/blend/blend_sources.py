@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_huatuo.blend.config import BlendConfig, BlendSource
+from megatron_huatuo.blend.blend_settings import BlendConfig, BlendSource
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader, index_paths
 from megatron_huatuo.storage.manifest import sha256_file

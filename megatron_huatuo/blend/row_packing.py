@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_huatuo._ext import load_kernel
-from megatron_huatuo.blend.draws import is_whole
+from megatron_huatuo.blend.order_draws import is_whole
 from megatron_huatuo.errors import ConfigError, DataError
 
 DEFAULT_WINDOW = 1024

@@ -9,47 +9,41 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.blend.config import BlendConfig
-from megatron_huatuo.blend.draws import ORDER_VERSION, fresh_draws
-from megatron_huatuo.blend.packing import PACKING_VERSION
-from megatron_huatuo.blend.sources import OpenSource, open_sources
-from megatron_huatuo.blend.write import KIND, ORDER_DOCUMENT, ORDER_SOURCE, ROW_START, Prefix, write_blend
+from megatron_huatuo.blend.blend_settings import BlendConfig, BuildOptions
+from megatron_huatuo.blend.blend_sources import OpenSource, open_sources
+from megatron_huatuo.blend.blend_write import BlendJob, write_blend
+from megatron_huatuo.blend.order_draws import ORDER_VERSION, fresh_draws
+from megatron_huatuo.blend.row_packing import PACKING_VERSION
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import DataError, HuatuoError
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.manifest import fingerprint, read_manifest, verify_files
+from megatron_huatuo.storage.blend_files import BLEND_KIND
+from megatron_huatuo.storage.manifest import read_manifest, verify_files
 
 _log = get_logger(__name__)
+DEFAULT_OPTIONS = BuildOptions()
 
 
-def build_blend(
-    config: BlendConfig,
-    output: str | os.PathLike[str],
-    *,
-    megatron_indices: bool = False,
-    num_threads: int | None = None,
-    device: str = "cpu",
-) -> Path:
+def build_blend(config: BlendConfig, output: str | os.PathLike[str], options: BuildOptions = DEFAULT_OPTIONS) -> Path:
     """Build the blend of a configuration, or find that `output` holds it already.
 
-    megatron_indices: also write Megatron's pair, int16 dataset and int64 sample index of every packed document.
     Returns: the directory. Raises: ConfigError, DataError, IntegrityError naming source and file.
     """
     sources = open_sources(config)
-    inputs = describe_inputs(config, sources, megatron_indices)
+    inputs = describe_inputs(config, sources, options)
     if is_built(Path(output), inputs):
         return Path(output)
     draws = fresh_draws(
         [source.num_usable for source in sources],
-        [source.priority for source in config.sources],
+        config.priorities,
         config.seed,
         [source.epochs for source in config.sources],
         [source.name for source in sources],
     )
-    return write_blend(config, sources, draws, Prefix(), output, inputs, num_threads=num_threads, device=device)
+    return write_blend(BlendJob(config, sources, draws, inputs), output, options)
 
 
-def describe_inputs(config: BlendConfig, sources: list[OpenSource], megatron_indices: bool) -> dict[str, Any]:
+def describe_inputs(config: BlendConfig, sources: list[OpenSource], options: BuildOptions) -> dict[str, Any]:
     """Everything that decides the bytes of a blend, for comparison with the manifest of an existing one."""
     return {
         "order_version": ORDER_VERSION,
@@ -57,16 +51,18 @@ def describe_inputs(config: BlendConfig, sources: list[OpenSource], megatron_ind
         "seq_length": config.seq_length,
         "seed": config.seed,
         "packing": to_plain(config.packing),
-        "megatron_indices": megatron_indices,
+        "megatron_indices": options.megatron_indices,
         "sources": {
             source.name: {
                 "position": position,
                 "path_prefix": source.path_prefix,
-                "priority": settings.priority,
+                "priority": priority,
                 "epochs": settings.epochs,
                 "index": source.fingerprint,
             }
-            for position, (settings, source) in enumerate(zip(config.sources, sources, strict=True))
+            for position, (settings, priority, source) in enumerate(
+                zip(config.sources, config.priorities, sources, strict=True)
+            )
         },
     }
 
@@ -76,7 +72,7 @@ def is_built(output: Path, inputs: dict[str, Any]) -> bool:
     if not output.exists():
         return False
     try:
-        manifest = read_manifest(output, KIND)
+        manifest = read_manifest(output, BLEND_KIND)
         changes = describe_changes(manifest.get("inputs", {}), inputs)
         if not changes:
             verify_files(output, manifest)
@@ -114,9 +110,3 @@ def describe_changes(old: Any, new: Any, key: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else text[:12] + "…"
-
-
-def blend_sha256(manifest: dict[str, Any]) -> str:
-    """What a run knows a blend by: sha256 over the hashes of order, rows and indexes."""
-    files = {name: manifest["files"][name]["sha256"] for name in (ORDER_SOURCE, ORDER_DOCUMENT, ROW_START)}
-    return fingerprint({"files": files, "indexes": [source["index"] for source in manifest["sources"]]})

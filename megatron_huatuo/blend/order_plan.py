@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_huatuo._ext import load_kernel
-from megatron_huatuo.blend.draws import Draws, fresh_draws, is_whole
-from megatron_huatuo.blend.reference import ReferencePlan
-from megatron_huatuo.blend.tables import probability_tables
+from megatron_huatuo.blend.order_draws import Draws, fresh_draws, is_whole
+from megatron_huatuo.blend.order_reference import ReferencePlan
+from megatron_huatuo.blend.order_tables import probability_tables
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.log import get_logger
 
