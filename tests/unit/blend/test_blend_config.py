@@ -89,10 +89,18 @@ def test_bad_configurations_name_file_key_and_value(content: Any, message: str) 
 @pytest.mark.parametrize(
     ("name", "prefix", "message"),
     [
-        ("Web", "p/x", r"two sources have nearly one name: got 'Web' beside 'web', need names that differ in more than"),
+        (
+            "Web",
+            "p/x",
+            r"two sources have nearly one name: got 'Web' beside 'web', need names that differ in more than",
+        ),
         ("web ", "p/x", r"two sources have nearly one name: got 'web ' beside 'web'"),
         ("ｗｅｂ", "p/x", r"two sources have nearly one name: got 'ｗｅｂ' beside 'web'"),
-        ("other", "p/web", r"two sources have one index: got path_prefix 'p/web' for 'other' and 'web', need one source"),
+        (
+            "other",
+            "p/web",
+            r"two sources have one index: got path_prefix 'p/web' for 'other' and 'web', need one source",
+        ),
         ("other", "p/../p//web", r"two sources have one index: got path_prefix 'p/../p//web' .* Raise its epochs"),
     ],
 )
