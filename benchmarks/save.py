@@ -87,10 +87,10 @@ def _measure(folder: str, ranks: int, saves: int) -> list[dict[str, Any]]:
     """On each rank: what `_save` says of every save that counts, with its format and its way."""
     torch.set_num_threads(1)
     config, rows = _config(folder, ranks), PackedRows(f"{folder}/blend")
-    train_iters = validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=ranks)
+    validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=ranks)
     device = enable_device(config.runtime.device)
     initialize_process_groups(config.parallel, device)
-    run = start(config, rows, device, train_iters)
+    run = start(config, rows, device)
     batches = StepBatches(rows, run.layout, device)
     step = partial(_step, run, batches.next_step(0))
     batches.close()

@@ -130,7 +130,7 @@ def _rank(rank: int, ranks: int, folder: str, size: Size, steps: int, repeats: i
     config = _config(folder, size, kind)
     initialize_process_groups(config.parallel, device)
     rows = PackedRows(f"{folder}/blend")
-    training = build_training(config, _architecture(size), device, decay_iters=1000)
+    training = build_training(config, _architecture(size), device, span=1000)
     for group in training.optimizer.param_groups:
         group["lr"] = config.optimizer.lr
     peer = _Peer(f"{folder}/peer", device, config)

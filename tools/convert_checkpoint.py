@@ -18,6 +18,9 @@ def main() -> None:
     importing = argument_parser("Hugging Face directory -> checkpoint for any TP, PP and DP; runs no remote code.")
     importing.add_argument("--hf", required=True, help="Hugging Face directory (safetensors or .bin)")
     importing.add_argument("--checkpoint", required=True, help="directory to write the checkpoint into")
+    importing.add_argument(
+        "--ignore-config-key", nargs="+", default=[], metavar="KEY", help="keys of config.json known to be harmless"
+    )
     commands.add_subcommand("import", importing, help=importing.description)
 
     exporting = argument_parser("Checkpoint of any layout -> Hugging Face directory, verified before it is published.")
@@ -44,7 +47,7 @@ def main() -> None:
     if arguments.command == "import":
         from megatron_huatuo.convert.import_checkpoint import import_hf
 
-        print(f"checkpoint: {import_hf(hf, checkpoint)}")
+        print(f"checkpoint: {import_hf(hf, checkpoint, ignored_keys=options['ignore_config_key'])}")
         return
     if arguments.command == "export":
         from megatron_huatuo.convert.publish import export_checkpoint

@@ -44,7 +44,7 @@ def open_weights(hf_directory: str | os.PathLike[str], architecture: Architectur
 
 
 class WeightFiles:
-    """The weight files of one Hugging Face directory, safetensors preferred to `.bin`, sharded or not."""
+    """The weight files of one Hugging Face directory, safetensors or `.bin`, sharded or not."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Raises: IntegrityError when there are no weights, or an index names a file that is absent or torn."""
@@ -61,19 +61,21 @@ class WeightFiles:
                 raise IntegrityError(f"tensor is missing: the index places {name!r} in {path}. Download it again.")
 
     def _find(self) -> dict[str, Path]:
-        for name, suffix in _LAYOUTS:
+        present = [(name, suffix) for name, suffix in _LAYOUTS if (self.directory / name).is_file()]
+        named = {name: {name} if suffix else set(self._weight_map(name).values()) for name, suffix in present}
+        if any(files != named[present[0][0]] for files in named.values()):  # an index may name the one whole file
+            raise DataError(
+                f"two sets of weights: got {' and '.join(name for name, _ in present)} in {self.directory}, need one of them. "
+                "Move the other away; which of the two is the model, only its publisher can say."
+            )
+        for name, suffix in present:
             path = self.directory / name
-            if not path.is_file():
-                continue
             if suffix == ".safetensors":
                 with _open_safetensors(path) as file:
                     return dict.fromkeys(file.keys(), path)
             if suffix == ".bin":
                 return dict.fromkeys(_load_bin(path), path)
-            index = read_json(path)
-            if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-                raise IntegrityError(f"shard index has no 'weight_map': {path}. Download it again.")
-            found = {tensor: self.directory / file for tensor, file in index["weight_map"].items()}
+            found = {tensor: self.directory / file for tensor, file in self._weight_map(name).items()}
             for tensor, file in found.items():
                 if file.parent != self.directory or not file.is_file():
                     raise IntegrityError(
@@ -83,6 +85,13 @@ class WeightFiles:
         raise IntegrityError(
             f"no weights in {self.directory}: need model.safetensors or pytorch_model.bin, whole or with an index."
         )
+
+    def _weight_map(self, name: str) -> dict[str, str]:
+        path = self.directory / name
+        index = read_json(path)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise IntegrityError(f"shard index has no 'weight_map': {path}. Download it again.")
+        return dict(index["weight_map"])
 
     def _read_shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
         if path.suffix == ".safetensors":

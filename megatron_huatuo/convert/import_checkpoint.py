@@ -28,14 +28,17 @@ from megatron_huatuo.storage.run_files import ARCHITECTURE, CHECKPOINT_KIND, STA
 
 
 @one_torch_thread()
-def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLike[str]) -> Path:
+def import_hf(
+    hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLike[str], *, ignored_keys: Sequence[str] = ()
+) -> Path:
     """Write `checkpoint`/iter_0000000 from a Hugging Face directory; returns it.
 
+    ignored_keys: of config.json, which the user knows to be harmless; the manifest and the model card name them.
     The weights keep their type. Peak memory: the largest tensor twice.
     Raises: ConfigError for an unsupported config.json; DataError or IntegrityError naming tensor and file. Then, or
     when interrupted, `checkpoint` is absent.
     """
-    architecture = load_architecture(hf_directory)
+    architecture = load_architecture(hf_directory, ignored_keys)
     files = open_weights(hf_directory, architecture)
     with atomic_directory(checkpoint) as root:
         directory = root / iteration_name(0)
@@ -47,12 +50,15 @@ def import_hf(hf_directory: str | os.PathLike[str], checkpoint: str | os.PathLik
             writer.write(rule, layer, tensor)
         writer.finish()
         write_json(directory / ARCHITECTURE, architecture.to_dict())
-        write_json(directory / TRAINING, {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None})
+        training = {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None}
+        write_json(directory / TRAINING, training | {"ignored_config_keys": list(ignored_keys)})
         _copy_tokenizer(Path(hf_directory), directory / TOKENIZER, architecture)
         described = {f"{STATE}/{name}": entry for name, entry in writer.files.items()}
         others = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != STATE]
         described |= describe_files(directory, [str(path.relative_to(directory)) for path in others])
-        write_manifest(directory, CHECKPOINT_KIND, {"iteration": 0}, described)
+        write_manifest(
+            directory, CHECKPOINT_KIND, {"iteration": 0, "ignored_config_keys": list(ignored_keys)}, described
+        )
         write_latest(root, 0)
     return Path(checkpoint) / iteration_name(0)
 

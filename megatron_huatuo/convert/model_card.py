@@ -21,9 +21,10 @@ without review by a qualified clinician. In an emergency call your local emergen
 def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any], parity: Parity | None) -> str:
     """Markdown text of the card.
 
-    origin: iteration, consumed_train_samples and fingerprints of the checkpoint.
+    origin: iteration, consumed_train_samples, fingerprints, decisive settings, learning_rate_by_source and ignored_config_keys of the checkpoint.
     parity: figures of the verification, None when it was skipped.
     """
+    ignored = origin.get("ignored_config_keys")
     fingerprints = origin.get("fingerprints") or {}
     rows = [
         ("Family", architecture.family),
@@ -33,6 +34,7 @@ def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any]
         ("Iteration", str(origin.get("iteration"))),
         ("Rows trained on", str(origin.get("consumed_train_samples", "unknown"))),
         *((f"Fingerprint of the {name}", f"`{value}`") for name, value in fingerprints.items()),
+        *((("Keys of config.json ignored on request", ", ".join(ignored)),) if ignored else ()),
         ("Written by", f"megatron_huatuo {__version__}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -51,11 +53,33 @@ tags: [medical, megatron_huatuo]
 Conversations have the form `<问>：question\\n<答>：answer`; the chat template writes it. When the training data came
 from template questions (as in the bundled demo), the model shows that the pipeline works and nothing more.
 
-## Parity with the training checkpoint
+{_rates_text(origin)}## Parity with the training checkpoint
 
 {_parity_text(parity)}
 
 {_DISCLAIMER}"""
+
+
+def _rates_text(origin: Mapping[str, Any]) -> str:
+    """What each source gave and received; empty for a checkpoint that was not trained here."""
+    rates, peak = origin.get("learning_rate_by_source"), origin.get("decisive", {}).get("optimizer", {}).get("lr")
+    if not rates or not peak:
+        return ""
+    lines = [
+        f"| {name} | {rate['trained_tokens']:,} | "
+        f"{'-' if rate['mean_learning_rate'] is None else format(rate['mean_learning_rate'] / peak, '.3f')} |"
+        for name, rate in rates.items()
+    ]
+    return "\n".join(
+        [
+            "## What it was trained on\n",
+            f"Learning rates are means over the trained tokens of a source, as shares of the peak of {peak:g}.\n",
+            "| source | trained tokens | learning rate received |",
+            "| --- | --- | --- |",
+            *lines,
+            "\n",
+        ]
+    )
 
 
 def _parity_text(parity: Parity | None) -> str:

@@ -159,5 +159,5 @@ def _generation_config(config: Mapping[str, Any], tokenizer: Tokenizer | None) -
 def _origin(directory: Path) -> dict[str, Any]:
     """What identifies the checkpoint: its iteration and the run's fingerprints."""
     training = read_training_state(directory)
-    kept = ("consumed_train_samples", "fingerprints")
-    return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if key in training}}
+    kept = ("consumed_train_samples", "fingerprints", "decisive", "learning_rate_by_source", "ignored_config_keys")
+    return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if training.get(key)}}

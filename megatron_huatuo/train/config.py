@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_huatuo.blend.learning_rate import ScheduleConfig
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
@@ -22,6 +23,8 @@ class ModelConfig:
     """Name of a known architecture (toy, baichuan2-7b, …); or give `hf`."""
     hf: str | None = None
     """Hugging Face directory whose config.json gives the architecture."""
+    ignore_config_keys: list[str] = field(default_factory=list)
+    """Keys of the config.json in `hf` that are known to have no effect on the model's function."""
     init_from: str | None = None
     """Hugging Face directory or checkpoint with the first weights; null: random ones from training.seed."""
 
@@ -29,7 +32,11 @@ class ModelConfig:
         """The architecture of `preset` or `hf`. Raises ConfigError unless exactly one is given."""
         if (self.preset is None) == (self.hf is None):
             raise ConfigError("wrong model section: need exactly one of model.preset and model.hf.")
-        return get_preset(self.preset) if self.preset is not None else load_architecture(self.hf or "")
+        return (
+            get_preset(self.preset)
+            if self.preset is not None
+            else load_architecture(self.hf or "", self.ignore_config_keys)
+        )
 
 
 @dataclass
@@ -72,18 +79,6 @@ class OptimizerSettings:
     """Decoupled weight decay."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
-
-
-@dataclass
-class ScheduleConfig:
-    """Learning rate by step: linear warm-up, then cosine."""
-
-    warmup_fraction: float = 0.01
-    """Share of decay_iters that the warm-up takes."""
-    decay_iters: int | None = None
-    """Steps until the lowest rate; null: one pass over the blend, whatever train_iters."""
-    min_lr: float = 0.0
-    """Rate at the end."""
 
 
 @dataclass

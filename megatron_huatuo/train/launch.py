@@ -61,7 +61,7 @@ def _launch(config: TrainConfig, *, dry_run: bool) -> int:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
     try:
-        train(config, rows, device, train_iters)
+        train(config, rows, device)
     except BaseException as error:
         leave_at_once(error)
     destroy_process_groups()

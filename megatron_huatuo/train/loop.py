@@ -28,8 +28,10 @@ from megatron_huatuo.train.step import StepResult, train_step
 from megatron_huatuo.train.validation import validate_on
 from megatron_huatuo.train.watchdog import Watchdog
 
+_log = get_logger(__name__)
 
-def train(config: TrainConfig, rows: PackedRows, device: torch.device, train_iters: int) -> str:
+
+def train(config: TrainConfig, rows: PackedRows, device: torch.device) -> str:
     """Run to the end or to a stop request; process groups exist, `config` is validated.
 
     Returns the final state, "finished" or "stopped". Raises: whatever failed, after status.json says it.
@@ -38,7 +40,7 @@ def train(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
     with exclusive_run(run_dir):
         run: Run | None = None
         try:
-            run = start(config, rows, device, train_iters)
+            run = start(config, rows, device)
             state, reason = loop(run)
         except BaseException as error:
             metrics.write_failure(run_dir, error, began_s, run.iteration if run else None)
@@ -46,7 +48,11 @@ def train(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
         if is_log_rank():
             metrics.write_status(run_dir, state, reason, run.iteration)
             run.stop.clear_files()
-            get_logger(__name__).info("%s at step %d of %d: %s", state, run.iteration, run.train_iters, reason)
+            _log.info("%s at step %d of %d: %s", state, run.iteration, run.train_iters, reason)
+            _log.info(
+                "mean learning rate received by source, as a share of the peak: %s",
+                run.received.describe(config.optimizer.lr),
+            )
     return state
 
 
@@ -74,6 +80,8 @@ def loop(run: Run) -> tuple[str, str]:
             run.iteration += 1
             run.consumed_train_samples += config.training.global_batch_size
             reporter.add(result)
+            if result.updated:
+                run.received.add(result.tokens_by_source, run.training.optimizer.param_groups[0]["lr"])
             profiler.after_step(run.iteration)
             with watchdog.watching(f"log, validation or save after step {run.iteration}", may_end=False):
                 _log_and_validate(run, reporter)

@@ -62,7 +62,7 @@ def _check_choices(config: TrainConfig) -> None:
 
 
 def _check_ranges(config: TrainConfig) -> None:
-    checkpoint, schedule, lr = config.checkpoint, config.schedule, config.optimizer.lr
+    checkpoint, lr = config.checkpoint, config.optimizer.lr
     at_least("training.recompute_num_layers", config.training.recompute_num_layers, 1)
     at_least("checkpoint.save_interval", checkpoint.save_interval, 1)
     at_least("checkpoint.save_timeout_minutes", checkpoint.save_timeout_minutes, 0.01)
@@ -76,12 +76,8 @@ def _check_ranges(config: TrainConfig) -> None:
     above_zero("optimizer.eps", config.optimizer.eps)
     _below_one("optimizer.beta1", config.optimizer.beta1)
     _below_one("optimizer.beta2", config.optimizer.beta2)
-    at_least("schedule.min_lr", schedule.min_lr, 0)
-    at_least("schedule.decay_iters", schedule.decay_iters, 1)
     at_least("runtime.distributed_timeout_minutes", config.runtime.distributed_timeout_minutes, 0.05)
-    _below_one("schedule.warmup_fraction", schedule.warmup_fraction)
-    if schedule.min_lr > lr:
-        raise ConfigError(f"wrong schedule.min_lr: got {schedule.min_lr}, need at most optimizer.lr = {lr}.")
+    config.schedule.validate(lr)
     steps = config.logging.profile_steps
     if len(steps) not in (0, 2):
         raise ConfigError(f"wrong logging.profile_steps: got {steps}, need [first, last].")

@@ -11,6 +11,7 @@ from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.storage.run_files import CHECKPOINTS
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.received import ReceivedRates
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.stop import StopRequest
 from megatron_huatuo.train.validation import HeldOut
@@ -31,6 +32,7 @@ class Run:
     held_out: list[HeldOut]
     stop: StopRequest
     train_iters: int
+    received: ReceivedRates
     iteration: int = 0
     consumed_train_samples: int = 0
     last_saved: int | None = None

@@ -92,6 +92,8 @@ class Saver:
                 "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
             },
             "source_names": run.rows.source_names,
+            "ignored_config_keys": run.config.model.ignore_config_keys,
+            "learning_rate_by_source": run.received.to_plain(),
         }
         _set_forward_hooks(run, enabled=False)
         try:

@@ -46,11 +46,11 @@ def build_training(
     config: TrainConfig,
     architecture: Architecture,
     device: torch.device,
-    decay_iters: int,
+    span: int,
     *,
     first_weights: bool = True,
 ) -> Training:
-    """Build everything with first weights in place; `decay_iters`: steps of the learning-rate schedule.
+    """Build everything with first weights in place; `span`: steps of the learning-rate schedule.
 
     first_weights: load model.init_from; a run that resumes does not need it.
     """
@@ -66,7 +66,7 @@ def build_training(
     clock = StepClock(device)
     for chunk in wrapped:
         _connect(chunk.config, wrapped, optimizer, config.parallel, clock)
-    return Training(architecture, chunks, wrapped, optimizer, build_schedule(config, optimizer, decay_iters), clock)
+    return Training(architecture, chunks, wrapped, optimizer, build_schedule(config, optimizer, span), clock)
 
 
 def _seed(config: TrainConfig) -> None:
@@ -188,20 +188,22 @@ def _connect(
         model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
 
-def build_schedule(config: TrainConfig, optimizer: MegatronOptimizer, decay_iters: int) -> OptimizerParamScheduler:
-    """Linear warm-up and cosine over `decay_iters` steps; it stands at step 0."""
-    warmup = min(round(config.schedule.warmup_fraction * decay_iters), max(decay_iters - 1, 0))
+def build_schedule(config: TrainConfig, optimizer: MegatronOptimizer, span: int) -> OptimizerParamScheduler:
+    """megatron-core's schedule over `span` steps (`ScheduleConfig.span`); it stands at step 0."""
+    schedule = config.schedule
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=config.optimizer.lr,
-        min_lr=config.schedule.min_lr,
-        lr_warmup_steps=warmup,
-        lr_decay_steps=decay_iters,
-        lr_decay_style="cosine",
+        min_lr=schedule.min_lr,
+        lr_warmup_steps=schedule.warmup_steps(span),
+        lr_decay_steps=span,
+        lr_decay_style={"wsd": "WSD"}.get(schedule.style, schedule.style),
+        wsd_decay_steps=schedule.wsd_steps(span),
+        lr_wsd_decay_style="linear",
         start_wd=config.optimizer.weight_decay,
         end_wd=config.optimizer.weight_decay,
-        wd_incr_steps=decay_iters,
+        wd_incr_steps=span,
         wd_incr_style="constant",
     )
 

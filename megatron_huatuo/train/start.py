@@ -26,19 +26,23 @@ from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.environment import record_start
 from megatron_huatuo.train.fused_pieces import fused_pieces
 from megatron_huatuo.train.inputs import open_held_out
+from megatron_huatuo.train.received import ReceivedRates
 from megatron_huatuo.train.resume import find_checkpoint
 from megatron_huatuo.train.rules import one_pass
 from megatron_huatuo.train.run import Run
-from megatron_huatuo.train.setup import build_schedule, build_training, is_log_rank
+from megatron_huatuo.train.setup import build_training, is_log_rank
 from megatron_huatuo.train.stop import StopRequest
 
 _log = get_logger(__name__)
 
 
-def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_iters: int) -> Run:
+def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
     """Build a run and load its newest sound checkpoint, if it has one; all ranks take part."""
     architecture = config.model.architecture()
     found = find_checkpoint(config, architecture, rows)
+    iteration = iteration_of(found[0]) if found else 0
+    consumed = found[1]["consumed_train_samples"] if found else 0
+    steps_per_pass, train_iters = plan_steps(config, len(rows), iteration, consumed)
     layout = BatchLayout(
         config.training.global_batch_size,
         config.training.micro_batch_size,
@@ -48,15 +52,16 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device, train_ite
     held_out = open_held_out(config, rows)
     if config.parallel.tp_comm_overlap:
         _initialize_overlap(config, architecture, rows.seq_length)
-    training = build_training(config, architecture, device, train_iters, first_weights=found is None)
-    stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
-    run = Run(config, rows, training, layout, device, held_out, stop, train_iters)
+    training = build_training(
+        config, architecture, device, config.schedule.span(steps_per_pass), first_weights=found is None
+    )
     if found is not None:
-        directory, state = found
-        load_training_state(directory, training.chunks, training.optimizer)
-        run.iteration = run.last_saved = iteration_of(directory)
-        run.consumed_train_samples = state["consumed_train_samples"]
-    _plan_steps(run)
+        load_training_state(found[0], training.chunks, training.optimizer)
+    training.schedule.step(iteration)
+    received = ReceivedRates(rows.source_names, found[1].get("learning_rate_by_source") if found else None)
+    stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
+    run = Run(config, rows, training, layout, device, held_out, stop, train_iters, received, iteration, consumed)
+    run.last_saved = iteration if found else None
     if is_log_rank():
         _announce(run)
         _open_run_directory(run)
@@ -105,21 +110,16 @@ def _open_run_directory(run: Run) -> None:
     metrics.cut_log_back(run.run_dir, run.iteration)
 
 
-def _plan_steps(run: Run) -> None:
-    """Last step and learning-rate schedule, from the rows that are left: batch size and blend may have changed."""
-    batch = run.config.training.global_batch_size
-    whole_pass = run.iteration + one_pass(batch, max(0, len(run.rows) - run.consumed_train_samples))
-    wanted = run.config.training.train_iters
-    run.train_iters = whole_pass if wanted is None else min(wanted, whole_pass)
+def plan_steps(config: TrainConfig, num_rows: int, iteration: int, consumed: int) -> tuple[int, int]:
+    """(steps of the whole pass, last step) from the rows that are left: batch size and blend may have changed."""
+    batch, wanted = config.training.global_batch_size, config.training.train_iters
+    whole_pass = iteration + one_pass(batch, max(0, num_rows - consumed))
     if wanted is not None and wanted > whole_pass and is_log_rank():
         _log.warning(
             "training.train_iters is %d, but the rows end at step %d with %d rows a step: the run ends there",
             *(wanted, whole_pass, batch),
         )
-    run.training.schedule = build_schedule(
-        run.config, run.training.optimizer, run.config.schedule.decay_iters or whole_pass
-    )
-    run.training.schedule.step(run.iteration)
+    return whole_pass, whole_pass if wanted is None else min(wanted, whole_pass)
 
 
 def _announce(run: Run) -> None:

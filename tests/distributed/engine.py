@@ -45,11 +45,9 @@ def train_rank(config: TrainConfig) -> str:
     """One rank of a run; process groups of torch exist already."""
     device = enable_device(config.runtime.device)
     rows = PackedRows(config.data.blend)
-    train_iters = validate(
-        config, seq_length=rows.seq_length, num_rows=len(rows), world_size=torch.distributed.get_world_size()
-    )
+    validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=torch.distributed.get_world_size())
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
-    return train(config, rows, device, train_iters)
+    return train(config, rows, device)
 
 
 def launch_rank(config: TrainConfig) -> int:

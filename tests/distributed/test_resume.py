@@ -6,8 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from megatron_huatuo.storage.run_files import read_training_state, resolve_checkpoint
 from tests.distributed.conftest import STEPS
 from tests.distributed.engine import outcome, read_log, read_status
+
+
+def received(run_dir: Path) -> dict[str, dict[str, float]]:
+    """learning_rate_by_source of the newest checkpoint."""
+    return read_training_state(resolve_checkpoint(run_dir))["learning_rate_by_source"]
+
+
+def test_a_run_knows_the_learning_rate_that_each_source_received(tmp_path: Path, configure, finish) -> None:
+    """Exact over the trained tokens of all steps, also through a resume."""
+    for last in (2, STEPS):
+        output = finish(configure(tmp_path, training={"train_iters": last}))
+    expected: dict[str, list[float]] = {}
+    for line in read_log(tmp_path):
+        for name, tokens in line["trained_tokens_by_source"].items():
+            sums = expected.setdefault(name, [0.0, 0.0])
+            sums[0] += tokens
+            sums[1] += tokens * line["learning_rate"]
+    found = received(tmp_path)
+    assert found.keys() == expected.keys()
+    for name, (tokens, total) in expected.items():
+        assert found[name]["trained_tokens"] == tokens
+        assert found[name]["mean_learning_rate"] == pytest.approx(total / tokens, rel=1e-9)
+    assert "mean learning rate received by source, as a share of the peak: " in output
 
 
 @pytest.mark.parametrize("stopped_after", [1, 4, STEPS - 1])

@@ -172,7 +172,18 @@ def test_a_choice_is_refused_with_what_would_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["storage.records", "corpus", "unify", "index.build", "blend", "evaluate.answer_parser", "model.parallel"]
+    "module",
+    [
+        "storage.records",
+        "corpus",
+        "unify",
+        "index.build",
+        "blend",
+        "evaluate.answer_parser",
+        "parallel.parallel_config",
+        "models.registry",
+        "plan",
+    ],
 )
 def test_light_modules_load_neither_torch_nor_megatron(module: str) -> None:
     """A tokenising worker starts in a fraction of a second."""

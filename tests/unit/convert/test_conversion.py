@@ -262,3 +262,25 @@ def test_float16_model_comes_back_as_float16_or_as_what_is_asked_for(tmp_path: P
         assert all(torch.equal(after[name], before[name].to(dtype)) for name in before)
         config = json.loads((tmp_path / folder / "config.json").read_text())
         assert config["dtype"] == config["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_a_key_known_to_be_harmless_is_ignored_on_request_and_recorded(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "_private_note": 3, "quality_tag": "gold"}))
+    with pytest.raises(ConfigError, match=r"unknown setting 'quality_tag' = 'gold'.*--ignore-config-key quality_tag"):
+        import_hf(directory, tmp_path / "checkpoint")
+    checkpoint = import_hf(directory, tmp_path / "checkpoint", ignored_keys=["quality_tag"])
+    assert read_manifest(checkpoint, "checkpoint")["ignored_config_keys"] == ["quality_tag"]
+    export_checkpoint(checkpoint, tmp_path / "out", skip_verification=True)
+    assert "| Keys of config.json ignored on request | quality_tag |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("other", ["pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_two_sets_of_weights_are_refused_naming_both(other: str, tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    (directory / other).write_text(json.dumps({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(DataError, match="two sets of weights: got") as refused:
+        import_hf(directory, tmp_path / "checkpoint")
+    assert "model.safetensors" in str(refused.value) and other in str(refused.value)
+    assert not (tmp_path / "checkpoint").exists()

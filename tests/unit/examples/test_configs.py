@@ -58,6 +58,7 @@ def test_config_has_the_recipes_hyper_parameters(name: str, world_size: int, pre
     recipe = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_grad": 1.0}
     assert dataclasses.asdict(config.optimizer) == recipe
     assert config.schedule.warmup_fraction == 0.01 and config.schedule.min_lr == 0.0
+    assert config.schedule.style == "cosine" and config.schedule.decay_passes == 1.35
     assert config.training.global_batch_size == 128 and config.training.precision == "bf16"
     assert config.data.isolate_documents
 

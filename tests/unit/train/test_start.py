@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,26 +28,11 @@ def test_a_run_ends_with_its_rows_whatever_batch_it_began_with(
 ) -> None:
     config = TrainConfig()
     config.training.global_batch_size, config.training.train_iters = 4, wanted
-    lengths: list[int] = []
-
-    def build_schedule(config: TrainConfig, optimizer: Any, decay_iters: int) -> SimpleNamespace:
-        lengths.append(decay_iters)
-        return SimpleNamespace(step=lambda steps: None)
-
-    monkeypatch.setattr(start, "build_schedule", build_schedule)
     monkeypatch.setattr(start, "is_log_rank", lambda: True)
-    run: Any = SimpleNamespace(
-        config=config,
-        rows=range(96),
-        iteration=2,
-        consumed_train_samples=consumed,
-        train_iters=wanted or 24,
-        training=SimpleNamespace(optimizer=None, schedule=None),
-    )
     with caplog.at_level(logging.WARNING):
-        start._plan_steps(run)
-    assert run.train_iters == last
-    assert lengths == [2 + (96 - consumed) // 4]
+        steps_per_pass, train_iters = start.plan_steps(config, 96, 2, consumed)
+    assert train_iters == last
+    assert steps_per_pass == 2 + (96 - consumed) // 4
     said = caplog.text.count(f"training.train_iters is 24, but the rows end at step {last} with 4 rows a step")
     assert said == (wanted == 24)
 
