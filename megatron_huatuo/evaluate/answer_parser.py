@@ -6,10 +6,13 @@ names several options gives all of them, also where one was asked for: the score
 A reply reasons first and answers last, so the evidence is ranked, and within a rank the last place counts:
 1. statements: "答案是…", "故选…", "the answer is …", "X是正确答案", "不是A，而是C"
 2. "…是C", "it is C": a letter after a copula
-3. a line that is nothing but options ("C", "C. 血电解质"), or a reply that opens with one
-4. judgements: one option called right (or, where the question asks for the wrong one, called wrong)
-5. a concluding sentence ("综上…", "therefore …") that names one option
-6. a reply that names one option at all, by its text or in its only sentence
+3. "除B外都对", "all except B", "B不是，其余都是", "只有D无关"
+4. a verdict on every option, or on all but one
+5. a line that is nothing but options ("C", "C. 血电解质"), or a reply that opens with one
+6. one option called right (or, where the question asks for the wrong one, called wrong); all others put aside
+7. a last sentence that ends with "…是" and an option's text, or that concludes ("综上…", "therefore …") and names one option
+8. a reply that names one option at all, by its text or in its only sentence
+9. the one option whose clause repeats the question's own words, where other options have clauses of their own
 """
 
 from __future__ import annotations
@@ -17,9 +20,20 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
+from megatron_huatuo.evaluate.answer_judgements import (
+    NEGATION,
+    Reading,
+    by_echo,
+    by_elimination,
+    by_exception,
+    by_some_verdicts,
+    by_verdicts,
+    verdict_on,
+)
 from megatron_huatuo.evaluate.answer_wording import (
+    BETTER,
+    BUT,
     CONCLUSION,
     COPULA,
     CUE_RIGHT,
@@ -28,43 +42,34 @@ from megatron_huatuo.evaluate.answer_wording import (
     IS_THE_ANSWER,
     NEGATIVE_QUESTION,
     NO_ANCHOR,
+    NOT_ANOTHER,
     QUESTION_TAIL,
     RATHER,
-    RIGHT,
     SENTENCE_END,
     WRONG,
 )
-from megatron_huatuo.evaluate.option_mentions import (
-    Group,
-    find_mentions,
-    group_mentions,
-    is_put_aside,
-    normalise,
-    union,
-)
+from megatron_huatuo.evaluate.option_mentions import Group, find_mentions, group_mentions, is_put_aside
+from megatron_huatuo.evaluate.reply_shell import normalise, spoken_part
 
 _BULLET = re.compile(r"^ ?(?:[-•·>+]|#+|\d\d?[.)、](?= ?\(?[A-Z]\b)) ?", re.MULTILINE)
-_CLAUSE_LABEL = re.compile(r"(?:^|[\n。;])\s*\(?([A-Z])(?:[.:)]|、(?! ?[A-Z]))")
+_CLAUSE_LABEL = re.compile(r"(?:^|[\n。;,])\s*\(?([A-Z])(?:[.:)]|、(?! ?[A-Z]))")
 _AFTER_SENTENCE = re.compile(r"[。!?;.]\s?\(?$")
 _LETTERS_ONLY = re.compile(r"[A-Z、,/和与及 ]+")
-_LETTER_ENDS = re.compile(r"[)\s]*(?:[.,。;:!、)\n]|$)")
+_LETTER_ENDS = re.compile(r"[)\s]*(?:[.,。;:!、(\n]|$)")
 _TEXT_ENDS = re.compile(r"[)\s]*(?:[。\n]|$)")
+_SECONDARY = re.compile(r"其次|另外|也|还|或|可能是$")
+_EITHER = re.compile(r"(?:都|均)(?:可以?|行|有可能)")
+_COLON_BEFORE = re.compile(r": ?(?:choice |option |选项)?\(?$", re.IGNORECASE)
 _MAX_GAP = 30
+_MAX_BARE = 16
 _MAX_SENTENCE = 300
 _QUESTION_END = 60
-
-
-class _Reading(NamedTuple):
-    text: str
-    groups: list[Group]
-    negative: bool
-    multiple: bool
 
 
 def parse_answer(reply: str, question: str, option: Mapping[str, str], *, multiple: bool = False) -> str | None:
     """Letters of the answer in alphabetical order ("C", "ACE"), or None when the reply gives no answer.
 
-    reply: the model's text; what precedes `</think>` and what follows a next `<问>：` is not part of the answer.
+    reply: the model's text; its thoughts, and what follows a next `<问>：`, are not part of the answer.
     question: its wording tells whether the wrong option is asked for ("错误的是", "except").
     option: {letter: text}.
     multiple: several letters are expected; then lists over several lines and "以上都对" are read, too.
@@ -78,11 +83,11 @@ def parse_answer(reply: str, question: str, option: Mapping[str, str], *, multip
         return None
     mentions = find_mentions(text, option, multiple)
     groups = list(group_mentions(text, mentions))
-    reading = _Reading(text, groups, asks_for_wrong(question), multiple)
-    for evidence in (_statement, _after_copula, _bare_line, _judgement, _conclusion, _only_one):
+    reading = Reading(text, groups, asks_for_wrong(question), multiple, option)
+    for evidence in _EVIDENCE:
         if letters := evidence(reading):
             return letters
-    return None
+    return by_echo(reading, question)
 
 
 def asks_for_wrong(question: str) -> bool:
@@ -91,10 +96,10 @@ def asks_for_wrong(question: str) -> bool:
 
 
 def _answer_part(reply: str, option: Mapping[str, str]) -> str | None:
-    _, separator, tail = reply.rpartition("</think>")
-    if not separator and "<think>" in reply:
-        return None  # cut off while it was still thinking
-    text = _BULLET.sub("", normalise(tail if separator else reply))
+    spoken = spoken_part(reply)
+    if spoken is None:
+        return None
+    text = _BULLET.sub("", normalise(spoken))
     text = text.split("<问>:")[0]
     text = re.sub(_listing(option), "\n", text)
     return _capital_letters(text.strip(), "".join(option))
@@ -122,18 +127,21 @@ def _upper(run: str) -> str:
     return re.sub(r"\b[a-z]\b|^[a-z]+$", lambda match: match[0].upper(), run)
 
 
-def _statement(reading: _Reading) -> str | None:
+def _statement(reading: Reading) -> str | None:
     """Evidence of rank 1; the last statement counts."""
     found = [(group.start, group) for group in _cued_groups(reading)]
     for index, group in enumerate(reading.groups):
         if _is_negated(reading, group):
             continue
-        if IS_THE_ANSWER.match(reading.text, group.end) or _corrects(reading, index):
+        is_preferred = BUT.search(reading.text[max(0, group.start - 16) : group.start]) and BETTER.match(
+            reading.text, group.end
+        )
+        if IS_THE_ANSWER.match(reading.text, group.end) or is_preferred or _corrects(reading, index):
             found.append((group.start, group))
     return max(found)[1].letters if found else None
 
 
-def _cued_groups(reading: _Reading) -> Iterator[Group]:
+def _cued_groups(reading: Reading) -> Iterator[Group]:
     cues = [*CUES, CUE_WRONG if reading.negative else CUE_RIGHT]
     starts = {group.start for group in reading.groups}
     for cue in cues:
@@ -155,7 +163,7 @@ def _cue_is_negated(text: str, start: int) -> bool:
     )
 
 
-def _first_group(reading: _Reading, position: int) -> Group | None:
+def _first_group(reading: Reading, position: int) -> Group | None:
     """First group that a cue points at: in its sentence, near, not negated, not in a question."""
     text = reading.text
     while position < len(text) and text[position] in " \n:(":
@@ -170,11 +178,12 @@ def _first_group(reading: _Reading, position: int) -> Group | None:
         if _is_negated(reading, group):
             position = group.end
         else:
-            return group if group.decided and not text.startswith("的", group.end) else None
+            either = not reading.multiple and len(group.letters) > 1 and _EITHER.match(text, group.end)
+            return group if group.decided and not either and not text.startswith("的", group.end) else None
     return None
 
 
-def _is_negated(reading: _Reading, group: Group) -> bool:
+def _is_negated(reading: Reading, group: Group) -> bool:
     """Whether the reply does not stand by the group.
 
     "不选B", "排除B", "是B吗？", and "B错误" unless the wrong option is asked for.
@@ -186,7 +195,7 @@ def _is_negated(reading: _Reading, group: Group) -> bool:
     return not reading.negative and WRONG.match(reading.text, group.end) is not None
 
 
-def _corrects(reading: _Reading, index: int) -> bool:
+def _corrects(reading: Reading, index: int) -> bool:
     """Whether group `index` replaces one that was put aside in the same sentence: "不是A，而是C"."""
     group = reading.groups[index]
     if index == 0 or not RATHER.search(reading.text[max(0, group.start - 24) : group.start]):
@@ -196,11 +205,18 @@ def _corrects(reading: _Reading, index: int) -> bool:
     return same_sentence and is_put_aside(reading.text, before)
 
 
-def _after_copula(reading: _Reading) -> str | None:
+def _after_copula(reading: Reading) -> str | None:
     """Evidence of rank 2: "最可能的诊断是C。"; by letter only, since texts follow copulas in any reasoning."""
     for group in reversed(reading.groups):
         if group.by_text or not group.decided or _is_negated(reading, group):
             continue
+        is_last = not reading.text[group.end :].strip(" ).。!\n") and _LETTERS_ONLY.fullmatch(reading.text, *group[:2])
+        if (
+            not reading.multiple
+            and is_last
+            and _COLON_BEFORE.search(reading.text, max(0, group.start - 12), group.start)
+        ):
+            return group.letters  # "Levothyroxine is what she needs: B."
         if _LETTER_ENDS.match(reading.text, group.end) and COPULA.search(
             reading.text[max(0, group.start - 12) : group.start]
         ):
@@ -208,8 +224,8 @@ def _after_copula(reading: _Reading) -> str | None:
     return None
 
 
-def _bare_line(reading: _Reading) -> str | None:
-    """Evidence of rank 3: the last line, else the opening of the reply, is nothing but options."""
+def _bare_line(reading: Reading) -> str | None:
+    """Evidence of rank 5: the last line, else the opening of the reply, is nothing but options."""
     if not reading.groups:
         return None
     text, first, last = reading.text, reading.groups[0], reading.groups[-1]
@@ -228,19 +244,36 @@ def _bare_line(reading: _Reading) -> str | None:
     return first.letters if opens and ends and not _is_negated(reading, first) else None
 
 
-def _judgement(reading: _Reading) -> str | None:
-    """Evidence of rank 4: what the reply calls right, or wrong where the question asks for the wrong one."""
-    wanted = WRONG if reading.negative else RIGHT
-    letters = ""
-    for group in reading.groups:
-        pushed_aside = not reading.negative and _is_negated(reading, group)
-        if not pushed_aside and wanted.match(reading.text, group.end):
-            letters = union(letters, group.letters)
-    return letters if reading.multiple or len(letters) == 1 else None
+def _final_text(reading: Reading) -> str | None:
+    """Evidence of rank 7: the last clause or sentence, or the first one, ends with "…是" and its only option."""
+    clauses, sentences = (list(re.finditer(pattern, reading.text)) for pattern in (r"[^。!?\n;,]+", r"[^。!?\n;]+"))
+    for span in [*clauses[-1:], *sentences[-1:], *sentences[:1]]:
+        inside = [group for group in reading.groups if span.start() <= group.start < span.end()]
+        standing = [g for g in inside if not _is_negated(reading, g) and verdict_on(reading, g) is not False]
+        if (
+            len({group.letters for group in standing}) != 1
+            or not standing[0].decided
+            or (len(standing[0].letters) > 1 and not reading.multiple)
+        ):
+            continue
+        before = reading.text[max(span.start(), standing[0].start - 12) : standing[0].start]
+        after = reading.text[standing[0].end : span.end()].strip(" ).,")
+        if COPULA.search(before) and not _SECONDARY.search(before) and (not after or NOT_ANOTHER.match(after)):
+            return standing[0].letters
+    return None
 
 
-def _conclusion(reading: _Reading) -> str | None:
-    """Evidence of rank 5: one option in a last sentence that concludes."""
+def _named_in_part(reading: Reading) -> str | None:
+    """Evidence of rank 8: the whole reply is the beginning of one option's text ("Protamine")."""
+    reply = reading.text.strip(" .。!").lower()
+    if len(reply) < (2 if reply[:1] > "\u3400" else 5):
+        return None
+    found = [letter for letter, text in reading.option.items() if normalise(text).lower().startswith(reply)]
+    return found[0] if len(found) == 1 else None
+
+
+def _conclusion(reading: Reading) -> str | None:
+    """Evidence of rank 7: one option in a last sentence that concludes."""
     text = reading.text.rstrip(" 。.!\n")
     ends = [match.end() for match in SENTENCE_END.finditer(text)]
     last = ends[-1] if ends else 0
@@ -250,15 +283,17 @@ def _conclusion(reading: _Reading) -> str | None:
     return _one_of(reading, [group for group in reading.groups if group.start >= cue.start()])
 
 
-def _only_one(reading: _Reading) -> str | None:
-    """Evidence of rank 6: one option in the whole reply, or one list of them where several are asked for."""
+def _only_one(reading: Reading) -> str | None:
+    """Evidence of rank 8: one option in the whole reply, or one list of them where several are asked for."""
     end = SENTENCE_END.search(reading.text)
     if end and end.end() < len(reading.text) and not all(group.by_text for group in reading.groups):
         return None  # letters in passing: "B is for heparin. …"
+    if reading.negative and len(reading.text) > _MAX_BARE and not NEGATION.search(reading.text):
+        return None  # "发热、咳嗽均可出现" names what does occur
     return _one_of(reading, reading.groups)
 
 
-def _one_of(reading: _Reading, groups: list[Group]) -> str | None:
+def _one_of(reading: Reading, groups: list[Group]) -> str | None:
     if any(not group.decided for group in groups):
         return None
     letters = {group.letters for group in groups if not _is_negated(reading, group)}
@@ -266,3 +301,18 @@ def _one_of(reading: _Reading, groups: list[Group]) -> str | None:
         return None
     only = letters.pop()
     return only if len(only) == 1 or reading.multiple else None
+
+
+_EVIDENCE = (
+    _statement,
+    _after_copula,
+    by_exception,
+    by_verdicts,
+    _bare_line,
+    by_some_verdicts,
+    by_elimination,
+    _final_text,
+    _conclusion,
+    _only_one,
+    _named_in_part,
+)

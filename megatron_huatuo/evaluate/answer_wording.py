@@ -1,6 +1,6 @@
 """How Chinese and English replies word an answer: cues, judgements, negations, conclusions.
 
-Invariant: patterns only; they apply to the normalised text of `mentions.normalise`. A cue that ends with `(?=@)` holds
+Invariant: patterns only; they apply to the normalised text of `reply_shell.normalise`. A cue that ends with `(?=@)` holds
 only where an option follows at once; after any other cue words may stand between.
 """
 
@@ -23,13 +23,7 @@ WRONG = re.compile(
     re.IGNORECASE,
 )
 
-RIGHT = re.compile(
-    r"\)?[.:]?\s?(?:选?项)?(?:的?(?:说法|描述|叙述|表述))?:?\s?(?:是|均|都|也|为|则|才|显然)*"
-    r"(?:正确|首选|对的|对(?=[A-Z,。;!\s]|$)|[√✓✔]|\s?(?:is|are)(?: also| clearly| therefore)? (?:correct|right|true)\b)",
-    re.IGNORECASE,
-)
-
-_IF = "(?<![不若如果误错别勿未可备待首入挑筛多单精人])"
+_IF = "(?<![不若如果误错别勿未可备待首入挑筛多单精人漏])"
 
 CUES = [
     # "答案是", "正确答案应该为", "答案：", "答案C"; not the heading "答案解析："
@@ -49,7 +43,11 @@ CUES = [
     r"(?: (?:is|are|would be|should be|must be)\b|\s?[:=])+",
     r"(?<!not )(?<!n't )(?<!to )(?<!if you )\b(?:choose|select|pick|go with|chose|opt for|choosing)"
     r"(?: (?:option|answer|choice|the))*[:\s(]*(?=@)",
-    r"\bans\.?:?\s?(?=@)",
+    r"\b(?:ans\.?|answer)[\s:(]*(?=@)",
+    r"^ ?(?:the )?(?:final |correct |best )?(?:answer|答案|正确答案|最终答案|结论):?\s*\n\s*(?=@)",
+    r"(?:所以|因此|因而|故|那么|于是|我认为|我觉得|综上(?:所述)?)[^。,;\n]{0,8}?,?(?:应该?|应当|就|只能)?(?:是|为|选)[:\s(]*(?=@)",
+    r"(?:^|[,.;] )so,? (?:it's |it is |we choose )?(?=@)",
+    r"应(?:当|该)?(?:监测|选用|使用|给予|首选|考虑|检查|选择|选)(?:的是)?[:\s(]*(?=@)",
 ]
 
 CUE_RIGHT = r"(?<!不)正确的?(?:说法|描述|叙述|表述)?(?:应该?|就)?(?:是|为|有|包括|:)+[\s(]*(?=@)"
@@ -59,7 +57,8 @@ CUE_WRONG = r"(?:不正确|错误|不对|不恰当|不属于|不包括)的?(?:�
 IS_THE_ANSWER = re.compile(
     r"\)?\s?(?:选?项)?\s?(?:才|就|即|应该?|均|都|最)?(?:(?:是|为)(?:本题|该题|此题|最终|唯一)?的?"
     r"(?:正确|最佳|标准|合适|最合适|最恰当|最符合题意)?的?(?:答案|选择|选项)|符合(?:题意|题干|要求)|[最更](?:合适|恰当|符合)|最佳)"
-    r"|\)? (?:fits|matches|is) (?:the )?best\b"
+    r"|\)? (?:fits|matches|is) (?:the )?best\b|\)? it is\b"
+    r"|\)? comes first\b|\)? is the (?:\w+ ){0,2}of (?:choice|care)\b"
     r"|\)?\s?(?:option )?(?:is|are|would be|must be)(?: therefore| thus| clearly)? (?:the|my)(?: most)?"
     r"(?: correct| right| best| appropriate| final| likely| suitable)* (?:answer|option|choice)",
     re.IGNORECASE,
@@ -70,7 +69,16 @@ RATHER = re.compile(
     re.IGNORECASE,
 )
 
-COPULA = re.compile(r"(?:(?<!(?<!最)可能)是|为|\bis|\bbe|'s|选)\s?(?:选项|option |\()?\(?$", re.IGNORECASE)
+BUT = re.compile(r"(?:\bbut|\bhowever,?|但是?)\s?(?:选项|option )?\(?$", re.IGNORECASE)
+
+BETTER = re.compile(r"\)?\s?(?:is (?:better|preferred|(?:far |much )?more\b)|更(?:好|合适|常见|恰当))", re.IGNORECASE)
+
+NOT_ANOTHER = re.compile(r",?\s?(?:而?不是|并非|而非|not\b|rather than\b)", re.IGNORECASE)
+
+COPULA = re.compile(
+    r"(?:(?<!(?<!最)可能)是|为|考虑|有赖于|依靠|属于|,即|(?:诊断|结论|药物|判断):|\bis|\bbe|\bleaves|'s|选)\s?(?:选项|option |\()?\(?$",
+    re.IGNORECASE,
+)
 
 CONCLUSION = re.compile(
     r"因此|所以|故|综上|可见|总之|由此|\b(?:therefore|thus|hence|so|in conclusion|overall)\b", re.IGNORECASE

@@ -12,23 +12,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_CIRCLED = {0x24B6 + k: chr(65 + k) for k in range(26)} | {0x24D0 + k: chr(97 + k) for k in range(26)}
-_BRACKETS = dict(zip(map(ord, "【】[]〔〕{}"), "()()()()", strict=True))
-_DROPPED = dict.fromkeys(map(ord, '*`#$“”"「」『』\u200b\ufeff'))
-_TABLE = {**_HALF_WIDTH, 0x3000: " ", ord("’"): "'", ord("‘"): "'", **_CIRCLED}
+from megatron_huatuo.evaluate.reply_shell import normalise
 
 # Letters stand alone, or touch only these characters: "选C", "C项", but not "维生素C" or "C反应蛋白".
-_MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错上中有只看下"
-_MAY_FOLLOW = "选项和与及或是为正错不均都也对符而吧了呢吗至到最才就两三四五等有可应属中合的说描所会没因这以啦呀哦更"
+_MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错上中有只看下此以则但剩虑测用把将让论由以加合考出"
+_MAY_FOLLOW = "选项和与及或是为正错不均都也对符而吧了呢吗至到最才就两三四五等有可应属中合的说描所会没因这以啦呀哦更用外虽常很仅只无未并需能较最同除全也"
 _NAME_BEFORE = re.compile(
     r"\b(?:vitamins?|hepatitis|type|group|grade|class|stage|influenza|protein|factor|immunoglobulin) $", re.IGNORECASE
 )
 _NAME_BEFORE_ZH = re.compile(r"[素型级组期类肝群酶] $")
+# "E. coli", "C. difficile": a capital, a dot and a small word are a name, unless the word goes on with a sentence.
+_SPECIES_AFTER = re.compile(
+    r"\. ?(?!(?:because|since|the|this|that|it|so|as|which|is|therefore|and|but|not|all|for|in)\b)[a-z]{3,}"
+)
+_SPECIES = re.compile(r"([A-Z])[a-z]+ ([a-z]{3,})\b")
 _LABEL_AFTER = re.compile(r"[.、:)]")
 # An English word after a letter makes it an article or a name ("A 35-year-old", "B cells"), unless it is one of these.
 _WORD_AFTER = re.compile(
-    r"\s+(?!(?:and|or|is|are|was|because|as|since|but|not|would|should|seems?|has|fits|matches)\b)[a-z0-9]"
+    r"\s+(?!(?:and|or|is|are|was|because|as|since|but|not|would|should|seems?|has|fits|matches|it is)\b)[a-z0-9]"
 )
 _ALL_OF_THEM = re.compile(
     r"以上(?:选项|各项|答案|四项|五项)?(?:都|均|全|皆)(?:是|对|正确|选)|全选|(?:全部|所有)(?:选项)?(?:都|均)?(?:正确|都选|入选)"
@@ -37,7 +38,8 @@ _ALL_OF_THEM = re.compile(
 )
 _LIST_ENDS = re.compile(r"\s*(?:[,、;。.!?:)(\n]|$|项|选项|均|都|[两三四五]|are\b|all\b|as\b)")
 _LAST_CLAUSE = re.compile(r"(?:[,;] ?(?:选项|option )?|(?<=\w) )([A-Z]项?(?: ?(?:和|与|及|、|and) ?[A-Z]项?)*)$")
-_RANGE = re.compile(r"\w ?[~至到–-] ?\w")
+_TO = r"(?: ?(?:[~至到]|-{1,2}) ?| (?:through|thru|to) )"
+_RANGE = re.compile(rf"\w{_TO}\w")
 _MAX_RUN = 200
 
 
@@ -50,18 +52,6 @@ class Mention(NamedTuple):
     by_text: bool
 
 
-def normalise(text: str) -> str:
-    """Half-width ASCII, plain brackets, no markdown or quotation marks, single blanks; line breaks stay.
-
-    NFKC is not used: it turns "39℃" into "39°C", which names an option.
-    """
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\boxed\{([^{}]*)\}", r" 答案:\1。", text)
-    text = text.translate(_TABLE).translate(_BRACKETS).translate(_DROPPED)
-    text = re.sub(r"'([A-Za-z])'", r"\1", text).replace("\r\n", "\n")
-    return re.sub(r"[^\S\n]+", " ", text).strip()
-
-
 def find_mentions(text: str, option: Mapping[str, str], multiple: bool) -> list[Mention]:
     """All mentions in a normalised reply, in order.
 
@@ -70,7 +60,8 @@ def find_mentions(text: str, option: Mapping[str, str], multiple: bool) -> list[
     mentions = list(_text_mentions(text, option))
     if multiple:
         _add_free(mentions, (Mention(m.start(), m.end(), "".join(option), True) for m in _ALL_OF_THEM.finditer(text)))
-    _add_free(mentions, _letter_mentions(text, "".join(option)))
+    own_text = {mention.start: mention.letters for mention in mentions}
+    _add_free(mentions, _letter_mentions(text, "".join(option), own_text))
     return sorted(mentions)
 
 
@@ -92,11 +83,23 @@ def _text_mentions(text: str, option: Mapping[str, str]) -> Iterator[Mention]:
     for match in re.finditer(pattern, text, re.IGNORECASE):
         if match.lastgroup:
             yield Mention(match.start(), match.end(), match.lastgroup, True)
+    yield from _species_mentions(text, unique)
+
+
+def _species_mentions(text: str, option: Mapping[str, str]) -> Iterator[Mention]:
+    """ "E. coli" for an option that is, or begins with, "Escherichia coli"; not where two options shorten alike."""
+    short = {letter: f"{m[1]}. {m[2]}" for letter, value in option.items() if (m := _SPECIES.match(value))}
+    for letter, name in short.items():
+        if list(short.values()).count(name) == 1:
+            genus, species = name.split(". ")
+            for match in re.finditer(rf"\b{genus}\. ?{species}\b", text):
+                yield Mention(match.start(), match.end(), letter, True)
 
 
 def _text_pattern(value: str) -> str:
     """Pattern of an option's text: blanks may differ, and words, numbers and single characters stand alone."""
-    body = r"\s*".join(re.escape(part) for part in value.split())
+    parts = re.split(r"\s+|(?<=[\u3400-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9])(?=[\u3400-\u9fff])", value)
+    body = r"\s*".join(re.sub(r"\\?[-~]|至", "[-~至到]", re.escape(part)) for part in parts)
     before = after = ""
     if value[0].isascii() and value[0].isalnum():
         before = r"(?<![A-Za-z0-9])(?<!\d\.)"
@@ -109,12 +112,16 @@ def _text_pattern(value: str) -> str:
     return before + body + after
 
 
-def _letter_mentions(text: str, letters: str) -> Iterator[Mention]:
+def _letter_mentions(text: str, letters: str, own_text: Mapping[int, str]) -> Iterator[Mention]:
+    """own_text: {start: letters} of the mentions by text, where a letter may be glued to its own text ("A高盐饮食")."""
     one = f"[{letters}]"
-    between = r"(?:项? ?(?:[、,/&+;] ?(?:和|与|and\b)?|以?及|和|与|\band\b) ?(?:选项|option )?| )"
-    pattern = re.compile(f"(?<![A-Za-z0-9°]){one}(?: ?[~至到–-] ?{one}|(?:{between}?{one})*)(?![A-Za-z0-9°'])")
+    between = r"(?:项? ?(?:[、,/&+;] ?(?:和|与|and\b|then\b)?|以?及|和|与|\band\b) ?(?:选项|option )?| )"
+    pattern = re.compile(f"(?<![A-Za-z0-9°]){one}(?:{_TO}{one}|(?:{between}?{one})*)(?![A-Za-z0-9°'])")
     for match in pattern.finditer(text):
-        yield from _bounded(text, match.start(), match.end(), letters)
+        if own_text.get(match.end()) == match.group():
+            yield Mention(match.start(), match.end(), match.group(), False)
+        else:
+            yield from _bounded(text, match.start(), match.end(), letters)
 
 
 def _bounded(text: str, start: int, end: int, letters: str) -> Iterator[Mention]:
@@ -146,6 +153,8 @@ def _checked(text: str, start: int, end: int, named: str) -> Iterator[Mention]:
         return
     if _NAME_BEFORE.search(words) or _WORD_AFTER.match(text, end):
         return
+    if end - start == 1 and _SPECIES_AFTER.match(text, end):
+        return
     if named and len(set(named)) == len(named):
         yield Mention(start, end, "".join(sorted(named)), False)
 
@@ -167,11 +176,13 @@ _NEGATED_BEFORE = re.compile(
 )
 _UNDECIDED = re.compile(r"\)?\s?,?\s?(?:或者?|还是|\bor\b|\beither\b)\s?(?:选项|选|option )?\s?\(?", re.IGNORECASE)
 _LISTED = re.compile(
-    r"[)\s]*(?:选?项)?\s?(?:[、,/&+;]\s?(?:和|与|以及|及|and\b)?|和|与|以?及|还有|\band\b|\s)\s?(?:选项|选|option )?[(\s]*"
+    r"[)\s]*(?:选?项)?\s?(?:[、,/&+;]\s?(?:和|与|以及|及|还有|and\b)?|和|与|以?及|还有|\band\b|\s)\s?(?:选项|选|option )?[(\s]*"
 )
-_LABEL = re.compile(r" ?(?:[.、:),-]|,?即|也就是)? ?[(:]?")
+# A remark in brackets does not end a list, unless it judges the option: "A. 腹水（正确）".
+_ASIDE = re.compile(r"^\s?\((?!正确|错|对|不|√|×|(?:in)?correct|right|wrong|true|false)[^()\n]*\)", re.IGNORECASE)
+_LABEL = re.compile(r"(?:选?项)? ?(?:[.、:),-]|,?即|也就是)? ?[(:]?(?:选项|option |choice )?", re.IGNORECASE)
 _LIST_GOES_ON = re.compile(r"\s*(?:选?项)?\s*(?:[、,;。.!?:)(\n]|$|和|与|及|或|以及|均|都|三|四|and\b|are\b)")
-_OPTION_LINE = re.compile(r"\(?[A-Z](?:[.、:) ]\s?[^,。:]{0,60})?[)。;,]?")
+_OPTION_LINE = re.compile(r"(?:\(?[A-Z](?:[.、:) ]\s?[^,。:]{0,60})?|[^,。:\n]{1,60}\([A-Z]\))[)。;,]?")
 _MAX_LINE = 80
 
 
@@ -200,7 +211,7 @@ def group_mentions(text: str, mentions: Sequence[Mention]) -> Iterator[Group]:
 def _join(text: str, group: Group, previous: Mention, following: Mention) -> Group | None:
     """The group with one more mention, or None when the mention opens something new."""
     gap = text[previous.end : following.start]
-    aside = re.sub(r"^\s?\([^()\n]*\)", "", gap)
+    aside = _ASIDE.sub("", gap)
     longer = group._replace(end=following.end)
     if _UNDECIDED.fullmatch(gap):
         return longer._replace(letters=union(group.letters, following.letters), decided=False)
@@ -208,7 +219,7 @@ def _join(text: str, group: Group, previous: Mention, following: Mention) -> Gro
     if is_label and following.by_text and not previous.by_text:
         return longer  # "C. 血电解质": the letter counts, whatever its text says
     if is_label and previous.by_text and not following.by_text and following.letters in group.letters:
-        return longer  # "血电解质(C)"
+        return longer._replace(by_text=False)  # "血电解质(C)": as good as the letter
     if is_label and previous.by_text and not following.by_text and gap.strip().startswith("("):
         return longer._replace(letters=following.letters)
     if not (_LISTED.fullmatch(gap) or (aside != gap and _LISTED.fullmatch(aside))):

@@ -138,6 +138,7 @@ SINGLE = [
     (TESTS, "The answer is: C", "C"),
     (TESTS, "Therefore, the correct answer is option C.", "C"),
     (TESTS, "C) 血电解质", "C"),
+    (TESTS, "B超检查、血电解质都不能确诊，只有肝活检可以。", "D"),
     (TESTS, "(C) 血电解质", "C"),
     (TESTS, "I think the answer is C.", "C"),
     (TESTS, "Final answer: C", "C"),
@@ -474,7 +475,6 @@ NO_ANSWER = [
     (TESTS, "无法从选项中选择"),
     (TESTS, "A或D"),
     (TESTS, "肝活检是诊断肝硬化的金标准，腹水、清蛋白仅供参考。"),
-    (TESTS, "B超检查、血电解质都不能确诊，只有肝活检可以。"),
     (TESTS, "除了C和D以外都正确"),
     (DRUGS, "抱歉，我无法回答。"),
     (DRUGS, "请咨询医生。"),
@@ -544,15 +544,41 @@ def test_text_after_a_next_question_is_not_read():
     assert parse_answer("答案是D。\n<问>：另一题\n<答>：答案是A。", "…", TESTS) == "D"
 
 
-@given(
-    st.text(
-        alphabet="ABCDEabcde答案是选不而正确错误、，。：和或()（）\n 腹水清蛋白血电解质is the answer not", max_size=60
-    )
+LABELLED = Path(__file__).with_name("labelled_replies.jsonl")
+
+
+def read_labelled():
+    return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+
+
+def test_labelled_replies_are_read_as_a_person_reads_them():
+    """Replies in the styles of today's models, written and labelled before the rules that read them."""
+    replies = read_labelled()
+    assert len(replies) >= 400 and sum(reply["adversarial"] for reply in replies) >= 80
+    assert len({(reply["question"], reply["reply"]) for reply in replies}) == len(replies)
+    misread = [
+        (r["reply"], r["answer"], got)
+        for r in replies
+        if (got := parse_answer(r["reply"], r["question"], r["option"], multiple=r["multiple"])) != r["answer"]
+    ]
+    assert len(misread) <= 0.02 * len(replies), misread
+    # What is misread becomes no answer rather than a wrong letter.
+    assert sum(got is not None for _, _, got in misread) <= 0.003 * len(replies), misread
+
+
+_WORDS = """答案 是 选 不 而 正确 错误 、 ， 。 ： ( ) （ ? 腹水 清蛋白 血电解质 not coli | --- ✅ ❌ √ 除 外 均 其余 或 只有 以上都是 全部 － — ~
+E.coli the_answer_is all_except <think> </think> <answer> </answer> \\boxed{ } { "answer": <|channel|>final<|message|> <问>： </s>"""
+_PIECES = st.sampled_from(
+    [*"ABCDEabcdeＡＢ \n\x00\ufffd", "A" * 300, *(word.replace("_", " ") for word in _WORDS.split())]
 )
-def test_result_is_always_sorted_option_letters_or_none(reply):
-    for multiple in (False, True):
-        letters = parse_answer(reply, "下列正确的是", TESTS, multiple=multiple)
-        assert letters is None or (letters and letters == "".join(sorted(set(letters) & set(TESTS))))
+
+
+@given(st.one_of(st.text(max_size=80), st.lists(_PIECES, max_size=30).map("".join)), st.booleans(), st.booleans())
+def test_any_reply_gives_sorted_option_letters_or_none(reply, multiple, negative):
+    question = "下列错误的是" if negative else "下列正确的是"
+    for option in (TESTS, ALL_IN_ONE, {"A": "(", "B": "[", "C": "\\"}, {"A": "", "B": "乙"}, PAIRS):
+        letters = parse_answer(reply, question, option, multiple=multiple)
+        assert letters is None or (letters and letters == "".join(sorted(set(letters) & set(option))))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"published replies are absent: {DATA}")
@@ -564,6 +590,16 @@ def test_published_free_form_replies_name_no_foreign_option_and_hide_no_answer(n
     assert [parse_answer(reply, "首选药物是", foreign) for reply in replies] == [None] * 100
     for statement in ("因此答案是华法林。", "综上，选C。", "C"):
         assert [parse_answer(f"{reply}\n{statement}", "首选药物是", foreign) for reply in replies] == ["C"] * 100
+
+
+@pytest.mark.parametrize(
+    "piece", ["腹水与清蛋白相比，", "A B C D ", "其余都是", "A：可提示。", "除A外均是，", "- A. 腹水\n"]
+)
+@pytest.mark.timeout(120)  # linear time takes about a second
+def test_reply_of_60k_characters_without_a_statement_is_read_in_linear_time(piece):
+    for multiple in (False, True):
+        letters = parse_answer(piece * (60_000 // len(piece)), "有意义的是", TESTS, multiple=multiple)
+        assert letters is None or set(letters) <= set(TESTS)
 
 
 @pytest.mark.timeout(120)  # linear time takes about a second; this only ends a reader that has become quadratic
