@@ -21,11 +21,11 @@ from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws, draws_of_epo
 from megatron_huatuo.blend.order_plan import OrderPlan
 from megatron_huatuo.blend.row_packing import PACKING_VERSION, RowPacker
 from megatron_huatuo.blend.schedule_counts import Segment
-from megatron_huatuo.blend.schedule_picture import parent_blend
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.blend_files import BlendReader
-from megatron_huatuo.storage.manifest import fingerprint, read_json
+from megatron_huatuo.storage.manifest import fingerprint
+from megatron_huatuo.storage.run_files import CHECKPOINTS, blend_of_run, complete_checkpoints, read_training_state
 
 _log = get_logger(__name__)
 
@@ -45,7 +45,7 @@ def replan_blend(
     configuration leaves out give no further documents; `epochs` counts the documents already drawn.
     Raises: ConfigError, DataError or IntegrityError naming what does not fit.
     """
-    blend = BlendReader(parent_blend(run_dir))
+    blend = BlendReader(blend_of_run(run_dir))
     rows = newest_consumed_rows(run_dir) if consumed_rows is None else consumed_rows
     parent = Parent(blend, rows)
     if Path(output).exists() and os.path.samefile(output, blend.directory):
@@ -70,10 +70,10 @@ def replan_blend(
 
 def newest_consumed_rows(run_dir: str | os.PathLike[str]) -> int:
     """Rows that a run's newest complete checkpoint has consumed."""
-    found = sorted(Path(run_dir).glob("checkpoints/iter_*/manifest.json"), key=lambda path: int(path.parent.name[5:]))
+    found = complete_checkpoints(Path(run_dir) / CHECKPOINTS)
     if not found:
         raise ConfigError(f"run has no complete checkpoint: {run_dir}. Say how many rows to keep: --consumed-rows N.")
-    return int(read_json(found[-1].parent / "training.json")["consumed_train_samples"])
+    return int(read_training_state(found[0])["consumed_train_samples"])
 
 
 @dataclass(frozen=True)

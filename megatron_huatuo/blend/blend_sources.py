@@ -5,6 +5,7 @@ Invariant: a document that is drawn keeps something to train on after it is cut 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.blend.blend_settings import BlendConfig, BlendSource
 from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.indexed import IndexedReader, index_paths
 from megatron_huatuo.storage.manifest import sha256_file
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,36 @@ def open_sources(config: BlendConfig) -> list[OpenSource]:
                 f"sources have different tokenizers: {source.name!r} has {source.fingerprint['tokenizer'][:12]}, "
                 f"{first.name!r} has {first.fingerprint['tokenizer'][:12]}. Index all sources with one tokenizer."
             )
+    _warn_of_copies(opened)
     return opened
+
+
+def _warn_of_copies(opened: list[OpenSource]) -> None:
+    """Say which sources hold the same bytes, through a link or a copy: their documents are drawn once for each."""
+    first: dict[tuple[str, str], str] = {}
+    for source in opened:
+        content = (source.fingerprint["bin"], source.fingerprint["idx"])
+        if (other := first.setdefault(content, source.name)) != source.name:
+            _log.warning(
+                "sources %r and %r have the same content (%s): each document is drawn for both. Leave one out, or raise the "
+                "epochs of the other.", other, source.name, source.path_prefix,
+            )  # fmt: skip
+
+
+def why_no_document(settings: BlendSource, source: OpenSource, seq_length: int) -> str:
+    """Why a source gives no document, and what would make it give some."""
+    count = source.num_usable
+    if count == 0:
+        return (
+            f"each of its {source.num_documents} documents is longer than a row of {seq_length} tokens, and is trained on "
+            "only beyond its end. Use longer rows, or leave the source out."
+        )
+    if settings.epochs == 0:
+        return "its epochs are 0. Leave the source out, or raise them."
+    return (
+        f"its epochs, {settings.epochs:g} of {count} documents, round to none. Use {1 / count:.2g} or more, or leave the "
+        "source out."
+    )
 
 
 def open_source(source: BlendSource, seq_length: int) -> OpenSource:
@@ -65,7 +98,11 @@ def open_source(source: BlendSource, seq_length: int) -> OpenSource:
     try:
         index = IndexedReader(source.path_prefix)
     except IntegrityError as error:
-        raise IntegrityError(f"source {source.name!r}: {error}") from error
+        shorter, suffix = os.path.splitext(source.path_prefix)
+        hint = f" Or leave {suffix!r} out of path_prefix." if suffix in (".bin", ".idx", ".json") else ""
+        raise IntegrityError(
+            f"source {source.name!r}: {error}{hint if os.path.exists(shorter + '.idx') else ''}"
+        ) from error
     full = index.document_lengths()
     empty = np.flatnonzero(full < 1)
     if len(empty):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.blend.blend_settings import BlendConfig, BuildOptions
-from megatron_huatuo.blend.blend_sources import OpenSource, gather, usable_documents
+from megatron_huatuo.blend.blend_sources import OpenSource, gather, usable_documents, why_no_document
 from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws
 from megatron_huatuo.blend.order_plan import OrderPlan, document_dtype, source_dtype
 from megatron_huatuo.blend.row_packing import PACKING_VERSION, RowPacker
@@ -31,6 +31,8 @@ from megatron_huatuo.storage.manifest import fingerprint, write_manifest
 
 MEGATRON_DATASET, MEGATRON_SAMPLE = "megatron_dataset_index.npy", "megatron_dataset_sample_index.npy"
 BLOCK_DRAWS = 1 << 20
+NOTABLE_LOSS = 0.05
+"""A source that loses more of its tokens at the ends of rows is named."""
 
 _log = get_logger(__name__)
 
@@ -69,8 +71,7 @@ class BlendJob:
 def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOptions) -> Path:
     """Draw, pack and write one blend; returns the directory. Raises: DataError when there is nothing to draw."""
     names = [source.name for source in job.sources]
-    if job.draws.total + len(job.prefix.source) == 0:
-        raise DataError("no document to blend: every source has zero draws. Check the epochs and the indexes.")
+    _warn_of_empty_sources(job)
     plan = OrderPlan(job.draws, num_threads=options.num_threads)
     with atomic_directory(output, replace=True) as directory:
         writer = BlendWriter(directory, job)
@@ -82,6 +83,7 @@ def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOpt
         files = [ORDER_SOURCE, ORDER_DOCUMENT, ROW_START, *write_schedule(schedule, directory)]
         if options.megatron_indices:
             files += _write_megatron_indices(directory)
+        _warn_of_losses(job, counts)
         content = _describe(job, segments, row_start, counts)
         write_manifest(directory, BLEND_KIND, content, files)
     _log.info(
@@ -89,6 +91,38 @@ def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOpt
         len(names), content["rows"], job.config.seq_length, 100 * content["padding_fraction"],
     )  # fmt: skip
     return Path(output)
+
+
+def _warn_of_empty_sources(job: BlendJob) -> None:
+    """Say which sources give no document, and why. Raises: DataError when none gives any."""
+    drawn = job.draws.num_draws + np.bincount(job.prefix.source, minlength=len(job.sources))
+    reasons = {
+        job.sources[number].name: why_no_document(
+            job.config.sources[number], job.sources[number], job.config.seq_length
+        )
+        for number in np.flatnonzero(drawn == 0).tolist()
+    }
+    if not drawn.any():
+        name, reason = next(iter(reasons.items()))
+        raise DataError(f"no document to blend: every source has zero draws. Source {name!r}: {reason}")
+    for name, reason in reasons.items():
+        _log.warning("source %r gives no document: %s", name, reason)
+
+
+def _warn_of_losses(job: BlendJob, counts: SourceCounts) -> None:
+    """Say which sources lose documents or a notable part of their tokens because rows are too short for them."""
+    for number, source in enumerate(job.sources):
+        if source.untrained_when_cut and source.num_usable:
+            _log.warning(
+                "source %r: %d of its %d documents are left out, as a row of %d tokens ends before their first trained one",
+                source.name, source.untrained_when_cut, source.num_documents, job.config.seq_length,
+            )  # fmt: skip
+        lost = int(counts.cut_tokens[number])
+        if lost > NOTABLE_LOSS * (lost + int(counts.tokens[number])):
+            _log.warning(
+                "source %r loses %.0f %% of its tokens: %d documents are cut to rows of %d", source.name,
+                100 * lost / (lost + counts.tokens[number]), counts.cut_documents[number], job.config.seq_length,
+            )  # fmt: skip
 
 
 def _blocks(plan: OrderPlan, options: BuildOptions) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from megatron_huatuo.blend.schedule_counts import Schedule, Segment, count_sources, shares_of
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.blend_files import ORDER_SOURCE, BlendReader
+from megatron_huatuo.storage.run_files import blend_of_run, read_log
 
 SCHEDULE_CSV, SCHEDULE_PNG = "schedule.csv", "schedule.png"
 RUN_POINTS = 50
@@ -47,9 +46,10 @@ def write_run_schedule(run_dir: str | os.PathLike[str]) -> Path:
 
     Returns: the picture. Raises: ConfigError where there is no run; DataError where it has logged nothing yet.
     """
-    blend = BlendReader(parent_blend(run_dir))
+    blend = BlendReader(blend_of_run(run_dir))
     segments = [Segment.from_plain(content) for content in blend.manifest["segments"]]
-    rows = np.unique(np.minimum([0, *consumed_rows_of(Path(run_dir) / "log.jsonl")], len(blend)))
+    consumed = [entry["consumed_train_samples"] for entry in read_log(run_dir) if "consumed_train_samples" in entry]
+    rows = np.unique(np.minimum([0, *consumed], len(blend)))
     if len(rows) > RUN_POINTS + 1:
         rows = rows[np.linspace(0, len(rows) - 1, RUN_POINTS + 1).round().astype(np.int64)]
     entries = blend.row_start[rows]
@@ -63,31 +63,6 @@ def write_run_schedule(run_dir: str | os.PathLike[str]) -> Path:
     drawn = Schedule.of_rows(blend.source_names, blend.directory / ORDER_SOURCE, segments)
     plot_schedule(drawn, picture, (progress, shares_of(counts)))
     return picture
-
-
-def parent_blend(run_dir: str | os.PathLike[str]) -> Path:
-    """Blend directory that a run's config.yaml names. Raises: ConfigError."""
-    path = Path(run_dir) / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Path(content["data"]["blend"])
-    except OSError as error:
-        raise ConfigError(f"no training run: {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise ConfigError(f"configuration names no blend: need data.blend ({path})") from error
-
-
-def consumed_rows_of(log: Path) -> list[int]:
-    """consumed_train_samples of every line of a log.jsonl; a line that is just being written is left out."""
-    if not log.is_file():
-        return []
-    rows = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(int(json.loads(line)["consumed_train_samples"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows
 
 
 def plot_schedule(
