@@ -242,6 +242,18 @@ def test_right_letters_of_the_exam_are_balanced(lang):
         assert set(letters) == set("ABCDE") and max(letters.values()) - min(letters.values()) <= 2
 
 
+@pytest.mark.parametrize("lang", ["zh", "en"])
+@pytest.mark.parametrize("extreme", [max, min])
+def test_length_of_an_option_gives_the_answer_away_no_better_than_chance(lang, extreme):
+    questions = [q for q in EXAM if len(q.answer) == 1 and language(q.id) == lang]
+    expected = 0.0  # score of always choosing among the longest, or the shortest, options
+    for question in questions:
+        target = extreme(map(len, question.option.values()))
+        chosen = [letter for letter, text in question.option.items() if len(text) == target]
+        expected += (question.answer in chosen) / len(chosen)
+    assert expected <= 0.25 * len(questions)
+
+
 def test_practice_letters_are_balanced():
     single = collections.Counter(options_of(c)[2] for c in PRACTICE if len(options_of(c)[2]) == 1)
     assert set(single) == set("ABCDE") and max(single.values()) - min(single.values()) <= 3
