@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import read_records
 
-_QUESTION_KEYS = ("query", "question", "prompt")
+_QUESTION_KEYS = ("query", "prompt", "question")
 _ANSWER_KEYS = ("model_output", "reply", "answer")
 
 
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 def read_answers(path: str | os.PathLike[str]) -> dict[str, Answer]:
     """{id: answer} of a `.json` array or JSON Lines with `id`, the question and the answer.
 
-    The question is `query`, `question` or `prompt`; the answer is `model_output`, `reply` or `answer`.
+    The question is `query`, `prompt` or `question`; the answer is `model_output`, `reply` or `answer`.
     Raises: DataError naming file, line and key; for a repeated id; for an empty file.
     """
     answers: dict[str, Answer] = {}

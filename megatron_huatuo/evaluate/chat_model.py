@@ -15,6 +15,7 @@ import transformers
 from transformers.generation.streamers import BaseStreamer
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.chat_templates import AUTO_TEMPLATE, named_template
 from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
 from megatron_huatuo.index.chat_format import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
@@ -40,12 +41,23 @@ class ChatModel:
             self._load(trust_remote_code)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise ConfigError(_why_not_loaded(directory, error)) from error
-        if self.tokenizer.chat_template is None:
-            get_logger(__name__).warning("%s has no chat template: the recipe's <问>：…<答>： is used", directory)
-            self.tokenizer.chat_template = CHAT_TEMPLATE
+        self._choose_template(settings.template)
         special = self.tokenizer.all_special_tokens
-        frame = self._render([{"role": "user", "content": "-"}])
+        frame = self.render([{"role": "user", "content": "-"}])
         self._split_special_tokens = not any(token in frame for token in special)
+
+    def _choose_template(self, name: str) -> None:
+        """The directory's own template, a named one, or none; tokens that end the named one's replies end ours."""
+        if name != AUTO_TEMPLATE:
+            chosen = named_template(name)
+            self.tokenizer.chat_template = chosen.jinja
+            ends = [self.tokenizer.convert_tokens_to_ids(token) for token in chosen.stops]
+            unknown = self.tokenizer.unk_token_id
+            self.eos_token_ids += [end for end in ends if end not in (None, unknown, *self.eos_token_ids)]
+            self.model.generation_config.eos_token_id = self.eos_token_ids
+        elif self.tokenizer.chat_template is None:
+            get_logger(__name__).warning("%s has no chat template: the recipe's <问>：…<答>： is used", self.directory)
+            self.tokenizer.chat_template = CHAT_TEMPLATE
 
     def _load(self, trust_remote_code: bool) -> None:
         model_class: Any = transformers.AutoModelForCausalLM
@@ -76,8 +88,11 @@ class ChatModel:
             return getattr(torch, self.settings.dtype)
         return torch.float32 if self.device.type == "cpu" else "auto"
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation that ends with the user as text, up to the answer's tag; without a template its contents."""
+        if self.tokenizer.chat_template is None:
+            return "\n".join(message["content"] for message in messages)
+        return str(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
     def encode(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation that ends with the user, through the chat template, up to the answer's tag.
@@ -85,16 +100,25 @@ class ChatModel:
         messages: [{"role": "user" | "assistant", "content"}…]. `</s>` in a message stays text where the template
         itself holds no special token.
         """
-        text = self._render(messages)
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special_tokens).input_ids
+        return self.encode_text(self.render(messages))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text as it stands: nothing is added in front or behind."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=self._split_special_tokens)
+        return list(encoded.input_ids)
 
     def room(self, num_tokens: int) -> int:
         """How many tokens may follow a prompt of this length."""
         return min(self.settings.max_new_tokens, self.max_positions - num_tokens)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Sequence[int]], streamer: BaseStreamer | None = None) -> list[GeneratedReply]:
-        """Greedy replies to token ids of prompts that all have room for the same number of new tokens."""
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        streamer: BaseStreamer | None = None,
+        noise: SeededNoise | None = None,
+    ) -> list[GeneratedReply]:
+        """Replies to token ids of prompts that all have room for the same number of new tokens; greedy without noise."""
         longest = max(map(len, prompts))
         tokens = torch.full((len(prompts), longest), self.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -106,6 +130,7 @@ class ChatModel:
             attention_mask=mask.to(self.device),
             max_new_tokens=self.room(longest),
             streamer=streamer,
+            logits_processor=None if noise is None else transformers.LogitsProcessorList([noise]),
         )
         return [self._read(row) for row in output[:, longest:].tolist()]
 
@@ -123,6 +148,32 @@ class ChatModel:
                 f"conversation is too long: got {len(prompt)} tokens, need less than {self.max_positions}. Start anew."
             )
         return self.answer([prompt], _Streamer(self.tokenizer, on_text))[0]
+
+
+class SeededNoise(transformers.LogitsProcessor):
+    """Makes greedy search sample: the largest of logits / temperature + Gumbel noise is a draw from their softmax.
+
+    Each row of a batch has noise of its own seed, so that a sampled reply does not depend on its neighbours.
+    """
+
+    def __init__(self, seeds: Sequence[int | None], temperature: float) -> None:
+        self._temperature = temperature
+        self._generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in seeds]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any row samples."""
+        return any(generator is not None for generator in self._generators)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """scores: float [rows, vocabulary]; returns float32 of that shape."""
+        noisy = scores.float()
+        for row, generator in enumerate(self._generators):
+            if generator is not None:
+                uniform = torch.rand(scores.shape[1], generator=generator, dtype=torch.float64).clamp_min(1e-300)
+                gumbel = -torch.log(-torch.log(uniform))
+                noisy[row] = noisy[row] / self._temperature + gumbel.to(noisy.device, noisy.dtype)
+        return noisy  # type: ignore[return-value]
 
 
 class _Streamer(BaseStreamer):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
+from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, Request
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Budget
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
@@ -28,7 +28,8 @@ class EndpointGenerator:
         options = endpoint.options
         self._settings = EndpointSettings(endpoint.base_url, endpoint.model, options.max_concurrency, endpoint.patience)
         self._api_key = read_api_key(options.api_key_env)
-        self._parameters = {"temperature": 0.0, options.token_limit_key: settings.max_new_tokens}
+        self._limit = {options.token_limit_key: settings.max_new_tokens}
+        self._temperature = settings.temperature
         identity = {"kind": "endpoint", "base_url": endpoint.base_url, "model": endpoint.model}
         self.description: dict[str, Any] = {
             **identity,
@@ -38,14 +39,14 @@ class EndpointGenerator:
         # One log a model and address: the requests in it name the model, but not who served it.
         self._log_path = log_directory / f"requests-{self.description['model_fingerprint'][:12]}.sqlite"
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, GeneratedReply]]:
-        """See `Generator.generate`. A prompt whose request fails for good has finish_reason "failed: …"."""
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedReply]]:
+        """See `Generator.generate`. A request that fails for good has finish_reason "failed: …"."""
         loop = asyncio.new_event_loop()
         run: _Run | None = None
         try:
-            run = _Run(prompts, self)
+            run = _Run(requests, self)
             loop.run_until_complete(run.start())
-            for _ in prompts:
+            for _ in requests:
                 yield loop.run_until_complete(run.next_reply())
         finally:
             if run is not None:
@@ -57,10 +58,13 @@ class EndpointGenerator:
         log = RequestLog(self._log_path)
         return Endpoint(self._settings, self._api_key, log, Budget()), log
 
-    def payload(self, prompt: str) -> dict[str, Any]:
-        """The request for one prompt: one user turn, greedy."""
-        messages = [{"role": "user", "content": prompt}]
-        return {"model": self._settings.model, "messages": messages, **self._parameters}
+    def payload(self, request: Request) -> dict[str, Any]:
+        """The body for one prompt: one user turn, greedy unless the request has a seed."""
+        sampling = (
+            {"temperature": 0.0} if request.seed is None else {"temperature": self._temperature, "seed": request.seed}
+        )
+        messages = [{"role": "user", "content": request.prompt}]
+        return {"model": self._settings.model, "messages": messages, **sampling, **self._limit}
 
     @property
     def num_workers(self) -> int:
@@ -69,12 +73,12 @@ class EndpointGenerator:
 
 
 class _Run:
-    """One pass over the prompts: workers that take the next prompt, and a queue of what they brought."""
+    """One pass over the requests: workers that take the next one, and a queue of what they brought."""
 
-    def __init__(self, prompts: Sequence[str], generator: EndpointGenerator) -> None:
+    def __init__(self, requests: Sequence[Request], generator: EndpointGenerator) -> None:
         self._generator = generator
-        self._todo: Iterator[tuple[int, str]] = iter(enumerate(prompts))
-        self._num_workers = min(generator.num_workers, len(prompts))
+        self._todo: Iterator[tuple[int, Request]] = iter(enumerate(requests))
+        self._num_workers = min(generator.num_workers, len(requests))
         self._workers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -84,9 +88,9 @@ class _Run:
 
     async def _work(self) -> None:
         while (item := next(self._todo, None)) is not None:
-            index, prompt = item
+            index, request = item
             try:
-                reply = await self._endpoint.complete(self._generator.payload(prompt), 0)
+                reply = await self._endpoint.complete(self._generator.payload(request), 0)
                 result = GeneratedReply(reply.content, reply.finish_reason)
             except RequestFailed as failed:
                 result = GeneratedReply("", f"failed: {failed.reason}")

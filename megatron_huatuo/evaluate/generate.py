@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
+from megatron_huatuo.config import above_zero
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.chat_templates import AUTO_TEMPLATE, check_template_name
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 
@@ -21,17 +23,49 @@ class GeneratedReply(NamedTuple):
     finish_reason: str | None
 
 
+class Request(NamedTuple):
+    """One prompt to answer, as one user turn. seed: of a sampled reply; None for the greedy one."""
+
+    prompt: str
+    seed: int | None = None
+
+
 class Generator(Protocol):
-    """Answers prompts, each one user turn, greedily."""
+    """Answers prompts, each one user turn."""
 
     description: dict[str, Any]
     """What answers: kind, name, fingerprint, settings. No secrets"""
 
-    def generate(self, prompts: Sequence[str]) -> Iterator[tuple[int, GeneratedReply]]:
-        """(index, reply) of every prompt, in the order of completion; from the log where it is there.
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, GeneratedReply]]:
+        """(index, reply) of every request, in the order of completion; from the log where it is there.
 
         Raises: EndpointError when going on is impossible; what is done stays in the log.
         """
+
+
+class Likelihood(NamedTuple):
+    """Log-likelihood of a continuation (natural logarithm, summed over its tokens), its tokens and its characters."""
+
+    total: float
+    tokens: int
+    characters: int
+
+
+class Continued(NamedTuple):
+    """A context and the texts that may follow it."""
+
+    context: str
+    continuations: tuple[str, ...]
+
+
+class Scorer(Protocol):
+    """Says how likely a model finds given texts."""
+
+    description: dict[str, Any]
+    """Who scores: kind, name, fingerprint, settings"""
+
+    def score(self, items: Sequence[Continued]) -> list[list[Likelihood] | None]:
+        """The likelihoods of each item's continuations; None where it is longer than the model's positions."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +78,16 @@ class ReplySettings:
     """auto, cpu, cuda or cuda:N, for a Hugging Face directory"""
     dtype: str = "auto"
     """auto (float32 on CPU, else the model's own), float32, bfloat16 or float16"""
+    template: str = AUTO_TEMPLATE
+    """Chat template: auto (the directory's own), none (plain text), or that of huatuogpt2, huatuogpt, baichuan2-chat,
+    disc-medllm, qwen-chat or chatglm3"""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"wrong max_new_tokens: got {self.max_new_tokens}, need at least 1.")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"wrong dtype: got {self.dtype!r}, need auto, float32, bfloat16 or float16.")
+        check_template_name(self.template)
 
 
 @dataclass(frozen=True)
@@ -58,9 +96,12 @@ class GenerationSettings(ReplySettings):
 
     batch_size: int = 8
     """Prompts generated together from a Hugging Face directory; halved by itself where memory does not suffice"""
+    temperature: float = 0.7
+    """Sampling temperature of --votes; a single reply is greedy"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        above_zero("temperature", self.temperature)
         if self.batch_size < 1:
             raise ConfigError(f"wrong batch_size: got {self.batch_size}, need at least 1.")
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.evaluate.answers import Answer, pair_answers
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint
-from megatron_huatuo.evaluate.replies import collect_replies, is_failed, open_generator, output_directory
+from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, Request
+from megatron_huatuo.evaluate.replies import check_failed, collect_replies, is_failed, open_generator, output_directory
 from megatron_huatuo.evaluate.verdict import judge_prompt, parse_verdict
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
@@ -40,8 +40,9 @@ def run_judge(
     pairs = pair_answers(answers_a, answers_b)
     with output_directory(output) as directory:
         generator = open_generator(judge, directory, generation or GenerationSettings(max_new_tokens=1024))
-        prompts = [prompt for a, b in pairs for prompt in _both_orders(a, b)]
-        replies = collect_replies(generator, prompts, description="judge", max_failed=max_failed)
+        requests = [Request(prompt) for a, b in pairs for prompt in _both_orders(a, b)]
+        replies = collect_replies(generator, requests, description="judge")
+        check_failed(requests, replies, max_failed)
         records = [_pair_record(a, b, replies[2 * index], replies[2 * index + 1]) for index, (a, b) in enumerate(pairs)]
         scores = score_pairs(records)
         (directory / MANIFEST_NAME).unlink(missing_ok=True)

@@ -12,7 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_huatuo.errors import ConfigError, EndpointError
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, Generator, ModelEndpoint
+from megatron_huatuo.evaluate.generate import (
+    GeneratedReply,
+    GenerationSettings,
+    Generator,
+    ModelEndpoint,
+    Request,
+    Scorer,
+)
 from megatron_huatuo.log import progress
 
 
@@ -40,32 +47,44 @@ def open_generator(
     return HuggingFaceGenerator(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)
 
 
-def collect_replies(
-    generator: Generator, prompts: Sequence[str], *, description: str, max_failed: int = 0
-) -> list[GeneratedReply]:
-    """One reply a prompt, in order; equal prompts are asked once.
+def open_scorer(
+    model: str | os.PathLike[str], log_directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False
+) -> Scorer:
+    """Load a Hugging Face directory that says how likely it finds given texts; see `open_generator`."""
+    from megatron_huatuo.evaluate.loglikelihood import LoglikelihoodScorer
 
-    max_failed: prompts that may stay without a reply (an endpoint failed); they get finish_reason "failed: …".
-    Raises: EndpointError when more failed; a rerun asks only for those.
+    return LoglikelihoodScorer(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)
+
+
+def collect_replies(generator: Generator, requests: Sequence[Request], *, description: str) -> list[GeneratedReply]:
+    """One reply for each request, in order; equal requests are asked once.
+
+    A request that an endpoint left without a reply has finish_reason "failed: …" (`is_failed`).
     """
-    unique = list(dict.fromkeys(prompts))
-    replies: dict[str, GeneratedReply] = {}
+    unique = list(dict.fromkeys(requests))
+    replies: dict[Request, GeneratedReply] = {}
     with progress(total=len(unique), description=description, unit="reply") as bar:
         for index, reply in generator.generate(unique):
             replies[unique[index]] = reply
             bar.update()
-    failed = [reply.finish_reason for reply in replies.values() if is_failed(reply)]
-    if len(failed) > max_failed:
-        raise EndpointError(
-            f"no reply to {len(failed)} of {len(unique)} prompts: got {failed[0]}, need at most {max_failed} without. "
-            "Run again to ask for the missing ones only, or allow more with --max-failed."
-        )
-    return [replies[prompt] for prompt in prompts]
+    return [replies[request] for request in requests]
 
 
 def is_failed(reply: GeneratedReply) -> bool:
     """Whether an endpoint never replied."""
     return (reply.finish_reason or "").startswith("failed:")
+
+
+def check_failed(requests: Sequence[Request], replies: Sequence[GeneratedReply], max_failed: int) -> None:
+    """Raise EndpointError when more requests than `max_failed` have no reply; a rerun asks only for those."""
+    failed = {
+        request: reply.finish_reason for request, reply in zip(requests, replies, strict=True) if is_failed(reply)
+    }
+    if len(failed) > max_failed:
+        raise EndpointError(
+            f"no reply to {len(failed)} of {len(set(requests))} prompts: got {next(iter(failed.values()))}, need at most "
+            f"{max_failed} without. Run again to ask for the missing ones only, or allow more with --max-failed."
+        )
 
 
 @contextmanager

@@ -68,6 +68,8 @@ class ExamFormat:
     """zh or en: language of the prompt and of the words around it"""
     obtain: str
     """One sentence: where people get the real exam"""
+    mean_over: str = "questions"
+    """What the published score is the mean of: "questions", or "subsets" where each subset counts alike"""
     few_shot_rule: str = "sample"
     """How examples are chosen: "first" takes the first ones of the subset, "sample" draws them by the seed"""
     subsets: Mapping[str, str] = {}
@@ -122,20 +124,30 @@ class ExamFormat:
             return f"{self.instruction(question)}\n{self.block(question)}"
         return self.completion(question, examples)
 
-    def completion(self, question: ExamQuestion, examples: Sequence[ExamQuestion] = ()) -> str:
-        """A text that goes on with one of `choices`: the instruction, the examples with their answers, the question."""
-        tag = ANSWER_TAG[self.language]
-        solved = [f"{self.block(example)}\n{tag}{self.choices(example)[example.answer]}" for example in examples]
-        return "\n\n".join([self.instruction(question), *solved, f"{self.block(question)}\n{tag}"])
+    def completion(
+        self, question: ExamQuestion, examples: Sequence[ExamQuestion] = (), *, by_text: bool = False
+    ) -> str:
+        """A text that goes on with one of `choices`: the instruction, the examples with their answers, the question.
 
-    def choices(self, question: ExamQuestion) -> dict[str, str]:
-        """{answer: how it goes on after `completion`}: the letters, with a blank before them in English.
+        by_text: the options are not shown, since their texts are what goes on.
+        """
+        tag = ANSWER_TAG[self.language]
+        blocks = {id(q): q.question if by_text else self.block(q) for q in (*examples, question)}
+        solved = [
+            f"{blocks[id(example)]}\n{tag}{self.choices(example, by_text=by_text)[example.answer]}"
+            for example in examples
+        ]
+        return "\n\n".join([self.instruction(question), *solved, f"{blocks[id(question)]}\n{tag}"])
+
+    def choices(self, question: ExamQuestion, *, by_text: bool = False) -> dict[str, str]:
+        """{answer: how it goes on after `completion`}: letters, or the options' texts; a blank before them in English.
 
         The right answer is always among them, also where it has several letters (examples are shown with it).
         """
-        blank = " " if self.language == "en" else ""
-        letters = [*filled_options(question.option), question.answer]
-        return {letter: f"{blank}{letter}" for letter in dict.fromkeys(letters)}
+        blank, option = " " if self.language == "en" else "", filled_options(question.option)
+        letters = dict.fromkeys([*option, question.answer])
+        texts = {letter: "、".join(option[part] for part in letter) if by_text else letter for letter in letters}
+        return {letter: f"{blank}{text}" for letter, text in texts.items()}
 
 
 def check_answerable(question: Question, place: Place) -> None:

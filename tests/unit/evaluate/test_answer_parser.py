@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.evaluate.answer_parser import parse_answer
@@ -573,6 +573,7 @@ _PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=80), st.lists(_PIECES, max_size=30).map("".join)), st.booleans(), st.booleans())
 def test_any_reply_gives_sorted_option_letters_or_none(reply, multiple, negative):
     question = "下列错误的是" if negative else "下列正确的是"

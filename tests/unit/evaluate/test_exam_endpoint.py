@@ -13,7 +13,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, EndpointError
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
+from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 ROOT = Path(__file__).parents[3]
@@ -105,27 +105,54 @@ def test_passing_fault_is_retried(endpoint, exam, tmp_path, fault):
     assert len(endpoint.requests) == 20
 
 
-def test_lasting_fault_is_an_error_without_scores_and_a_rerun_asks_only_for_it(endpoint, exam, tmp_path):
+def test_outage_is_missing_and_never_wrong_and_a_rerun_asks_only_for_it(endpoint, exam, tmp_path):
     endpoint.reply = lambda prompt, number: FAULTS["500 with HTML"] if "第3题" in prompt else "答案是A"
     with pytest.raises(EndpointError, match=r"no reply to 1 of 10 prompts.*Run again"):
         run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
-    assert not (tmp_path / "out" / "scores.json").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+    assert (scores["complete"], scores["count"], scores["answered"], scores["missing"]) == (False, 10, 9, 1)
+    assert scores["unparsed"] == 0 and scores["accuracy"] == scores["correct"] / 9
+    missing = [reply for reply in read_lines(tmp_path / "out" / "replies.jsonl") if reply["correct"] is None]
+    assert [(reply["id"], reply["parsed"]) for reply in missing] == [("q3", None)]
     assert len(endpoint.requests) == 9 + 3  # one try and two more for question 3
     endpoint.reply = lambda prompt, number: "答案是ABE"
     scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")
     assert len(endpoint.requests) == 13
-    assert scores["by_question_type"]["多项选择题"]["correct"] == 1
+    assert scores["complete"] and scores["by_question_type"]["多项选择题"]["correct"] == 1
 
 
-def test_allowed_failure_counts_as_unparsed(endpoint, exam, tmp_path):
+def test_allowed_failure_is_missing_in_the_score(endpoint, exam, tmp_path):
     endpoint.reply = lambda prompt, number: (400, b'{"error": {"message": "no"}}', {}) if "第3题" in prompt else "A"
-    scores = run_exam(
-        model=model_at(endpoint), questions=exam, output=tmp_path / "out", settings=ExamSettings(max_failed=1)
-    )
-    assert scores["unparsed"] == 1
+    settings = ExamSettings(max_failed=1)
+    scores = run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out", settings=settings)
+    assert (scores["missing"], scores["unparsed"]) == (1, 0)
     assert len(endpoint.requests) == 10
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["failed"] == 1
+
+
+def test_votes_ask_with_recorded_seeds_and_the_most_frequent_answer_counts(endpoint, exam, tmp_path):
+    replies = {7: "答案是A", 8: "答案是C", 9: "答案是C", 10: "我不知道"}
+    endpoint.answers = lambda request: replies[request["seed"]]
+    settings = ExamSettings(votes=4, seed=7, subset=("最佳选择题",))
+    scores = run_exam(model_at(endpoint), exam, tmp_path / "out", settings, GenerationSettings(temperature=0.5))
+    assert len(endpoint.requests) == 5 * 4
+    assert {(request["temperature"], request["seed"]) for request in endpoint.requests} == {(0.5, s) for s in replies}
+    for reply in read_lines(tmp_path / "out" / "replies.jsonl"):
+        assert (reply["parsed"], reply["reply"]) == ("C", "答案是C")
+        assert [(vote["seed"], vote["parsed"]) for vote in reply["votes"]] == [(7, "A"), (8, "C"), (9, "C"), (10, None)]
+    assert scores["asked_with"]["vote_seeds"] == [7, 8, 9, 10] and scores["correct"] == 1
+    run_exam(model_at(endpoint), exam, tmp_path / "out", settings, GenerationSettings(temperature=0.5))
+    assert len(endpoint.requests) == 20
+
+
+def test_among_equally_frequent_answers_the_first_counts_and_silence_never_wins(endpoint, exam, tmp_path):
+    replies = {0: "我不知道", 1: "答案是D", 2: "答案是B", 3: "我不知道"}
+    endpoint.answers = lambda request: replies[request["seed"]]
+    settings = ExamSettings(votes=4, subset=("最佳选择题",))
+    run_exam(model_at(endpoint), exam, tmp_path / "out", settings)
+    assert {reply["parsed"] for reply in read_lines(tmp_path / "out" / "replies.jsonl")} == {"D"}
 
 
 def test_replies_in_flight_are_kept_when_the_endpoint_refuses(endpoint, exam, tmp_path):
@@ -242,6 +269,18 @@ def test_wrong_settings_are_refused(endpoint, exam, tmp_path, monkeypatch):
         run_exam(model=model_at(endpoint, api_key_env="ABSENT_KEY"), questions=exam, output=tmp_path / "out")
     with pytest.raises(ConfigError, match="wrong token_limit_key: got 'tokens'"):
         EndpointOptions(token_limit_key="tokens")
+    with pytest.raises(ConfigError, match="needs a Hugging Face directory: endpoints do not tell"):
+        run_exam(model_at(endpoint), exam, tmp_path / "out", ExamSettings(scoring="loglikelihood"))
+    for wrong, message in (
+        ({"votes": 0}, "wrong votes: got 0"),
+        ({"few_shot_from": ("x",)}, "--few-shot-from has no effect without --few-shot"),
+        ({"scoring": "guess"}, "wrong scoring: got 'guess', need one of generation, loglikelihood"),
+        ({"scoring": "loglikelihood", "votes": 3}, "--votes has no effect with --scoring loglikelihood: got 3"),
+        ({"normalise": "token"}, "--normalise has no effect with --scoring generation: got 'token'"),
+        ({"format": "sat"}, "unknown exam format: got 'sat', need auto, "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ExamSettings(**wrong)
     with pytest.raises(ConfigError, match="--trust-remote-code has no effect"):
         run_exam(
             model=model_at(endpoint),

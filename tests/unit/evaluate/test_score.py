@@ -2,11 +2,15 @@
 
 import pytest
 
+from megatron_huatuo.evaluate.exams.registry import exam_format
 from megatron_huatuo.evaluate.score import format_scores, score_replies
+from megatron_huatuo.evaluate.significance import wilson_interval
 
 
-def record(parsed, answer="A", kind="最佳选择题", source="pharmacy", finish_reason="stop", chance=0.2):
+def record(parsed, answer="A", kind="最佳选择题", source="pharmacy", finish_reason="stop", chance=0.2, **more):
     return {
+        "exam": "own",
+        "subset": None,
         "parsed": parsed,
         "answer": answer,
         "correct": parsed == answer,
@@ -14,6 +18,7 @@ def record(parsed, answer="A", kind="最佳选择题", source="pharmacy", finish
         "source": source,
         "finish_reason": finish_reason,
         "chance": chance,
+        **more,
     }
 
 
@@ -38,7 +43,27 @@ def test_groups_add_up_to_the_total():
     assert scores["by_source_and_question_type"]["tcm"]["多项选择题"]["correct"] == 1
     assert scores["mean_over_sources"] == pytest.approx((0.5 + 1.0) / 2)
     assert scores["chance"] == pytest.approx((3 * 0.2 + 1 / 26) / 4)
-    assert scores["standard_error"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert scores["interval"] == list(wilson_interval(3, 4))
+    low, high = scores["mean_over_sources_interval"]
+    assert low < 0.75 < high
+
+
+def test_missing_replies_are_neither_right_nor_wrong():
+    missing = {"correct": None, "finish_reason": "failed: HTTP 500"}
+    scores = score_replies([record("A"), record("B"), record(None, **missing), record(None)])
+    assert (scores["count"], scores["answered"], scores["missing"], scores["unparsed"]) == (4, 3, 1, 1)
+    assert scores["accuracy"] == 1 / 3 and scores["complete"] is False
+    scores = score_replies([record(None, **missing)])
+    assert scores["accuracy"] is scores["interval"] is scores["mean_over_sources"] is None
+    assert "missing" in format_scores(scores)
+
+
+def test_published_score_is_the_mean_that_the_exam_publishes(monkeypatch):
+    records = [record("A", subset="anatomy"), *[record("B", subset="surgery")] * 3]
+    assert score_replies(records)["by_exam"]["own"]["published_score"] == 0.25
+    monkeypatch.setattr(type(exam_format("own")), "mean_over", "subsets")
+    assert score_replies(records)["by_exam"]["own"]["published_score"] == 0.5
+    assert set(score_replies(records)["by_subset"]) == {"anatomy", "surgery"}
 
 
 def test_half_a_multiple_answer_is_wrong():

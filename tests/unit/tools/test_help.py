@@ -64,7 +64,10 @@ FLAGS: dict[tuple[str, ...], list[str]] = {
     ("convert_checkpoint", "export"): ["--checkpoint", "--hf", "--base-hf", "--dtype", "--skip-verification"],
     ("convert_checkpoint", "verify"): ["--checkpoint", "--hf"],
     ("evaluate",): ["exam", "questions", "judge", "orders"],
-    ("evaluate", "exam"): ["--model", "--base-url", "--questions", "--output"],
+    ("evaluate", "exam"): [
+        *("--model", "--base-url", "--questions", "--output", "--scoring", "--few-shot", "--votes"),
+        *("--format", "--subset", "--limit", "--seed"),
+    ],
     ("evaluate", "judge"): ["--answers-a", "--answers-b", "--base-url", "--model", "--output"],
     ("chat",): ["--model"],
     ("benchmark",): ["blend", "unify", "index", "loader", "convert", "train", "start", "save"],
