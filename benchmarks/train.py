@@ -184,8 +184,6 @@ class _Peer:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         model = transformers.LlamaForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
         model.config.use_cache = False
-        if device.type == "cuda":
-            model.gradient_checkpointing_enable()
         model.train().to(device)
         self.model = torch.nn.parallel.DistributedDataParallel(model) if dist.get_world_size() > 1 else model
         settings = config.optimizer

@@ -22,8 +22,6 @@ class ParallelConfig:
     """Model chunks a stage (interleaved pipeline); null for one."""
     sequence_parallel: bool | None = None
     """Split activations outside the matrices over the tensor-parallel ranks; null: on when there are several."""
-    context_parallel_size: int = 1
-    """Out of scope: only 1."""
     overlap_grad_reduce: bool = False
     """Reduce gradients over data-parallel ranks during the backward pass."""
     overlap_param_gather: bool = False
@@ -69,11 +67,6 @@ class ParallelConfig:
             self.pipeline_model_parallel_size,
             self.virtual_pipeline_model_parallel_size,
         )
-        if self.context_parallel_size != 1:
-            raise ConfigError(
-                f"wrong parallel.context_parallel_size: got {self.context_parallel_size}, need 1. Context parallelism is "
-                "out of scope: rows of 4,096 tokens fit without it."
-            )
         divided = {
             "num_attention_heads": num_attention_heads,
             "ffn_hidden_size": ffn_hidden_size,

@@ -23,6 +23,7 @@ def initialize_process_groups(parallel: ParallelConfig, device: torch.device, ti
     if not dist.is_initialized():
         backend = "gloo" if device.type == "cpu" else "nccl"
         store, rank, world_size = _rendezvous(timeout)
+        _refuse_other_devices(store, rank, device)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
     parallel.data_parallel_size(dist.get_world_size())
     parallel_state.initialize_model_parallel(
@@ -52,6 +53,19 @@ def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     if shares_store:
         store = dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     return store, rank, world_size
+
+
+def _refuse_other_devices(store: dist.Store, rank: int, device: torch.device) -> None:
+    """Ranks of one job on GPUs and on CPUs would wait for each other until the time limit, without a word.
+
+    Raises: ConfigError on the ranks that differ from the first one that came.
+    """
+    first = store.compare_set("device", "", device.type).decode()
+    if first != device.type:
+        raise ConfigError(
+            f"ranks have different devices: rank {rank} has {device.type!r}, another one {first!r}. torch sees no GPU on one "
+            "of the nodes: check its driver and Python environment, and set runtime.device to cuda or cpu."
+        )
 
 
 def destroy_process_groups() -> None:

@@ -28,6 +28,9 @@ class ModelConfig:
     init_from: str | None = None
     """Hugging Face directory or checkpoint with the first weights; null: random ones from training.seed."""
 
+    attention: str = "auto"
+    """Attention of packed rows: transformer_engine, flash_attn, torch, or auto for the first of these that can."""
+
     def architecture(self) -> Architecture:
         """The architecture of `preset` or `hf`. Raises ConfigError unless exactly one is given."""
         if (self.preset is None) == (self.hf is None):

@@ -8,7 +8,9 @@ import json
 import os
 import platform
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,10 +37,11 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def record_start(run_dir: Path, iteration: int) -> None:
-    """Append {time, iteration, hosts: {name: ranks}, versions, job} to starts.jsonl; all ranks take part, rank 0 writes.
+def record_start(run_dir: Path, iteration: int, isolation: Mapping[str, Any] | None) -> None:
+    """Append {time, iteration, hosts: {name: ranks}, versions, isolation, job} to starts.jsonl; all ranks take part, rank 0
+    writes.
 
-    iteration: steps done before. job: what Slurm and torchrun call it, empty without them.
+    iteration: steps done before. isolation: proof that documents are kept apart, of rank 0. job: what Slurm and torchrun call it, empty without them.
     """
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
@@ -48,6 +51,7 @@ def record_start(run_dir: Path, iteration: int) -> None:
             "iteration": iteration,
             "hosts": dict(collections.Counter(hosts)),
             "versions": installed_versions(),
+            "isolation": isolation,
             "job": {name: os.environ[name] for name in _JOB if name in os.environ},
         }
         with open(run_dir / STARTS, "a", encoding="utf-8") as handle:

@@ -12,6 +12,7 @@ import torch
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.packed_rows import PackedRows
 from megatron_huatuo.errors import ConfigError, HuatuoError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.attention_backend import has_transformer_engine
 from megatron_huatuo.parallel.host import enable_device, resolve_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
@@ -57,6 +58,10 @@ def _launch(config: TrainConfig, *, dry_run: bool) -> int:
         return 0
     check_machine(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = enable_device(config.runtime.device)
+    if config.runtime.device == "auto" and device.type == "cpu" and rank == 0:
+        get_logger(__name__).warning(
+            "runtime.device auto: torch sees no GPU, so this run trains on CPUs. Set it to cuda to refuse that, or to cpu."
+        )
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
@@ -64,6 +69,10 @@ def _launch(config: TrainConfig, *, dry_run: bool) -> int:
         train(config, rows, device)
     except BaseException as error:
         leave_at_once(error)
+    if config.parallel.tp_comm_overlap:
+        from megatron_huatuo.models.core.transformer_engine import destroy_overlap
+
+        destroy_overlap()
     destroy_process_groups()
     return 0
 

@@ -10,6 +10,7 @@ from megatron_huatuo.config import above_zero, at_least, one_of
 from megatron_huatuo.dataset.sampler import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.core.attention_backend import BACKENDS
 from megatron_huatuo.train.config import TrainConfig, TrainingConfig
 
 # Sizes of a matrix product in fp8 are multiples of this: 16 by the hardware, or the block that shares a scale. `delayed`
@@ -51,6 +52,7 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
 
 def _check_choices(config: TrainConfig) -> None:
     training = config.training
+    one_of("model.attention", config.model.attention, BACKENDS)
     one_of("training.precision", training.precision, ("bf16", "fp32"))
     one_of("training.fp8", training.fp8, (None, "hybrid", "e4m3"))
     one_of("training.fp8_recipe", training.fp8_recipe, tuple(FP8_RECIPES))

@@ -16,10 +16,12 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.transformer.module import Float16Module
 
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE_BACKEND
 from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.models.core.gpt import PackedGPTModel
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.train.clock import StepClock
 from megatron_huatuo.train.config import TrainConfig
@@ -35,7 +37,7 @@ class Training:
     """What a rank trains with. `chunks` are the bare models, `wrapped` the same under DistributedDataParallel."""
 
     architecture: Architecture
-    chunks: list[MegatronModule]
+    chunks: list[PackedGPTModel]
     wrapped: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
@@ -100,11 +102,12 @@ def _fp8(config: TrainConfig) -> dict[str, Any]:
     return {"fp8": training.fp8, "fp8_recipe": training.fp8_recipe} if training.fp8 is not None else {}
 
 
-def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.device) -> list[MegatronModule]:
+def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.device) -> list[PackedGPTModel]:
     """The bare model chunks of this rank: one, or one a virtual pipeline stage."""
     parallel = config.parallel
     virtual = parallel.virtual_pipeline_model_parallel_size
     settings: dict[str, Any] = {
+        "attention": config.model.attention,
         "precision": config.training.precision,
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
@@ -118,10 +121,13 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
         # With virtual stages the defaults train wrongly and silently: forward is right, losses are not.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,
+        # As Megatron-LM: no wait for the device after each transfer, outputs freed once they are sent.
+        "batch_p2p_sync": False,
+        "deallocate_pipeline_outputs": True,
         **_recompute(config),
         **_fp8(config),
     }
-    chunks = []
+    chunks: list[PackedGPTModel] = []
     for stage in range(virtual or 1):
         vp_stage = stage if virtual else None
         chunk = build_model(
@@ -132,10 +138,14 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
             **settings,
         )
         chunks.append(chunk.to(device))
+    if chunks[0].attention_backend == TRANSFORMER_ENGINE_BACKEND:
+        # Where no fused kernel fits, Transformer Engine shall refuse instead of falling back to one that stores all scores.
+        # Set before the model is built, it trips an assertion of megatron-core.
+        os.environ["NVTE_UNFUSED_ATTN"] = "0"
     return chunks
 
 
-def _wrap(config: TrainConfig, chunks: list[MegatronModule], device: torch.device) -> list[DistributedDataParallel]:
+def _wrap(config: TrainConfig, chunks: list[PackedGPTModel], device: torch.device) -> list[DistributedDataParallel]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,

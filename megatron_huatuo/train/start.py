@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
+from megatron_huatuo.models.core.isolation import prove_isolation
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.run_files import CONFIG, iteration_of
@@ -65,9 +67,17 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
     if is_log_rank():
         _announce(run)
         _open_run_directory(run)
-    record_start(run.run_dir, run.iteration)
+    record_start(run.run_dir, run.iteration, _prove_isolation(run))
     dist.barrier()
     return run
+
+
+def _prove_isolation(run: Run) -> dict[str, Any] | None:
+    """What the attention of this rank's first chunk was found to do; None where rows are one sequence on request."""
+    if not run.config.data.isolate_documents:
+        return None
+    found = prove_isolation(run.training.chunks[0], run.device)
+    return found.to_plain() if found else None
 
 
 @contextlib.contextmanager

@@ -72,6 +72,8 @@ def test_an_entry_knows_the_fullest_rank_the_time_and_what_saves_will_take(tmp_p
     [start] = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert start["iteration"] == 0 and sum(start["hosts"].values()) == 2
     assert {"torch", "megatron-core", "megatron_huatuo", "Python"} <= start["versions"].keys()
+    assert start["isolation"]["backend"] == "torch" and start["isolation"]["leak"] == 0.0
+    assert start["isolation"]["seconds"] < 5
 
 
 def test_a_trace_of_chosen_steps_is_written_by_every_rank(tmp_path: Path, configure, finish) -> None:

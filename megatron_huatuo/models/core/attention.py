@@ -51,8 +51,6 @@ class PackedAttention(MegatronModule):
         alibi: bool = False,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ConfigError(f"wrong context_parallel_size: got {config.context_parallel_size}, need 1.")
         self.kernel = kernel
         self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.slopes: torch.Tensor | None = None

@@ -83,19 +83,20 @@ def transformer_config(
         "use_cpu_initialization": use_cpu_initialization,
         "perform_initialization": perform_initialization,
         "masked_softmax_fusion": False,
-        **_fusions(),
+        **_fusions(precision, is_deterministic=overrides.get("deterministic_mode", False)),
     }
     return TransformerConfig(**(settings | overrides))
 
 
-def _fusions() -> dict[str, bool]:
+def _fusions(precision: str, *, is_deterministic: bool) -> dict[str, bool]:
     """Compiled pieces pay on GPUs. On a CPU they cost 7 to 31 s at the first step and move gradient norms by 3e-5, so
-    there they are off; the others have a stand-in in `cpu_kernels`."""
+    there they are off; the others have a stand-in in `cpu_kernels`. The fused cross-entropy gives the gradients of logits
+    in bf16, and adds atomically: neither for fp32 nor where every bit must come again."""
     on_gpu = _device() == "cuda"
     return {
         "bias_activation_fusion": True,
         "bias_dropout_fusion": on_gpu,
-        "cross_entropy_loss_fusion": on_gpu,
+        "cross_entropy_loss_fusion": on_gpu and precision == "bf16" and not is_deterministic,
         "apply_rope_fusion": not on_gpu or has_transformer_engine(),
         "gradient_accumulation_fusion": mcore_layers._grad_accum_fusion_available,
     }
@@ -124,10 +125,13 @@ def build_model(
     With `labels` the model gives losses float32 [b, s], without them logits [b, s, vocab_size / TP].
     """
     config = transformer_config(architecture, **settings)
+    backend = choose_backend(
+        attention, device=_device(), alibi=architecture.alibi, precision="bf16" if config.bf16 else "fp32"
+    )
     with_rope = not architecture.alibi
     model = PackedGPTModel(
         config,
-        _block_spec(architecture, config, vp_stage, attention),
+        _block_spec(architecture, config, vp_stage, backend),
         vocab_size=architecture.vocab_size,
         max_sequence_length=architecture.max_position_embeddings,
         pre_process=pre_process,
@@ -147,6 +151,7 @@ def build_model(
         )
     if architecture.norm_head and post_process:
         model.output_layer = NormHead.from_linear(model.output_layer)
+    model.attention_backend = backend
     _mark_tensor_parallel_weights(model)
     return model
 
@@ -162,21 +167,20 @@ def _mark_tensor_parallel_weights(model: PackedGPTModel) -> None:
 
 
 def _block_spec(
-    architecture: Architecture, config: TransformerConfig, vp_stage: int | None, attention: str
+    architecture: Architecture, config: TransformerConfig, vp_stage: int | None, backend: str
 ) -> TransformerBlockSubmodules:
     device = _device()
-    precision = "bf16" if config.bf16 else "fp32"
-    backend = choose_backend(attention, device=device, alibi=architecture.alibi, precision=precision)
-    layer, norm = _layer_spec(device)
+    layer, norm = _layer_spec(device, is_bf16=config.bf16)
     attention_parts = layer.submodules.self_attention.submodules
     attention_parts.core_attention = core_attention(backend, device=device, alibi=architecture.alibi)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _layer_spec(device: str) -> tuple[ModuleSpec, type]:
-    """(layer, final norm): Transformer Engine's on a GPU that has it, else megatron-core's own with our norm."""
-    if device == "cuda" and has_transformer_engine():
+def _layer_spec(device: str, *, is_bf16: bool) -> tuple[ModuleSpec, type]:
+    """(layer, final norm): Transformer Engine's on a GPU that has it, else megatron-core's own with our norm. Transformer
+    Engine multiplies fp32 in TF32, ten bits of mantissa, so such runs have megatron-core's."""
+    if device == "cuda" and is_bf16 and has_transformer_engine():
         from megatron_huatuo.models.core import transformer_engine
 
         return transformer_engine.layer_spec(), transformer_engine.FinalNorm

@@ -16,6 +16,8 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 class PackedGPTModel(GPTModel):
     """megatron-core's model; `loss_positions` of a call says where losses are wanted."""
 
+    attention_backend: str
+    """Which attention its layers use: one of `attention_backend.BACKENDS`, never "auto"."""
     _loss_positions: torch.Tensor | None = None
 
     def forward(self, *inputs: Any, loss_positions: torch.Tensor | None = None, **settings: Any) -> torch.Tensor:

@@ -42,6 +42,13 @@ def initialize_overlap(*, tokens: int, hidden_size: int, tensor_model_parallel_s
     )
 
 
+def destroy_overlap() -> None:
+    """Free the buffers of `initialize_overlap`, before the process groups end that they were made with."""
+    from transformer_engine.pytorch.module import base
+
+    base.destroy_ub()
+
+
 class PackedTEAttention(TEDotProductAttention):
     """Takes the project's packed rows (sbhd with cumulative lengths) and gives Transformer Engine its thd layout.
 

@@ -6,9 +6,10 @@ import doctest
 
 import pytest
 import torch
+from packaging.version import Version
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.core import alibi
+from megatron_huatuo.models.core import alibi, attention_backend
 from megatron_huatuo.models.core.attention import Segments
 from megatron_huatuo.models.core.attention_backend import choose_backend
 from megatron_huatuo.models.core.attention_flex import attend_with_flex
@@ -95,3 +96,40 @@ def test_backend_is_chosen_by_device_and_need() -> None:
         choose_backend("transformer_engine", device="cuda", alibi=False, precision="fp32")
     with pytest.raises(ConfigError, match="need one of auto, transformer_engine, flash_attn, torch"):
         choose_backend("xformers", device="cuda", alibi=False, precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("engine", "flash", "capability", "chosen"),
+    [
+        ("2.11.0", "2.8.3", (8, 0), "transformer_engine"),
+        ("2.11.0", None, (8, 0), "torch"),  # it would fall back to its unfused kernel without a word
+        ("2.11.0", "2.8.3.post2", (8, 0), "flash_attn"),
+        ("2.11.0", None, (9, 0), "transformer_engine"),
+        ("2.20.0", "2.8.3", (9, 0), "flash_attn"),
+        ("2.8.0", "2.8.3", (9, 0), "flash_attn"),
+        (None, "2.8.3", (9, 0), "flash_attn"),
+    ],
+)
+def test_transformer_engine_is_taken_where_its_fused_kernels_fit(
+    engine: str | None, flash: str | None, capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"transformer-engine": engine, "flash-attn": flash}
+    monkeypatch.setattr(
+        attention_backend, "_version_of", lambda name: Version(versions[name]) if versions[name] else None
+    )
+    monkeypatch.setattr(
+        attention_backend,
+        "import_obstacle",
+        lambda module: None if versions[module.partition(".")[0].replace("_", "-")] else f"no {module}",
+    )
+    attention_backend.engine_version_obstacle.cache_clear()
+    try:
+        asked = {"device": "cuda", "alibi": False, "precision": "bf16", "capability": capability}
+        assert choose_backend("auto", **asked) == chosen
+        if engine and chosen != "transformer_engine":
+            with pytest.raises(
+                ConfigError, match=r"(flash-attn 2\.8\.3 at most, and there is|untested with megatron-core)"
+            ):
+                choose_backend("transformer_engine", **asked)
+    finally:
+        attention_backend.engine_version_obstacle.cache_clear()

@@ -101,8 +101,6 @@ def test_wrong_settings_are_refused(alone: None) -> None:
         )
     with pytest.raises(ConfigError, match="wrong precision: got 'fp16', need one of fp32, bf16"):
         build_model(get_preset("toy"), precision="fp16")
-    with pytest.raises(ConfigError, match="wrong context_parallel_size: got 2, need 1"):
-        build_model(get_preset("toy"), context_parallel_size=2)
 
 
 def test_every_published_vocabulary_divides_over_the_ranks_of_a_machine() -> None:

@@ -93,7 +93,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"parallel.tensor_model_parallel_size": 4}, r"got 4, but num_attention_heads is 6. Use one of \[1, 2\]"),
     ({"parallel.pipeline_model_parallel_size": 4}, r"got 4, but there are 2 layers. Use one of \[1, 2\]"),
     ({"parallel.pipeline_model_parallel_size": 3}, r"wrong number of ranks: got 4, need a multiple of .* = 3"),
-    ({"parallel.context_parallel_size": 2}, r"wrong parallel.context_parallel_size: got 2, need 1"),
+    ({"model.attention": "xformers"}, r"wrong model.attention: got 'xformers', need one of auto, transformer_engine"),
     (
         {"parallel.sequence_parallel": True},
         r"wrong parallel.sequence_parallel: got true with tensor_model_parallel_size 1",

@@ -32,7 +32,6 @@ def test_splits_that_work_pass(sizes: tuple[int, int, int | None]) -> None:
         ({"tensor_model_parallel_size": 0}, "tensor_model_parallel_size: got 0, need 1 or more"),
         ({"tensor_model_parallel_size": 3}, r"got 3, but num_attention_heads is 56\. Use one of \[1, 2, 4, 8\]"),
         ({"pipeline_model_parallel_size": 7}, r"got 7, but there are 60 layers\. Use one of \[1, 2, 3, 4, 5, 6, 10"),
-        ({"context_parallel_size": 2}, "context_parallel_size: got 2, need 1"),
         ({"sequence_parallel": True}, "sequence_parallel: got true with tensor_model_parallel_size 1"),
         ({"virtual_pipeline_model_parallel_size": 2}, "got 2 with 1 stages, need 2 or more of both"),
         (

@@ -15,7 +15,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.parallel.host import resolve_device
 from tests.distributed.engine import make_config, read_log
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 # A package that can be imported, and whose parts end the process when they are called.
