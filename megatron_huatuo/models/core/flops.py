@@ -23,6 +23,7 @@ PEAK_BF16_FLOPS_PER_S = {
     "H800": 989e12,
     "H200": 989e12,
     "GH200": 989e12,
+    "B200": 2250e12,
 }
 """Dense bf16 matrix rates from the vendor's data sheets, without sparsity; longer names are matched first."""
 

@@ -15,7 +15,8 @@ import yaml
 
 from megatron_huatuo.blend.blend_settings import read_blend_config
 from megatron_huatuo.plan.gpus import get_gpu
-from megatron_huatuo.plan.plan import Cluster, check_plan, plan_run
+from megatron_huatuo.plan.layouts import check_plan
+from megatron_huatuo.plan.plan import Cluster, PlannedData, plan_run
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
 
@@ -70,7 +71,7 @@ def test_no_published_size_can_train_on_cpus_by_mistake(name: str, world_size: i
 
 @pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
 def test_config_is_planned_to_fit_and_says_how_much(name: str, world_size: int, preset: str) -> None:
-    plan = plan_run(load_config(name), Cluster(get_gpu("a100-80gb"), world_size), seq_length=4096, rows=None)
+    plan = plan_run(load_config(name), Cluster(get_gpu("a100-80gb"), world_size), PlannedData(None, 4096))
     check_plan(plan)
     text = (EXAMPLES / name).read_text()
     assert f"Planned: {plan.memory.total / 2**30:.0f} of 79 GiB" in text
@@ -80,7 +81,7 @@ def test_config_is_planned_to_fit_and_says_how_much(name: str, world_size: int, 
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h100"])
 @pytest.mark.parametrize(("name", "world_size", "preset"), SIZES)
 def test_table_of_planned_figures_is_what_the_plan_says(name: str, world_size: int, preset: str, gpu: str) -> None:
-    plan = plan_run(load_config(name), Cluster(get_gpu(gpu), world_size), seq_length=4096, rows=None)
+    plan = plan_run(load_config(name), Cluster(get_gpu(gpu), world_size), PlannedData(None, 4096))
     hours = 1e9 / (plan.tokens_per_s_per_gpu * world_size) / 3600
     cells = [
         name.removesuffix(".yaml"),
