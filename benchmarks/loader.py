@@ -17,7 +17,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from benchmarks.measure import interleave, rate_record
 from benchmarks.sample import build_sample_blend
 from megatron_huatuo.dataset.batch import build_batch
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 
 _PACKAGES = ("numpy", "torch", "megatron-core")
 _SEQ_LENGTH = 4096

@@ -26,7 +26,7 @@ from benchmarks.ranks import on_ranks
 from benchmarks.recipe import build_recipe_blend
 from megatron_huatuo.checkpoint.save import SaveError
 from megatron_huatuo.dataset.batch import Batch, StepBatches
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.parallel.host import enable_device

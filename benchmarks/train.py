@@ -29,8 +29,8 @@ from megatron.core import parallel_state
 from benchmarks.measure import surroundings
 from benchmarks.sample import build_sample_blend
 from megatron_huatuo.dataset.batch import Batch, build_batch
-from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.log import silence_known_warnings
 from megatron_huatuo.models.architecture import Architecture

@@ -17,6 +17,7 @@ from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.indexed import IndexedReader, index_paths
 from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.targets import DocumentsInRows
 
 _log = get_logger(__name__)
 
@@ -103,20 +104,16 @@ def open_source(source: BlendSource, seq_length: int) -> OpenSource:
         raise IntegrityError(
             f"source {source.name!r}: {error}{hint if os.path.exists(shorter + '.idx') else ''}"
         ) from error
-    full = index.document_lengths()
+    documents = DocumentsInRows(index, seq_length)
+    full = documents.full_lengths()
     empty = np.flatnonzero(full < 1)
     if len(empty):
         raise DataError(f"source {source.name!r}: document {empty[0]} is empty ({source.path_prefix}). Index it again.")
-    usable = None
-    if int(full.max(initial=0)) > seq_length:
-        lost = (full > seq_length) & (index.context_lengths() >= seq_length - 1)
-        if lost.any():
-            usable = np.flatnonzero(~lost)
     return OpenSource(
         name=source.name,
         path_prefix=source.path_prefix,
-        num_documents=len(index),
-        usable=usable,
+        num_documents=len(documents),
+        usable=documents.drawable(),
         lengths=np.minimum(full, seq_length).astype(np.int32),
         full_lengths=full,
         fingerprint=index_fingerprint(index, source.name),

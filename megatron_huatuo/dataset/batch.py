@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_huatuo.dataset.packed_rows import PackedRows, Row
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import PackedRows, Row
 
 _POSITIONS = 128
 
@@ -24,7 +24,7 @@ _POSITIONS = 128
 class Batch:
     """One micro-batch; b = micro_batch_size, L = seq_length.
 
-    tokens, labels, position_ids: int64 [b, L]. loss_mask: float32 [b, L]. source_of_token: int64 [b, L], -1 in padding.
+    tokens, labels: int64 [b, L]. loss_mask: float32 [b, L]. source_of_token: int64 [b, L], -1 in padding.
     loss_positions: int64 [t], where logits are computed: ascending numbers of positions of the hidden states [L, b].
     """
 
@@ -32,7 +32,6 @@ class Batch:
     labels: torch.Tensor
     loss_mask: torch.Tensor
     loss_positions: torch.Tensor
-    position_ids: torch.Tensor
     source_of_token: torch.Tensor
     packed_seq_params: PackedSeqParams | None
 
@@ -43,7 +42,6 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
     bounds = [row.document_bounds if isolate_documents else np.array([0, length], np.int32) for row in rows]
     offsets = [b[:-1] + i * length for i, b in enumerate(bounds)]
     cu_seqlens = np.concatenate([*offsets, np.array([len(rows) * length], np.int32)]).astype(np.int32)
-    positions = np.stack([_positions(b, length) for b in bounds])
     packed = None
     if isolate_documents:
         longest = int(np.diff(cu_seqlens).max())
@@ -61,15 +59,9 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
         labels=stack([row.labels for row in rows]),
         loss_mask=torch.from_numpy(loss_mask).to(device, non_blocking=True),
         loss_positions=torch.from_numpy(_loss_positions(loss_mask)).to(device, non_blocking=True),
-        position_ids=torch.from_numpy(positions).to(device, non_blocking=True),
         source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
         packed_seq_params=packed,
     )
-
-
-def _positions(bounds: np.ndarray, length: int) -> np.ndarray:
-    """int64 [L]: 0, 1, 2 … from the start of each document."""
-    return np.arange(length, dtype=np.int64) - np.repeat(bounds[:-1], np.diff(bounds)).astype(np.int64)
 
 
 def _loss_positions(loss_mask: np.ndarray) -> np.ndarray:

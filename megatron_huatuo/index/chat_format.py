@@ -1,9 +1,10 @@
-"""The recipe's chat format: conversation -> segments with modes -> labels and loss mask.
+"""The recipe's chat format: conversation -> segments with modes.
 
 `<问>：{question}\\n<答>：{answer}`, turns joined by "\\n", no system prompt, no bos. Segments are encoded one by one, so
 that training sees the very ids that a served prompt gives; mode 0 is context (question and role tags), mode 1 an
-answer. The end-of-document id (eos) closes the last answer only, yet it is the *target* of the last token of every
-answer. Invariant: text inside a value never changes a mode and never yields an eos. Facts: docs/data_formats.md.
+answer. The end-of-document id (eos) closes the last answer only; that it is the *target* of the last token of every
+answer is decided in storage/targets.py. Invariant: text inside a value never changes a mode and never yields an eos.
+Facts: docs/data_formats.md.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.records import Conversation, Turn
+from megatron_huatuo.storage.targets import CONTEXT, TRAINED
 
 if TYPE_CHECKING:
     from megatron_huatuo.index.tokenizer import Tokenizer
@@ -38,7 +40,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '" + ANSWER_TAG.replace("\n", "\\n") + "' -}}{%- endif -%}"
 )
-CONTEXT, TRAINED = 0, 1
 _NOTHING = np.zeros(0, dtype=np.int32)
 
 
@@ -176,51 +177,3 @@ def count_template_mismatches(
     whole = tokenizer.encode_batch(texts) if texts else []
     stored = (encoded.tokens[starts[number] : ends[number] - 1] for number in chosen)
     return len(texts), sum(not np.array_equal(one, other) for one, other in zip(whole, stored, strict=True))
-
-
-def targets_of(
-    tokens: NDArray[Any], modes: NDArray[Any], eos: int, cu_seqlens: NDArray[Any] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Labels and loss mask of one document, or of a packed row of documents.
-
-    tokens, modes: [length]; cu_seqlens: [num_documents + 1], where each document of the row starts, first 0, last
-    length; None means one document. Returns labels int64 [length] and loss_mask float32 [length], 1 where the label
-    counts. labels[t] = tokens[t+1] with loss_mask[t] = modes[t+1] inside a document; the last token of an earlier
-    answer (mode 1 before mode 0) has target eos; the last place of a document has no target.
-
-    >>> import numpy as np
-    >>> labels, mask = targets_of(np.array([11, 12, 21, 22, 13, 23, 2]), np.array([0, 0, 1, 1, 0, 1, 1]), eos=2)
-    >>> labels.tolist(), mask.astype(int).tolist()
-    ([12, 21, 22, 2, 23, 2, 2], [0, 1, 1, 1, 1, 1, 0])
-    """
-    labels = np.full(len(tokens), eos, dtype=np.int64)
-    loss_mask = np.zeros(len(tokens), dtype=np.float32)
-    if len(tokens) == 0:
-        return labels, loss_mask
-    trained = np.asarray(modes) == TRAINED
-    answer_ends = trained[:-1] & ~trained[1:]
-    labels[:-1] = np.where(answer_ends, eos, tokens[1:])
-    loss_mask[:-1] = trained[1:] | answer_ends
-    last = len(tokens) - 1 if cu_seqlens is None else np.asarray(cu_seqlens)[1:] - 1
-    labels[last] = eos
-    loss_mask[last] = 0
-    return labels, loss_mask
-
-
-def cut_document(
-    tokens: NDArray[Any], modes: NDArray[Any], seq_length: int, eos: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A document that fits a row: unchanged, or tokens[:seq_length-1] + eos.
-
-    The eos takes the mode of the token whose place it takes, so a cut answer learns to end and a cut question does
-    not. Whether anything is left to train on: `IndexedReader.context_lengths() < seq_length - 1`.
-
-    >>> import numpy as np
-    >>> [part.tolist() for part in cut_document(np.array([5, 6, 7, 8, 2]), np.array([0, 1, 1, 1, 1]), 4, eos=2)]
-    [[5, 6, 7, 2], [0, 1, 1, 1]]
-    """
-    if len(tokens) <= seq_length:
-        return tokens, modes
-    cut = np.array(tokens[:seq_length])
-    cut[-1] = eos
-    return cut, modes[:seq_length]

@@ -16,6 +16,7 @@ from megatron_huatuo.blend.schedule_counts import count_sources
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.targets import DocumentsInRows
 
 _BLOCK = 1 << 24
 
@@ -71,10 +72,11 @@ class BlendView:
         seq_length = self._blend.seq_length
         documents = []
         for source, number in self._blend.documents_of(row):
-            tokens, _ = self._index(source).document(number)
-            length = min(len(tokens), seq_length)
-            kept = tokens if len(tokens) <= seq_length else tokens[: seq_length - 1]
-            documents.append(RowDocument(self.names[source], number, length, len(tokens) - length, kept))
+            here = DocumentsInRows(self._index(source), seq_length)
+            tokens, _, _ = here.read(number)
+            cut = int(here.full_lengths([number])[0]) - len(tokens)
+            kept = tokens[:-1] if cut and here.rule.cut_ends_with_eos else tokens
+            documents.append(RowDocument(self.names[source], number, len(tokens), cut, kept))
         return RowContent(row, documents, seq_length - sum(document.length for document in documents))
 
     def places(self, source: str, document: int) -> list[Place]:

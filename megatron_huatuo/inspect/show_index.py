@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError, HuatuoError
-from megatron_huatuo.index.chat_format import TRAINED
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.inspect.show_manifest import describe_manifest
 from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.targets import TRAINED
 
 
 def describe_index(path_prefix: str | os.PathLike[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.arrays import map_array
@@ -161,9 +161,12 @@ class IndexedReader:
         pointers = np.where(boundaries > last, self.tokens.nbytes, pointers)
         return np.asarray(pointers // self.dtype.itemsize, dtype=np.int64)
 
-    def document_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document, stored eos included: int64 [num_documents]. O(num_documents)."""
-        return np.diff(self._starts(self.document_indices))
+    def document_lengths(self, documents: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Tokens of these documents (None: of all), stored eos included: int64, in the order given."""
+        if documents is None:
+            return np.diff(self._starts(self.document_indices))
+        documents = np.asarray(documents, np.int64)
+        return self._starts(self.document_indices[documents + 1]) - self._starts(self.document_indices[documents])
 
     def context_lengths(self) -> NDArray[np.int64]:
         """Tokens of each document before its first trained one, all of them where there is none: int64 [num_documents].

@@ -32,6 +32,7 @@ from megatron_huatuo.storage.indexed import (
     token_dtype,
 )
 from megatron_huatuo.storage.manifest import sealed, write_json
+from megatron_huatuo.storage.targets import HUATUO_RULE, TargetRule, count_targets, segment_targets
 
 _BLOCK_TOKENS = 1 << 20
 
@@ -40,12 +41,13 @@ class IndexedWriter:
     """Write one index as a stream; memory does not grow with it, and nothing has a final name before `finish`.
 
     Use as a context manager: leaving it without `finish` removes everything that was written.
-    vocab_size: ids must be below it; it also chooses the dtype (`token_dtype`).
+    vocab_size: ids must be below it; it also chooses the dtype (`token_dtype`). rule: that of the chat format that the
+    manifest will name; `trained_tokens` is counted by it.
     Cost: hashing dominates (about 1 GB/s of ids); give many documents a call.
     """
 
-    def __init__(self, path_prefix: str | PathLike[str], vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, path_prefix: str | PathLike[str], vocab_size: int, *, rule: TargetRule = HUATUO_RULE) -> None:
+        self.vocab_size, self._rule = vocab_size, rule
         self.dtype = token_dtype(vocab_size)
         self.documents = self.sequences = self.tokens = self.trained_tokens = 0
         self._targets = index_paths(path_prefix)
@@ -94,7 +96,11 @@ class IndexedWriter:
         self.documents += len(counts)
         self.sequences += len(lengths)
         self.tokens += len(tokens)
-        self.trained_tokens += _num_targets(lengths, modes, counts)
+        self.trained_tokens += self._count_targets(lengths, modes, counts)
+
+    def _count_targets(self, lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]) -> int:
+        found = segment_targets(np.zeros_like(lengths), lengths, modes, counts, rule=self._rule, eos=0)
+        return int(count_targets(found).sum())
 
     def _check(
         self, tokens: NDArray[Any], lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]
@@ -210,12 +216,3 @@ class IndexedWriter:
         for block in self._modes.blocks("i1"):
             idx.write(block)
         return idx
-
-
-def _num_targets(lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]) -> int:
-    """Places with a loss: every trained token but a document's first, and the eos that ends each earlier answer."""
-    ends = np.cumsum(counts)
-    answer_ends = (modes[:-1] == 1) & (modes[1:] == 0)
-    answer_ends[ends[:-1] - 1] = False
-    first_trained = int((modes[ends - counts] == 1).sum())
-    return int(lengths[modes == 1].sum()) - first_trained + int(answer_ends.sum())

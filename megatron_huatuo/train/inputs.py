@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_huatuo.checkpoint.hf_weight_files import open_weights
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.storage.run_files import CHECKPOINTS, complete_checkpoints
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import find_first_weights

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 
 from megatron_huatuo.config import dump_yaml
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import ConfigError, HuatuoError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.attention_backend import has_transformer_engine

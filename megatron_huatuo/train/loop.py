@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_huatuo.dataset.batch import StepBatches
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.train import metrics

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.checkpoint.layout import latest_disagrees, published_but_torn
 from megatron_huatuo.checkpoint.store import newest_sound_checkpoint
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture

@@ -7,7 +7,7 @@ model. Each refusal names the key, the value and what would work.
 from __future__ import annotations
 
 from megatron_huatuo.config import above_zero, at_least, one_of
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import BACKENDS

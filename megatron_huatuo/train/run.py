@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.storage.run_files import CHECKPOINTS
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.received import ReceivedRates

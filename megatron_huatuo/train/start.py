@@ -13,8 +13,8 @@ from megatron.core import parallel_state
 
 from megatron_huatuo.checkpoint.store import load_training_state
 from megatron_huatuo.config import dump_yaml
-from megatron_huatuo.dataset.packed_rows import PackedRows
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture

@@ -67,7 +67,7 @@ def forward_step(data: Iterator[Batch], model: Any, *, num_sources: int) -> tupl
     batch = next(data)
     output = model(
         batch.tokens,
-        batch.position_ids,
+        None,  # position ids, which rotary and ALiBi positions do not read
         None,
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from megatron_huatuo.blend import pack_rows
 from megatron_huatuo.dataset.batch import build_batch
-from megatron_huatuo.dataset.packed_rows import Row, empty_row, fill_row
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import Row, empty_row, read_row
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.targets import DocumentsInRows
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.step import run_microbatches
 
@@ -26,19 +27,19 @@ class HeldOut:
 
     def __init__(self, name: str, path_prefix: str, seq_length: int, tokenizer_sha256: str, eos_id: int) -> None:
         self.name, self._seq_length, self._eos_id = name, seq_length, eos_id
-        self._index = IndexedReader(path_prefix)
-        if self._index.manifest is None:
+        index = IndexedReader(path_prefix)
+        if index.manifest is None:
             raise DataError(
                 f"validation source {name} has no manifest: {path_prefix}.json. Index it with tools/preprocess_data.py."
             )
-        found = self._index.manifest["tokenizer"]["sha256"]
+        found = index.manifest["tokenizer"]["sha256"]
         if found != tokenizer_sha256:
             raise DataError(
                 f"validation source {name} has another tokenizer: got {found[:12]}, need {tokenizer_sha256[:12]} "
                 f"({path_prefix}). Index it with the blend's tokenizer."
             )
-        lengths = np.minimum(self._index.document_lengths(), seq_length)
-        self._order, self._row_start = pack_rows(lengths, seq_length, 1)
+        self._documents = DocumentsInRows(index, seq_length)
+        self._order, self._row_start = pack_rows(self._documents.lengths(), seq_length, 1)
 
     def __len__(self) -> int:
         return len(self._row_start) - 1
@@ -47,8 +48,8 @@ class HeldOut:
         """Row number `row`; beyond the last one, an empty row."""
         if row >= len(self):
             return empty_row(self._seq_length, self._eos_id)
-        documents = self._order[self._row_start[row] : self._row_start[row + 1]]
-        return fill_row([(*self._index.document(int(d)), 0) for d in documents], self._seq_length, self._eos_id)
+        numbers = self._order[self._row_start[row] : self._row_start[row + 1]]
+        return read_row([self._documents], np.zeros_like(numbers), numbers, self._seq_length, self._eos_id)
 
 
 def validate_on(

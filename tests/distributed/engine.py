@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.storage.run_files import resolve_checkpoint

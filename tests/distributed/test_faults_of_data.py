@@ -12,7 +12,7 @@ import pytest
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_replan import replan_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer

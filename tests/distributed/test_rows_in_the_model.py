@@ -17,7 +17,7 @@ from tests.distributed.runner import run_ranks
 
 def build(config: Any):
     """(rows, model) of one rank, as a run has them."""
-    from megatron_huatuo.dataset.packed_rows import PackedRows
+    from megatron_huatuo.dataset.rows import PackedRows
     from megatron_huatuo.parallel.host import enable_device
     from megatron_huatuo.parallel.process_groups import initialize_process_groups
     from megatron_huatuo.train.setup import build_training
@@ -33,7 +33,7 @@ def run_model(model: Any, rows: list[Any], *, isolate: bool = True) -> tuple[np.
     from megatron_huatuo.dataset.batch import build_batch
 
     batch = build_batch(rows, torch.device("cpu"), isolate_documents=isolate)
-    inputs = (batch.tokens, batch.position_ids, None)
+    inputs = (batch.tokens, None, None)
     with torch.no_grad():
         logits = model(*inputs, packed_seq_params=batch.packed_seq_params)
         losses = model(*inputs, labels=batch.labels, packed_seq_params=batch.packed_seq_params)
@@ -128,7 +128,7 @@ def _with_and_without_other_logits(config: Any) -> list[tuple[np.ndarray, dict[s
             weight.grad = None
         losses = model(
             batch.tokens,
-            batch.position_ids,
+            None,
             None,
             labels=batch.labels,
             packed_seq_params=batch.packed_seq_params,

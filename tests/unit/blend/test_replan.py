@@ -14,7 +14,7 @@ import yaml
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_replan import replan_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.storage.blend_files import blend_sha256
 from megatron_huatuo.storage.manifest import read_manifest, verify_files

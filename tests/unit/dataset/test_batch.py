@@ -1,25 +1,24 @@
-"""Rows to tensors: bounds over the flattened batch, positions inside documents, and reading ahead."""
+"""Rows to tensors: bounds over the flattened batch, places of the loss, and reading ahead."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from megatron_huatuo.dataset.batch import StepBatches, build_batch
-from megatron_huatuo.dataset.packed_rows import PackedRows, empty_row, fill_row
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
+from megatron_huatuo.dataset.rows import PackedRows, empty_row
+from tests.unit.dataset.hand_rows import row_of
 
 CPU = torch.device("cpu")
-ROW = fill_row([(np.array([11, 21, 2]), np.array([0, 1, 1]), 0), (np.array([12, 2]), np.array([0, 1]), 1)], 6, 2)
+ROW = row_of([([11, 21, 2], [0, 1, 1], 0), ([12, 2], [0, 1], 1)], 6)
 
 
 def test_a_batch_of_two_rows_by_hand() -> None:
     batch = build_batch([ROW, empty_row(6, 2)], CPU)
     assert batch.tokens.tolist() == [[11, 21, 2, 12, 2, 2], [2] * 6]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
     packed = batch.packed_seq_params
     assert packed is not None and packed.qkv_format == "sbhd"
     assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == [0, 3, 5, 6, 12]
@@ -43,7 +42,6 @@ def test_logits_are_wanted_at_every_trained_position_and_at_few_others(sample_bl
 def test_without_isolation_a_row_is_one_sequence() -> None:
     batch = build_batch([ROW], CPU, isolate_documents=False)
     assert batch.packed_seq_params is None
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("jump", [False, True])

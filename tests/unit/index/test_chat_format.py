@@ -11,15 +11,14 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index import chat_format
 from megatron_huatuo.index.chat_format import (
     count_template_mismatches,
-    cut_document,
     encode_conversations,
     encode_tag,
     render,
     segment_texts,
-    targets_of,
 )
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.storage.records import Conversation, Turn
+from tests.unit.dataset.hand_rows import targets_of
 from tests.unit.index.hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG, character_model, save_tokenizer
 
 
@@ -37,7 +36,7 @@ def split_documents(encoded):
 
 def test_worked_examples_hold():
     assert doctest.testmod(chat_format).failed == 0
-    assert doctest.testmod(chat_format).attempted >= 5
+    assert doctest.testmod(chat_format).attempted >= 1
 
 
 def test_one_turn_by_hand(by_hand):
@@ -46,10 +45,9 @@ def test_one_turn_by_hand(by_hand):
     assert encoded.sequence_lengths.tolist() == [11, 3]
     assert encoded.sequence_modes.tolist() == [0, 1]
     assert encoded.sequences_per_document.tolist() == [2]
-    labels, loss_mask = targets_of(encoded.tokens, split_documents(encoded)[0][1], EOS)
-    assert labels.tolist() == [4, 5, 6, 9, 10, *ANSWER_TAG, 11, 12, EOS, EOS]
-    assert loss_mask.tolist() == [0] * 10 + [1, 1, 1, 0]
-    assert labels.dtype == np.int64 and loss_mask.dtype == np.float32
+    _, labels, loss_mask = targets_of(encoded.tokens.tolist(), split_documents(encoded)[0][1].tolist())
+    assert labels == [4, 5, 6, 9, 10, *ANSWER_TAG, 11, 12, EOS, EOS]
+    assert loss_mask == [0] * 10 + [1, 1, 1, 0]
 
 
 def test_two_turns_by_hand(by_hand):
@@ -60,9 +58,9 @@ def test_two_turns_by_hand(by_hand):
     assert encoded.tokens.tolist() == first + second
     assert encoded.sequence_lengths.tolist() == [11, 2, 11, 2]
     assert encoded.sequence_modes.tolist() == [0, 1, 0, 1]
-    labels, loss_mask = targets_of(encoded.tokens, split_documents(encoded)[0][1], EOS)
-    assert labels.tolist() == [*first[1:], EOS, *second[1:], EOS]
-    assert loss_mask.tolist() == [0] * 10 + [1, 1, 1] + [0] * 10 + [1, 1, 0]
+    _, labels, loss_mask = targets_of(encoded.tokens.tolist(), split_documents(encoded)[0][1].tolist())
+    assert labels == [*first[1:], EOS, *second[1:], EOS]
+    assert loss_mask == [0] * 10 + [1, 1, 1] + [0] * 10 + [1, 1, 0]
 
 
 def test_published_tokenizer_by_hand(baichuan2):
@@ -82,57 +80,6 @@ def test_published_tokenizer_by_hand(baichuan2):
     assert count_template_mismatches(
         [talk("头痛", "休息")], encode_conversations([talk("头痛", "休息")], tokenizer), tokenizer, 1
     ) == (1, 0)
-
-
-def test_a_row_of_documents_has_no_target_across_their_bounds(by_hand):
-    encoded = encode_conversations([talk("头痛", "休息"), talk("药", "不", "药", "不")], load_tokenizer(by_hand))
-    parts = split_documents(encoded)
-    alone = [targets_of(tokens, modes, EOS) for tokens, modes in parts]
-    modes = np.concatenate([modes for _, modes in parts])
-    bounds = np.array([0, len(parts[0][0]), len(modes)])
-    labels, loss_mask = targets_of(encoded.tokens, modes, EOS, cu_seqlens=bounds)
-    assert labels.tolist() == [label for part in alone for label in part[0]]
-    assert loss_mask.tolist() == [value for part in alone for value in part[1]]
-
-
-def naive_targets(tokens, modes, eos):
-    """The rule of docs/data_formats.md, place by place."""
-    labels, loss_mask = [], []
-    for place in range(len(tokens)):
-        if place == len(tokens) - 1:
-            labels.append(eos)
-            loss_mask.append(0)
-        elif modes[place] == 1 and modes[place + 1] == 0:
-            labels.append(eos)
-            loss_mask.append(1)
-        else:
-            labels.append(tokens[place + 1])
-            loss_mask.append(modes[place + 1])
-    return labels, loss_mask
-
-
-rows = st.lists(
-    st.lists(st.tuples(st.integers(0, 999), st.integers(0, 1)), min_size=1, max_size=12), min_size=1, max_size=4
-)
-
-
-@given(documents=rows)
-def test_targets_follow_the_rule_place_by_place(documents):
-    expected = [naive_targets(*zip(*document, strict=True), 2) for document in documents]
-    tokens = np.array([token for document in documents for token, _ in document])
-    modes = np.array([mode for document in documents for _, mode in document], dtype=np.int8)
-    bounds = np.cumsum([0, *(len(document) for document in documents)])
-    labels, loss_mask = targets_of(tokens, modes, 2, cu_seqlens=bounds)
-    assert labels.tolist() == [label for part in expected for label in part[0]]
-    assert loss_mask.tolist() == [value for part in expected for value in part[1]]
-    if len(documents) == 1:
-        alone = targets_of(tokens, modes, 2)
-        assert alone[0].tolist() == labels.tolist() and alone[1].tolist() == loss_mask.tolist()
-
-
-def test_targets_of_nothing_are_nothing():
-    labels, loss_mask = targets_of(np.zeros(0, np.int64), np.zeros(0, np.int8), 2)
-    assert len(labels) == len(loss_mask) == 0
 
 
 # No surrogates (readers refuse them); everything else that people and machines type.
@@ -168,9 +115,10 @@ def test_any_text_gives_the_segments_of_the_recipe_and_one_eos(trained, batch):
         assert tokens.tolist() == [*expected_tokens, tokenizer.eos_id]
         assert modes.tolist() == [*expected_modes, 1]
         assert tokens.tolist().count(tokenizer.eos_id) == 1
-        labels, loss_mask = targets_of(tokens, modes, tokenizer.eos_id)
-        assert loss_mask.sum() == targets
-        assert (labels[loss_mask == 1] == tokenizer.eos_id).sum() == len(conversation.turns) // 2
+        _, labels, loss_mask = targets_of(tokens.tolist(), modes.tolist())
+        assert sum(loss_mask) == targets and tokenizer.eos_id == 2
+        counting = [label for label, counts in zip(labels, loss_mask, strict=True) if counts]
+        assert counting.count(tokenizer.eos_id) == len(conversation.turns) // 2
         assert tokenizer.decode(tokens[:-1].tolist()) == render(conversation.turns)
 
 
@@ -268,19 +216,3 @@ def test_segments_joined_are_the_served_text():
     turns = talk("头痛？", "休息。", "要药吗？", "不用。").turns
     assert segment_texts(turns) == ["<问>：头痛？", "\n<答>：休息。", "\n<问>：要药吗？", "\n<答>：不用。"]
     assert render(turns) == "".join(segment_texts(turns))
-
-
-@given(
-    document=st.lists(st.tuples(st.integers(3, 99), st.integers(0, 1)), min_size=1, max_size=20),
-    length=st.integers(2, 25),
-)
-def test_a_cut_document_keeps_its_head_and_ends_with_eos(document, length):
-    tokens, modes = (np.array(column) for column in zip(*document, strict=True))
-    cut_tokens, cut_modes = cut_document(tokens, modes, length, eos=2)
-    assert len(cut_tokens) == len(cut_modes) == min(length, len(tokens))
-    if len(tokens) <= length:
-        assert cut_tokens.tolist() == tokens.tolist()
-    else:
-        assert cut_tokens.tolist() == [*tokens[: length - 1], 2]
-        assert cut_modes.tolist() == modes[:length].tolist()
-        assert 2 not in tokens, "the document itself is unchanged"

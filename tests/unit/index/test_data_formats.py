@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.chat_format import cut_document, targets_of
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
+from tests.unit.dataset.hand_rows import targets_of
 
 PAGE = (Path(__file__).parents[3] / "docs/data_formats.md").read_text(encoding="utf-8")
 EOS = 2
@@ -24,12 +24,12 @@ def read_table():
 def test_the_tables_labels_follow_from_its_tokens_and_modes():
     place, tokens, modes, labels, loss_mask = read_table()
     assert place.tolist() == list(range(32))
-    found = targets_of(tokens, modes, EOS)
-    assert found[0].tolist() == labels.tolist() and found[1].tolist() == loss_mask.tolist()
+    found = targets_of(tokens.tolist(), modes.tolist())
+    assert list(found) == [tokens.tolist(), labels.tolist(), loss_mask.tolist()]
     assert "takes 32 places and has 7 targets" in PAGE and loss_mask.sum() == 7
-    cut_tokens, cut_modes = cut_document(tokens, modes, 16, EOS)
-    assert cut_tokens.tolist() == [*tokens[:15], EOS]
-    assert targets_of(cut_tokens, cut_modes, EOS)[1].sum() == 4 and "its 4 first targets stay" in PAGE
+    cut_tokens, _, cut_mask = targets_of(tokens.tolist(), modes.tolist(), seq_length=16)
+    assert cut_tokens == [*tokens[:15], EOS]
+    assert sum(cut_mask) == 4 and "its 4 first targets stay" in PAGE
 
 
 def test_the_index_of_the_page_is_written_byte_by_byte(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
-from megatron_huatuo.dataset.packed_rows import PackedRows
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import HuatuoError
 from tests.unit.flips import random_flip
 

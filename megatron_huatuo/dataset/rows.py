@@ -6,6 +6,7 @@ Invariant: row r depends on the blend and r alone, never on ranks, batch sizes o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.index.chat_format import cut_document, targets_of
 from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.targets import DocumentsInRows, Segments, label_tokens
 
 PADDING_SOURCE = -1
 _SUFFIXES = ("bin", "idx")
@@ -50,34 +51,71 @@ def empty_row(seq_length: int, pad_id: int) -> Row:
 
 
 def fill_row(
-    documents: list[tuple[np.ndarray, np.ndarray, int]], seq_length: int, eos_id: int, pad_id: int | None = None
+    tokens: np.ndarray, segments: Segments, source_of_document: np.ndarray, seq_length: int, pad_id: int
 ) -> Row:
     """Place documents one after the other and pad the rest.
 
-    documents: (tokens [n], modes [n], source) each; one longer than the row keeps its first L-1 tokens and an eos.
+    tokens: [n], the stored tokens of the segments, in order; source_of_document: [d].
     Raises: DataError when they do not fit.
     """
-    row = empty_row(seq_length, eos_id if pad_id is None else pad_id)
-    bounds, start = [0], 0
-    for tokens, modes, source in documents:
-        tokens, modes = cut_document(tokens, modes, seq_length, eos_id)
-        end = start + len(tokens)
-        if end > seq_length:
-            raise DataError(
-                f"row overflows: got {end} tokens, need at most {seq_length}. Build the blend again from this index."
-            )
-        labels, loss_mask = targets_of(tokens, modes, eos_id)
-        row.tokens[start:end] = tokens
-        row.labels[start:end] = labels
-        row.loss_mask[start:end] = loss_mask
-        row.source_of_token[start:end] = source
-        start = end
-        bounds.append(end)
-    if start < seq_length and start > 0:
-        bounds.append(seq_length)
-    if start == 0:
-        bounds = [0, seq_length]
-    return Row(row.tokens, row.labels, row.loss_mask, np.array(bounds, np.int32), row.source_of_token)
+    if len(tokens) > seq_length:
+        raise DataError(
+            f"row overflows: got {len(tokens)} tokens, need at most {seq_length}. Build the blend again from this index."
+        )
+    row = empty_row(seq_length, pad_id)
+    if len(tokens) == 0:
+        return row
+    places = slice(0, len(tokens))
+    row.tokens[places], row.labels[places], row.loss_mask[places] = label_tokens(tokens, segments)
+    lengths = _document_lengths(segments)
+    row.source_of_token[places] = np.repeat(source_of_document, lengths)
+    bounds = np.concatenate([[0], np.cumsum(lengths), [seq_length] if len(tokens) < seq_length else []])
+    return Row(row.tokens, row.labels, row.loss_mask, bounds.astype(np.int32), row.source_of_token)
+
+
+def _document_lengths(segments: Segments) -> np.ndarray:
+    """Tokens of each document: int64 [d]."""
+    first = np.cumsum(segments.per_document) - segments.per_document
+    return np.add.reduceat(segments.lengths, first)
+
+
+def read_row(
+    sources: Sequence[DocumentsInRows], source: np.ndarray, number: np.ndarray, seq_length: int, pad_id: int
+) -> Row:
+    """The row that holds these documents in this order; source, number: [d], whole numbers.
+
+    Raises: DataError when they do not fit.
+    """
+    places, parts = [], []
+    for one in np.unique(source):
+        here = np.flatnonzero(source == one)
+        parts.append(sources[one].segments(number[here]))
+        places.append(here)
+    if not parts:
+        return empty_row(seq_length, pad_id)
+    segments = _in_order(places, parts)
+    first = np.cumsum(segments.per_document) - segments.per_document
+    starts, lengths = segments.starts[first], _document_lengths(segments)
+    tokens = np.concatenate(
+        [
+            sources[one].index.tokens[start : start + length]
+            for one, start, length in zip(source.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+    return fill_row(tokens, segments, source, seq_length, pad_id)
+
+
+def _in_order(places: list[np.ndarray], parts: list[Segments]) -> Segments:
+    """Segments of all sources in the order of the row; places: the documents' places in the row, by source."""
+    if len(parts) == 1:
+        return parts[0]
+    per_document = np.concatenate([part.per_document for part in parts])
+    place = np.concatenate(places)
+    by_segment = np.argsort(np.repeat(place, per_document), kind="stable")
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])[by_segment] for name in Segments._fields[:-1]
+    }
+    return Segments(**joined, per_document=per_document[np.argsort(place)])
 
 
 class PackedRows:
@@ -95,6 +133,7 @@ class PackedRows:
         self.directory, self.manifest, self.seq_length = blend.directory, blend.manifest, blend.seq_length
         self.source_names = blend.source_names
         self._indexes = [self._open_index(source) for source in self.manifest["sources"]]
+        self._documents = [DocumentsInRows(index, self.seq_length) for index in self._indexes]
         if verify:
             self._verify(*share)
         self.tokenizer = self._common_tokenizer()
@@ -159,21 +198,17 @@ class PackedRows:
 
     def tokens_in(self, first: int, last: int) -> int:
         """Tokens that are no padding in rows first … last - 1; rows beyond the last one have none."""
+        blend = self._blend
+        entries = slice(*(int(blend.row_start[min(row, len(self))]) for row in (first, last)))
+        source, number = blend.order_source[entries], blend.order_document[entries]
         return sum(
-            min(_length(self._indexes[source], document), self.seq_length)
-            for row in range(first, min(last, len(self)))
-            for source, document in self.documents_of(row)
+            int(documents.lengths(number[source == place]).sum()) for place, documents in enumerate(self._documents)
         )
 
     def row(self, row: int) -> Row:
         """Row number `row`; beyond the last one, an empty row."""
         if row >= len(self):
             return empty_row(self.seq_length, self.eos_id)
-        documents = [(*self._indexes[source].document(number), source) for source, number in self.documents_of(row)]
-        return fill_row(documents, self.seq_length, self.eos_id)
-
-
-def _length(index: IndexedReader, document: int) -> int:
-    """Tokens of one document, without reading them."""
-    sequences = slice(int(index.document_indices[document]), int(index.document_indices[document + 1]))
-    return int(index.sequence_lengths[sequences].sum())
+        entries = self._blend.entries_of(row)
+        source, number = self._blend.order_source[entries], self._blend.order_document[entries]
+        return read_row(self._documents, source, number, self.seq_length, self.eos_id)

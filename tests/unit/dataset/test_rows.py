@@ -11,21 +11,21 @@ import pytest
 
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
-from megatron_huatuo.dataset.packed_rows import PackedRows, empty_row, fill_row
+from megatron_huatuo.dataset.rows import PackedRows, empty_row
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.manifest import sealed
+from tests.unit.dataset.hand_rows import EOS, row_of
 
-EOS = 2
 # tokens, modes (0 context, 1 trained), source
-ONE_TURN = (np.array([11, 12, 21, EOS]), np.array([0, 0, 1, 1]), 3)
-TWO_TURNS = (np.array([13, 22, 14, 23, EOS]), np.array([0, 1, 0, 1, 1]), 5)
-LONG = (np.array([15, 16, 24, 25, 26, 27, EOS]), np.array([0, 0, 1, 1, 1, 1, 1]), 1)
+ONE_TURN = ([11, 12, 21, EOS], [0, 0, 1, 1], 3)
+TWO_TURNS = ([13, 22, 14, 23, EOS], [0, 1, 0, 1, 1], 5)
+LONG = ([15, 16, 24, 25, 26, 27, EOS], [0, 0, 1, 1, 1, 1, 1], 1)
 
 
 def test_a_row_with_padding_by_hand() -> None:
-    row = fill_row([ONE_TURN, TWO_TURNS], 12, EOS)
+    row = row_of([ONE_TURN, TWO_TURNS], 12)
     assert row.tokens.tolist() == [11, 12, 21, 2, 13, 22, 14, 23, 2, 2, 2, 2]
     #      targets: of 12 → 21, of 21 → eos; 13 → 22, 22 → eos (an earlier answer ends), 14 → 23, 23 → eos
     assert row.loss_mask.tolist() == [0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -35,18 +35,18 @@ def test_a_row_with_padding_by_hand() -> None:
 
 
 def test_an_exact_fit_has_no_padding() -> None:
-    row = fill_row([ONE_TURN, TWO_TURNS], 9, EOS)
+    row = row_of([ONE_TURN, TWO_TURNS], 9)
     assert row.document_bounds.tolist() == [0, 4, 9]
     assert (row.source_of_token >= 0).all()
 
 
 def test_one_token_too_many_is_refused() -> None:
     with pytest.raises(DataError, match="row overflows: got 9 tokens, need at most 8"):
-        fill_row([ONE_TURN, TWO_TURNS], 8, EOS)
+        row_of([ONE_TURN, TWO_TURNS], 8)
 
 
 def test_a_long_document_is_cut_and_ends_with_eos() -> None:
-    row = fill_row([LONG], 5, EOS)
+    row = row_of([LONG], 5)
     assert row.tokens.tolist() == [15, 16, 24, 25, EOS]
     assert row.loss_mask.tolist() == [0, 1, 1, 1, 0]
     assert row.labels[:4].tolist() == [16, 24, 25, EOS]
@@ -54,10 +54,10 @@ def test_a_long_document_is_cut_and_ends_with_eos() -> None:
 
 
 def test_padding_can_have_an_id_of_its_own() -> None:
-    assert fill_row([ONE_TURN], 6, EOS, pad_id=9).tokens.tolist() == [11, 12, 21, 2, 9, 9]
+    assert row_of([ONE_TURN], 6, pad_id=9).tokens.tolist() == [11, 12, 21, 2, 9, 9]
 
 
-@pytest.mark.parametrize("row", [empty_row(6, EOS), fill_row([], 6, EOS)])
+@pytest.mark.parametrize("row", [empty_row(6, EOS), row_of([], 6)])
 def test_an_empty_row_trains_on_nothing(row) -> None:
     assert row.tokens.tolist() == [EOS] * 6
     assert row.loss_mask.sum() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_huatuo.dataset.sampler import BatchLayout
+from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.errors import ConfigError
 
 
