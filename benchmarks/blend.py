@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Timing, interleave, surroundings
 from benchmarks.recipe import DOCUMENTS, EPOCHS, PRIORITIES, SIZES, log_normal_lengths, write_sources
+from benchmarks.settings import BlendBenchmark
 from megatron_huatuo.blend.order_draws import Draws, fresh_draws
 from megatron_huatuo.blend.order_plan import OrderPlan
 from megatron_huatuo.blend.row_packing import DEFAULT_WINDOW, pack_rows
@@ -42,26 +43,22 @@ _PACKAGES = ("numpy", "torch", "megatron-core")
 _log = get_logger(__name__)
 
 
-def run(*, full: bool = False, device: str = "cpu", repeats: int = 5) -> list[dict[str, Any]]:
-    """All records of the blend benchmark; about 2 minutes on 2 cores, with `full` about 15.
-
-    full: the sizes of the project's targets (1e8 draws, 1e9 for single blocks) instead of a tenth. device: "cuda" measures
-    the GPU kernel instead, by itself and end to end.
-    """
-    if device == "cuda":
-        return _gpu_records(int(1e9) if full else int(1e8))
-    if device != "cpu":
-        raise ConfigError(f"wrong device: got {device!r}, need 'cpu' or 'cuda'")
+def run(settings: BlendBenchmark) -> list[dict[str, Any]]:
+    """All records of the blend benchmark."""
+    if settings.device == "cuda":
+        return _gpu_records(int(1e9) if settings.full else int(1e8))
+    if settings.device != "cpu":
+        raise ConfigError(f"wrong device: got {settings.device!r}, need 'cpu' or 'cuda'")
     threads = len(os.sched_getaffinity(0))
-    large = 10**8 if full else 10**7
+    large = 10**8 if settings.full else 10**7
     return [
-        _multinomial_record(16_000_000 if full else 4_000_000, threads, repeats),
-        *_megatron_records(large, threads, repeats),
-        _many_sources_record(large, threads, repeats),
+        _multinomial_record(16_000_000 if settings.full else 4_000_000, threads, settings.repeats),
+        *_megatron_records(large, threads, settings.repeats),
+        _many_sources_record(large, threads, settings.repeats),
         _memory_record(large),
-        *_block_records(10**9 if full else 10**8, threads),
-        *_packing_records(10**7 if full else 10**6, repeats),
-        *_build_records(DOCUMENTS if full else DOCUMENTS // 10),
+        *_block_records(10**9 if settings.full else 10**8, threads),
+        *_packing_records(10**7 if settings.full else 10**6, settings.repeats),
+        *_build_records(DOCUMENTS if settings.full else DOCUMENTS // 10),
     ]
 
 

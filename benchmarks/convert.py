@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Timing, interleave, surroundings
+from benchmarks.settings import ConvertBenchmark
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.write_hf_weights import write_weights
@@ -35,25 +36,23 @@ _CHUNK_BYTES = 16 << 20
 _GB = 1e9
 
 
-def run(*, gigabytes: float = 4.0, repeats: int = 5, directory: str | None = None) -> list[dict[str, Any]]:
-    """Import and export against plain copies, and their peak memory at two sizes.
-
-    gigabytes: bf16 weights, 1 or more. directory: where to work (about twice that), default the system's temporary
-    folder. The defaults write about 160 GB.
-    """
-    if gigabytes < 1:
-        raise ConfigError(f"wrong gigabytes: got {gigabytes}, need 1 or more, so that there are layers to convert.")
-    with tempfile.TemporaryDirectory(dir=directory) as name:
+def run(settings: ConvertBenchmark) -> list[dict[str, Any]]:
+    """Import and export against plain copies, and their peak memory at two sizes."""
+    if settings.gigabytes < 1:
+        raise ConfigError(
+            f"wrong gigabytes: got {settings.gigabytes}, need 1 or more, so that there are layers to convert."
+        )
+    with tempfile.TemporaryDirectory(dir=settings.directory) as name:
         folder = Path(name)
         records = []
-        for size, is_timed in ((1.0, False), (gigabytes, True)):
+        for size, is_timed in ((1.0, False), (settings.gigabytes, True)):
             model, checkpoint, out = _write_model(folder / "hf", size), folder / "checkpoint", folder / "out"
             if is_timed:
-                records += _rates("import", model, out, repeats)
+                records += _rates("import", model, out, settings.repeats)
             memory = [_memory("import", size, model, checkpoint)]
             shutil.rmtree(model)
             if is_timed:
-                records += _rates("export", checkpoint, out, repeats)
+                records += _rates("export", checkpoint, out, settings.repeats)
             memory.append(_memory("export", size, checkpoint, out))
             records += memory
             shutil.rmtree(checkpoint)

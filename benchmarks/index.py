@@ -21,6 +21,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from benchmarks.measure import Timing, interleave, peak_mib, rate_record, surroundings
+from benchmarks.settings import IndexBenchmark
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.blocks import CHUNK_BYTES
 from megatron_huatuo.index.build import build_index
@@ -37,28 +38,23 @@ SAMPLE = Path(__file__).parents[1] / "examples/toy_cpu/data"
 _PACKAGES = ("numpy", "sentencepiece", "tokenizers", "torch", "megatron-core")
 
 
-def run(
-    *, tokenizer: str | None = None, megabytes: float = 24, repeats: int = 5, workers: int | None = None
-) -> list[dict[str, Any]]:
-    """All records of the index benchmark; about 100 s with the defaults on 2 cores.
-
-    tokenizer: what `load_tokenizer` takes, default one trained on the sample. megabytes: size of the JSON Lines file.
-    workers: default one per core.
-    """
-    if megabytes < 2:
-        raise ConfigError(f"too little text to measure: got {megabytes} megabytes, need at least 2.")
-    workers = workers or available_cores()
+def run(settings: IndexBenchmark) -> list[dict[str, Any]]:
+    """All records of the index benchmark."""
+    if settings.megabytes < 2:
+        raise ConfigError(f"too little text to measure: got {settings.megabytes} megabytes, need at least 2.")
+    workers = settings.workers or available_cores()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
+        tokenizer = settings.tokenizer
         if tokenizer is None:
             train_tokenizer(_sample_files(), directory / "tokenizer", 3072)
             tokenizer = str(directory / "tokenizer")
         path = directory / "conversations.jsonl"
-        _write_corpus(path, megabytes)
+        _write_corpus(path, settings.megabytes)
         return [
-            *_pipeline_records(path, tokenizer, workers, repeats),
-            _writer_record(directory, load_tokenizer(tokenizer).vocab_size, repeats),
-            _memory_record(directory, tokenizer, megabytes),
+            *_pipeline_records(path, tokenizer, workers, settings.repeats),
+            _writer_record(directory, load_tokenizer(tokenizer).vocab_size, settings.repeats),
+            _memory_record(directory, tokenizer, settings.megabytes),
         ]
 
 

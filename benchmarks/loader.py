@@ -16,6 +16,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from benchmarks.measure import interleave, rate_record
 from benchmarks.sample import build_sample_blend
+from benchmarks.settings import LoaderBenchmark
 from megatron_huatuo.dataset.batch import build_batch
 from megatron_huatuo.dataset.rows import PackedRows
 
@@ -23,15 +24,12 @@ _PACKAGES = ("numpy", "torch", "megatron-core")
 _SEQ_LENGTH = 4096
 
 
-def run(*, rows: int = 200, repeats: int = 5) -> list[dict[str, Any]]:
-    """Rows a second of one thread.
-
-    rows: rows of 4,096 tokens in one timing.
-    """
+def run(settings: LoaderBenchmark) -> list[dict[str, Any]]:
+    """Rows a second of one thread."""
     with tempfile.TemporaryDirectory() as name:
-        epochs = 1 + rows * _SEQ_LENGTH // 20_000
+        epochs = 1 + settings.rows * _SEQ_LENGTH // 20_000
         blend = build_sample_blend(Path(name), seq_length=_SEQ_LENGTH, vocab_size=3072, epochs=epochs)
-        return [_rate(PackedRows(blend), rows, repeats)]
+        return [_rate(PackedRows(blend), settings.rows, settings.repeats)]
 
 
 def _rate(packed: PackedRows, rows: int, repeats: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from benchmarks.measure import surroundings
 from benchmarks.ranks import on_ranks
 from benchmarks.recipe import build_recipe_blend
+from benchmarks.settings import SaveBenchmark
 from megatron_huatuo.checkpoint.save import SaveError
 from megatron_huatuo.dataset.batch import Batch, StepBatches
 from megatron_huatuo.dataset.rows import PackedRows
@@ -46,20 +47,14 @@ _FORMATS = ("routine", "portable")
 _WAYS = ("synchronous", "asynchronous")
 
 
-def run(
-    *, gigabytes: float = 1.2, saves: int = 3, ranks: int = 2, directory: str | None = None
-) -> list[dict[str, Any]]:
-    """Stalls of asynchronous saves against synchronous ones, routine and portable, on the CPU.
-
-    gigabytes: about so much state, weights and optimizer. saves: of each combination, after one that is not counted.
-    ranks: data-parallel ranks. directory: where checkpoints go (twice the state), default the system's temporary folder.
-    """
-    with tempfile.TemporaryDirectory(dir=directory) as name:
+def run(settings: SaveBenchmark) -> list[dict[str, Any]]:
+    """Stalls of asynchronous saves against synchronous ones, routine and portable, on the CPU."""
+    with tempfile.TemporaryDirectory(dir=settings.directory) as name:
         folder = Path(name)
         build_recipe_blend(folder, documents=10_000, seq_length=_SEQ_LENGTH, mean_length=30)
-        write_json(folder / "config.json", config_json(_architecture(gigabytes), "float32"))
-        measured = on_ranks(ranks, _measure, name, ranks, saves)
-    return [_record(kind, measured[0], ranks) for kind in _FORMATS]
+        write_json(folder / "config.json", config_json(_architecture(settings.gigabytes), "float32"))
+        measured = on_ranks(settings.ranks, _measure, name, settings.ranks, settings.saves)
+    return [_record(kind, measured[0], settings.ranks) for kind in _FORMATS]
 
 
 def _architecture(gigabytes: float) -> Architecture:

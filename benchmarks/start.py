@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.measure import surroundings
 from benchmarks.ranks import on_ranks
 from benchmarks.recipe import build_recipe_blend
+from benchmarks.settings import StartBenchmark
 
 TOOL = Path(__file__).parents[1] / "tools" / "train.py"
 _SEQ_LENGTH = 4096
@@ -28,23 +29,20 @@ _MEAN_LENGTH = 280.0
 _TARGET_S = 10.0
 
 
-def run(
-    *, documents: int = 5_713_052, ranks: int = 2, repeats: int = 5, directory: str | None = None
-) -> list[dict[str, Any]]:
-    """Seconds from the imports to the first step of a toy model, every byte of the data hashed and not.
-
-    documents: of nine sources, with log-normal lengths of 280 tokens in the mean, in rows of 4,096. ranks: data-parallel
-    ranks on the CPU, one row each. repeats: runs of each kind, taking turns. directory: where to work, default the
-    system's temporary folder; needs 1.2 kB a document, 6.6 GB with the default.
-    """
+def run(settings: StartBenchmark) -> list[dict[str, Any]]:
+    """Seconds from the imports to the first step of a toy model, every byte of the data hashed and not."""
     runs: dict[bool, list[dict[str, float]]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory(dir=directory) as name:
+    with tempfile.TemporaryDirectory(dir=settings.directory) as name:
         folder = Path(name)
-        blend = build_recipe_blend(folder, documents=documents, seq_length=_SEQ_LENGTH, mean_length=_MEAN_LENGTH)
-        for number in range(repeats):
+        blend = build_recipe_blend(
+            folder, documents=settings.documents, seq_length=_SEQ_LENGTH, mean_length=_MEAN_LENGTH
+        )
+        for number in range(settings.repeats):
             for verify, done in runs.items():
-                done.append(_start(_settings(folder / f"run{number}_{verify}", blend, ranks, verify), ranks))
-    return [_record(verify, done, documents, ranks) for verify, done in runs.items()]
+                done.append(
+                    _start(_settings(folder / f"run{number}_{verify}", blend, settings.ranks, verify), settings.ranks)
+                )
+    return [_record(verify, done, settings.documents, settings.ranks) for verify, done in runs.items()]
 
 
 def _settings(run_dir: Path, blend: Path, ranks: int, verify: bool) -> dict[str, str]:

@@ -28,6 +28,7 @@ from megatron.core import parallel_state
 
 from benchmarks.measure import surroundings
 from benchmarks.sample import build_sample_blend
+from benchmarks.settings import TrainBenchmark
 from megatron_huatuo.dataset.batch import Batch, build_batch
 from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.dataset.rows import PackedRows
@@ -75,28 +76,26 @@ SIZES = {
 }
 
 
-def run(*, size: str = "small", ranks: int = 2, steps: int = 4, repeats: int = 5, device: str = "auto") -> list[dict]:
-    """Train ours and the peer in turn and compare tokens a second.
-
-    size: toy or small for CPUs, 7b-cut for one large GPU. ranks: data-parallel ranks. steps: optimizer steps of one
-    timing. repeats: timings of each. device: auto, cpu or cuda.
-    """
-    if size not in SIZES:
-        raise ConfigError(f"wrong size: got {size!r}, need one of {', '.join(SIZES)}.")
-    chosen = SIZES[size]
-    kind = resolve_device(device)
-    if chosen.global_batch_size % (ranks * chosen.micro_batch_size):
-        raise ConfigError(f"wrong ranks: got {ranks}, need a divisor of {chosen.global_batch_size} rows a step.")
+def run(settings: TrainBenchmark) -> list[dict]:
+    """Train ours and the peer in turn and compare tokens a second."""
+    if settings.size not in SIZES:
+        raise ConfigError(f"wrong size: got {settings.size!r}, need one of {', '.join(SIZES)}.")
+    chosen = SIZES[settings.size]
+    kind = resolve_device(settings.device)
+    if chosen.global_batch_size % (settings.ranks * chosen.micro_batch_size):
+        raise ConfigError(
+            f"wrong ranks: got {settings.ranks}, need a divisor of {chosen.global_batch_size} rows a step."
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        needed = chosen.global_batch_size * steps * (repeats + 1)
+        needed = chosen.global_batch_size * settings.steps * (settings.repeats + 1)
         epochs = 1 + needed * chosen.seq_length // 20_000
         build_sample_blend(folder, seq_length=chosen.seq_length, vocab_size=min(chosen.vocab_size, 3072), epochs=epochs)
         _write_peer(folder / "peer", _architecture(chosen))
-        arguments = (ranks, str(folder), chosen, steps, repeats, kind)
-        multiprocessing.start_processes(_rank, arguments, nprocs=ranks, start_method="spawn")
+        arguments = (settings.ranks, str(folder), chosen, settings.steps, settings.repeats, kind)
+        multiprocessing.start_processes(_rank, arguments, nprocs=settings.ranks, start_method="spawn")
         timings = json.loads((folder / "timings.json").read_text("utf-8"))
-    return _records(timings, size, chosen, ranks, steps, kind)
+    return _records(timings, settings.size, chosen, settings.ranks, settings.steps, kind)
 
 
 def _architecture(size: Size) -> Architecture:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import interleave, peak_mib, rate_record, surroundings
+from benchmarks.settings import UnifyBenchmark
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
@@ -38,36 +39,33 @@ web.run_app(application, host="127.0.0.1", port=0, access_log=None,
 """
 
 
-def run(*, documents: int = 2000, repeats: int = 3) -> list[dict[str, Any]]:
-    """All records of the unify benchmark; about 100 s with the defaults on 2 cores, one of which the endpoint uses.
-
-    documents: passages of 230 characters, two requests each.
-    """
-    if documents < 10:
-        raise ConfigError(f"too little to measure: got {documents} documents, need at least 10.")
+def run(settings: UnifyBenchmark) -> list[dict[str, Any]]:
+    """All records of the unify benchmark."""
+    if settings.documents < 10:
+        raise ConfigError(f"too little to measure: got {settings.documents} documents, need at least 10.")
     with tempfile.TemporaryDirectory() as name, _endpoint() as base_url:
         directory = Path(name)
         path = directory / "documents.jsonl"
-        _write_documents(path, documents)
-        outputs = (directory / f"out-{number}" for number in range(repeats + 1))
+        _write_documents(path, settings.documents)
+        outputs = (directory / f"out-{number}" for number in range(settings.repeats + 1))
         timings = interleave(
             {
                 "ours": lambda: unify([path], next(outputs), backend="openai", base_url=base_url, model="m",
                                       max_concurrency=_CONCURRENCY),
                 "peer": lambda: asyncio.run(_ask_all(path, base_url)),
             },
-            repeats,
+            settings.repeats,
         )  # fmt: skip
         rate = rate_record(
             "unify: requests to an endpoint that answers at once",
-            work=2 * documents,
+            work=2 * settings.documents,
             unit="requests/s",
             ours=timings["ours"],
             peer=timings["peer"],
             peer_name="openai.AsyncOpenAI in a bare loop: no log, no gates, no output",
             packages=_PACKAGES,
         )
-        return [rate, _memory_record(directory, documents, base_url)]
+        return [rate, _memory_record(directory, settings.documents, base_url)]
 
 
 @contextlib.contextmanager

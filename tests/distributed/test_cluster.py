@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 
-from benchmarks import cluster
+from megatron_huatuo.cluster import check as cluster
 from megatron_huatuo.cluster.check import format_findings, is_ready
 from megatron_huatuo.cluster.cluster_bandwidth import bus_gb_per_s
 from megatron_huatuo.cluster.cluster_files import check_shared_files
@@ -30,7 +30,7 @@ def _check(directory: str, fault: str, settings: dict[str, Any]) -> dict[str, tu
     """Findings of one rank by name."""
     import torch.distributed as dist
 
-    from benchmarks import cluster
+    from megatron_huatuo.cluster import check as cluster
 
     clock = time.time
     if fault == "two nodes":
@@ -46,7 +46,7 @@ def _check(directory: str, fault: str, settings: dict[str, Any]) -> dict[str, tu
 
 
 def _spoil_versions() -> None:
-    from benchmarks import cluster_ranks
+    from megatron_huatuo.cluster import cluster_ranks
 
     versions = cluster_ranks.installed_versions()
     cluster_ranks.installed_versions = lambda: {**versions, "numpy": "1.0"}
@@ -54,7 +54,7 @@ def _spoil_versions() -> None:
 
 def _write_in_place() -> None:
     """A file system whose files appear piece by piece."""
-    from benchmarks import cluster_files
+    from megatron_huatuo.cluster import cluster_files
 
     def write(path: Path, value: int) -> None:
         with open(path, "wb") as handle:

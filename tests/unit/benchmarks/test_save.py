@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import save
+from benchmarks.settings import SaveBenchmark
 from megatron_huatuo.checkpoint.save import SaveError
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.models.core.flops import count_parameters
@@ -30,7 +31,7 @@ KEYS = {
 
 def test_both_ways_and_formats_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "on_ranks", run_ranks)  # as real, and quicker to start
-    records = save.run(gigabytes=0.01, saves=1, directory=str(tmp_path))
+    records = save.run(SaveBenchmark(gigabytes=0.01, saves=1, directory=str(tmp_path)))
     assert len(records) == 2
     for record, optimizer_format in zip(records, (ROUTINE, PORTABLE), strict=True):
         assert set(record) == KEYS

@@ -118,9 +118,10 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 def test_benchmark_needs_a_size_with_layers() -> None:
     from benchmarks import convert
+    from benchmarks.settings import ConvertBenchmark
 
     with pytest.raises(ConfigError, match=r"wrong gigabytes: got 0\.5, need 1 or more"):
-        convert.run(gigabytes=0.5)
+        convert.run(ConvertBenchmark(gigabytes=0.5))
 
 
 _FORK = multiprocessing.get_context("fork")  # a child with torch loaded already

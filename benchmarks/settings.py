@@ -1,0 +1,120 @@
+"""Settings of every benchmark: one dataclass each. Importing them loads no torch, so `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class BlendBenchmark:
+    """Priority order, packing and blend building; about 2 minutes on 2 cores, with `full` about 15."""
+
+    full: bool = False
+    """The sizes of the project's targets (1e8 draws, 1e9 for single blocks) instead of a tenth."""
+    device: str = "cpu"
+    """cpu, or cuda for the GPU kernel, by itself and end to end."""
+    repeats: int = 5
+    """Timings of each."""
+
+
+@dataclass
+class UnifyBenchmark:
+    """Passages to pairs through an endpoint that answers at once; about 100 s on 2 cores, one of which the endpoint uses."""
+
+    documents: int = 2000
+    """Passages of 230 characters, two requests each."""
+    repeats: int = 3
+    """Timings of each."""
+
+
+@dataclass
+class IndexBenchmark:
+    """Tokenising conversations into an index; about 100 s on 2 cores."""
+
+    tokenizer: str | None = None
+    """Directory or file of a tokenizer; null: one trained on the sample."""
+    megabytes: float = 24
+    """Size of the JSON Lines file."""
+    repeats: int = 5
+    """Timings of each."""
+    workers: int | None = None
+    """Processes; null: one per core."""
+
+
+@dataclass
+class LoaderBenchmark:
+    """Rows of a blend to batches, by one thread."""
+
+    rows: int = 200
+    """Rows of 4,096 tokens in one timing."""
+    repeats: int = 5
+    """Timings of each."""
+
+
+@dataclass
+class ConvertBenchmark:
+    """Hugging Face directories to checkpoints and back, against plain copies; the defaults write about 160 GB."""
+
+    gigabytes: float = 4.0
+    """bf16 weights, 1 or more."""
+    repeats: int = 5
+    """Timings of each."""
+    directory: str | None = None
+    """Where to work (about twice the weights); null: the system's temporary folder."""
+
+
+@dataclass
+class TrainBenchmark:
+    """Training steps, ours and the peer's in turn, in tokens per second."""
+
+    size: str = "small"
+    """toy or small for CPUs, 7b-cut for one large GPU."""
+    ranks: int = 2
+    """Data-parallel ranks."""
+    steps: int = 4
+    """Optimizer steps of one timing."""
+    repeats: int = 5
+    """Timings of each."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass
+class StartBenchmark:
+    """Seconds from the imports to the first step of a toy model over many documents, every byte hashed and not."""
+
+    documents: int = 5_713_052
+    """Of nine sources, with log-normal lengths of 280 tokens in the mean, in rows of 4,096."""
+    ranks: int = 2
+    """Data-parallel ranks on the CPU, one row each."""
+    repeats: int = 5
+    """Runs of each kind, taking turns."""
+    directory: str | None = None
+    """Where to work, 1.2 kB per document (6.6 GB with the default); null: the system's temporary folder."""
+
+
+@dataclass
+class SaveBenchmark:
+    """Stalls of saves that are written in the background against those of synchronous ones, routine and portable."""
+
+    gigabytes: float = 1.2
+    """About so much state, weights and optimizer."""
+    saves: int = 3
+    """Of each combination, after one that is not counted."""
+    ranks: int = 2
+    """Data-parallel ranks on the CPU."""
+    directory: str | None = None
+    """Where checkpoints go (twice the state); null: the system's temporary folder."""
+
+
+BENCHMARKS: dict[str, type] = {
+    "blend": BlendBenchmark,
+    "unify": UnifyBenchmark,
+    "index": IndexBenchmark,
+    "loader": LoaderBenchmark,
+    "convert": ConvertBenchmark,
+    "train": TrainBenchmark,
+    "start": StartBenchmark,
+    "save": SaveBenchmark,
+}
+"""By name; `benchmarks/NAME.py` has `run(settings)`."""
