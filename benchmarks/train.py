@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -281,12 +282,26 @@ def _records(
                 "model_tflops_per_s": rates[name] * flops / 1e12,
                 "mfu": rates[name] * flops / ranks / peak if peak else None,
                 "first_losses": first,
+                "workload": _workload(size, ranks, kind),
                 "runs": wall_s,
                 **surroundings(_PACKAGES),
             },
             {"name": f"{title}: outside of forward, backward and update", "ours": 100 * outside, "unit": "% of a step"},
         ]
     return records
+
+
+def _workload(size: Size, ranks: int, kind: str) -> dict[str, Any]:
+    """What was trained, as tools/plan_run.py --calibration reads it."""
+    return {
+        "device": torch.cuda.get_device_name() if kind == "cuda" else f"CPU {platform.machine()}",
+        "architecture": _architecture(size).to_dict(),
+        "seq_length": size.seq_length,
+        "micro_batch_size": size.micro_batch_size,
+        "num_microbatches": size.global_batch_size // (size.micro_batch_size * ranks),
+        "data_parallel": ranks,
+        "precision": "fp32" if kind == "cpu" else "bf16",
+    }
 
 
 def _ratio(seconds: dict[str, list[float]], name: str) -> float:

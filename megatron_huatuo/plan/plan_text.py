@@ -35,10 +35,8 @@ def _header(plan: Plan) -> list[str]:
         "PLANNED, not measured.",
         f"{config.model.preset or config.model.hf}: {count_parameters(plan.architecture):,} parameters, {precision}, on "
         f"{cluster.gpus} × {cluster.gpu.name}, nodes: {cluster.nodes}, network: {cluster.network_name}",
-        *(
-            f"calibrated: {note}"
-            for note in cluster.calibration.notes or ("nothing: speeds are those of published runs",)
-        ),
+        *(f"measured: {note}" for note in cluster.calibration.notes),
+        *([] if cluster.calibration.notes else ["speeds: those of published runs, nothing measured on these machines"]),
         layout_name(config, cluster.gpus),
         describe_layout(config),
     ]
