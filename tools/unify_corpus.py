@@ -25,6 +25,9 @@ def main() -> int:
     parser.add_argument("--budget-usd", type=float | None, default=None, metavar="X", help="stop before spending more")
     parser.add_argument("--prices", type=str | None, default=None, metavar="FILE", help="YAML price table")
     parser.add_argument("--prompts", nargs="*", type=str, default=[], metavar="FILE", help="YAML prompts of your own")
+    parser.add_argument(
+        "--request-options", type=str | None, default=None, metavar="FILE", help="YAML or JSON, further request fields"
+    )
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="show N pairs and write nothing")
     parser.add_argument("--pairs", action="store_true", help="input files hold pairs, dialogues and queries")
     parser.add_argument("--gate-pairs", action="store_true", help="pairs must pass the quality gates too")
@@ -40,7 +43,7 @@ def main() -> int:
         add_dashed_fields(parser, section)
     args = parser.parse_args()
     mirrored = ("backend", "base_url", "model", "api_key_env", "language", "max_concurrency", "budget_usd", "prices",
-                "prompts", "preview", "pairs", "gate_pairs", "max_bad_lines", "documents_per_task")  # fmt: skip
+                "prompts", "request_options", "preview", "pairs", "gate_pairs", "max_bad_lines", "documents_per_task")  # fmt: skip
     report = unify(
         args.input,
         args.output,

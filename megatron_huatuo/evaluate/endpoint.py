@@ -13,7 +13,7 @@ from typing import Any
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, Request
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Budget
-from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings, load_request_options
 from megatron_huatuo.llm.request_log import RequestLog
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.storage.manifest import fingerprint
@@ -26,7 +26,10 @@ class EndpointGenerator:
 
     def __init__(self, endpoint: ModelEndpoint, log_directory: Path, settings: GenerationSettings) -> None:
         options = endpoint.options
-        self._settings = EndpointSettings(endpoint.base_url, endpoint.model, options.max_concurrency, endpoint.patience)
+        request_options = load_request_options(options.request_options)
+        self._settings = EndpointSettings(
+            endpoint.base_url, endpoint.model, options.max_concurrency, endpoint.patience, request_options
+        )
         self._api_key = read_api_key(options.api_key_env)
         self._limit = {options.token_limit_key: settings.max_new_tokens}
         self._temperature = settings.temperature
@@ -35,6 +38,7 @@ class EndpointGenerator:
             **identity,
             "model_fingerprint": fingerprint(identity),
             "max_new_tokens": settings.max_new_tokens,
+            "request_options": request_options,
         }
         # One log a model and address: the requests in it name the model, but not who served it.
         self._log_path = log_directory / f"requests-{self.description['model_fingerprint'][:12]}.sqlite"
@@ -63,8 +67,7 @@ class EndpointGenerator:
         sampling = (
             {"temperature": 0.0} if request.seed is None else {"temperature": self._temperature, "seed": request.seed}
         )
-        messages = [{"role": "user", "content": request.prompt}]
-        return {"model": self._settings.model, "messages": messages, **sampling, **self._limit}
+        return self._settings.payload(request.prompt, {**sampling, **self._limit})
 
     @property
     def num_workers(self) -> int:

@@ -116,6 +116,8 @@ class EndpointOptions:
     """Requests in flight"""
     token_limit_key: str = "max_tokens"
     """Name of the length limit in requests; newer commercial models want max_completion_tokens"""
+    request_options: str | None = None
+    """YAML or JSON file of further request fields; the line `temperature: null` leaves the temperature out"""
 
     def __post_init__(self) -> None:
         if self.token_limit_key not in ("max_tokens", "max_completion_tokens"):

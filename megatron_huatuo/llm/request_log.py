@@ -27,13 +27,19 @@ CREATE TABLE IF NOT EXISTS requests (
   counted INTEGER, log TEXT NOT NULL, PRIMARY KEY (key, attempt, log)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (reason TEXT, count INTEGER NOT NULL, log TEXT NOT NULL, PRIMARY KEY (reason, log));
+CREATE TABLE IF NOT EXISTS unread (model TEXT NOT NULL, replies INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL, log TEXT NOT NULL, PRIMARY KEY (model, log));
 CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
 INSERT INTO log SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT 1 FROM log);
 """
 _FIND = """SELECT content, finish_reason, prompt_tokens, completion_tokens, counted FROM requests
 WHERE key = ? AND attempt = ? AND done_at IS NOT NULL LIMIT 1"""
-_TOTALS = """SELECT model, COUNT(done_at), COALESCE(SUM(counted = 0), 0), SUM(done_at IS NULL),
-COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0) FROM requests GROUP BY model ORDER BY model"""
+_TOTALS = """SELECT model, SUM(replies), SUM(uncounted), SUM(unanswered), SUM(unread), SUM(prompt), SUM(completion) FROM (
+SELECT model, COUNT(done_at) AS replies, COALESCE(SUM(counted = 0), 0) AS uncounted, SUM(done_at IS NULL) AS unanswered,
+  0 AS unread, COALESCE(SUM(prompt_tokens), 0) AS prompt, COALESCE(SUM(completion_tokens), 0) AS completion
+  FROM requests GROUP BY model
+UNION ALL SELECT model, 0, 0, 0, SUM(replies), SUM(prompt_tokens), SUM(completion_tokens) FROM unread GROUP BY model
+) GROUP BY model ORDER BY model"""
 
 
 class Reply(NamedTuple):
@@ -47,12 +53,13 @@ class Reply(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over one model's requests."""
+    """Sums over one model's requests. unread: replies that were no use but counted their tokens: they are paid too."""
 
     model: str
     replies: int
     uncounted: int
     unanswered: int
+    unread: int
     prompt_tokens: int
     completion_tokens: int
 
@@ -109,6 +116,15 @@ class RequestLog:
                 (time.time(), *reply, key, attempt, self._id),
             )
 
+    def note_unread(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count the tokens of a reply that cannot be used; the request stays without a reply."""
+        with self._named():
+            self._connection.execute(
+                "INSERT INTO unread VALUES (?, 1, ?, ?, ?) ON CONFLICT (model, log) DO UPDATE SET replies = replies + 1, "
+                "prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?",
+                (model, prompt_tokens, completion_tokens, self._id, prompt_tokens, completion_tokens),
+            )
+
     def note_unpaid(self, key: str, attempt: int) -> None:
         """Forget a request that the endpoint answered with an error: nothing was paid, nothing is in flight."""
         with self._named():
@@ -134,8 +150,8 @@ class RequestLog:
         with self._named():
             self._connection.execute("ATTACH DATABASE ? AS other", (str(path),))
             self._connection.execute("BEGIN")
-            self._connection.execute("INSERT OR REPLACE INTO requests SELECT * FROM other.requests")
-            self._connection.execute("INSERT OR REPLACE INTO failures SELECT * FROM other.failures")
+            for table in ("requests", "failures", "unread"):
+                self._connection.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM other.{table}")
             self._connection.execute("COMMIT")
             self._connection.execute("DETACH DATABASE other")
 

@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_huatuo.errors import EndpointError
-from megatron_huatuo.llm.budget import Budget
-from megatron_huatuo.llm.endpoint_settings import EndpointSettings
-from megatron_huatuo.llm.request import UNREACHABLE, Client, Failure
+from megatron_huatuo.llm.api_key import ApiKey
+from megatron_huatuo.llm.budget import Budget, BudgetReached
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings, most_completion_tokens, token_limits
+from megatron_huatuo.llm.request import UNREACHABLE, Client
 from megatron_huatuo.llm.request_log import Reply, RequestLog
+from megatron_huatuo.llm.response import Failure
 from megatron_huatuo.storage.manifest import fingerprint
 
 # A server that never answered is most likely not there: so many tries, at most a second apart, and the run ends.
@@ -34,7 +36,7 @@ class RequestFailed(Exception):
 class Endpoint:
     """Asks one model, through the request log and within the budget. Lives inside one event loop."""
 
-    def __init__(self, settings: EndpointSettings, api_key: str | None, log: RequestLog, budget: Budget) -> None:
+    def __init__(self, settings: EndpointSettings, api_key: ApiKey, log: RequestLog, budget: Budget) -> None:
         self.settings, self.log, self.budget = settings, log, budget
         self.slots = asyncio.Semaphore(settings.max_concurrency)
         self._in_flight: dict[tuple[str, int], asyncio.Event] = {}
@@ -69,40 +71,35 @@ class Endpoint:
         async with self.slots:
             if self._refused is not None:
                 raise self._refused
-            reserved = await self.budget.reserve(self.settings.model, *_most_tokens(payload))
-            cost = 0.0
-            self.log.note_sent(key, attempt, self.settings.model)
             try:
                 reply = await self._try_until_answered(payload, key, attempt)
             except EndpointError as error:
                 self._refused = error
                 raise
-            else:
-                cost = self.budget.cost_usd(self.settings.model, reply.prompt_tokens, reply.completion_tokens)
-            finally:
-                await self.budget.settle(reserved, cost)
         self._failures_in_a_row = 0
         return reply
 
     async def _try_until_answered(self, payload: Mapping[str, Any], key: str, attempt: int) -> Reply:
-        perhaps_paid = False
-        for number in range(self.settings.patience.max_retries + 1):
+        perhaps_paid, most_tries = False, self.settings.patience.max_retries + 1
+        for number in range(most_tries):
             await self._wait_for_permission()
             try:
-                self.requests += 1
-                reply = _count_tokens(await self._client.ask(payload), payload)
-                self.log.note_reply(key, attempt, reply)
-                return reply
+                return await self._try_once(payload, key, attempt)
             except Failure as failure:
                 self.log.note_failure(failure.reason)
-                last, perhaps_paid = failure, perhaps_paid or failure.paid
+                # A reply with its tokens is accounted for; a time-out may have been paid for without anyone knowing.
+                last, perhaps_paid = failure, perhaps_paid or (failure.paid and failure.tokens is None)
+            except (EndpointError, BudgetReached):
+                if not perhaps_paid:
+                    self.log.note_unpaid(key, attempt)
+                raise
             if not last.retried:
                 break
-            enough = number + 1 >= min(_FIRST_CONTACT_TRIES, self.settings.patience.max_retries + 1)
+            enough = number + 1 >= min(_FIRST_CONTACT_TRIES, most_tries)
             if enough and not self._client.answered and last.reason == UNREACHABLE:
                 self.log.note_unpaid(key, attempt)
                 raise self._nobody_there(last)
-            if number < self.settings.patience.max_retries:
+            if number + 1 < most_tries:
                 self.retries += 1
                 await asyncio.sleep(self._wait_s(number, last))
         if not perhaps_paid:
@@ -114,6 +111,28 @@ class Endpoint:
                 f"({self.settings.base_url}). Check it and run again: what is paid is not paid twice."
             )
         raise RequestFailed(last.full_reason)
+
+    async def _try_once(self, payload: Mapping[str, Any], key: str, attempt: int) -> Reply:
+        """One request, with the money for it set aside; its reply is committed, and what it cost is counted in any case."""
+        model = self.settings.model
+        reserved, cost = 0.0, 0.0
+        if self.budget.shared is not None:
+            most = _most_prompt_tokens(payload), most_completion_tokens(payload)
+            reserved = await self.budget.reserve(model, *most)
+        try:
+            self.log.note_sent(key, attempt, model)
+            self.requests += 1
+            reply = _count_tokens(await self._client.ask(payload), payload)
+            self.log.note_reply(key, attempt, reply)
+            cost = self.budget.cost_usd(model, reply.prompt_tokens, reply.completion_tokens)
+            return reply
+        except Failure as failure:
+            if failure.tokens is not None:
+                self.log.note_unread(model, *failure.tokens)
+                cost = self.budget.cost_usd(model, *failure.tokens)
+            raise
+        finally:
+            await self.budget.settle(reserved, cost)
 
     def _nobody_there(self, failure: Failure) -> EndpointError:
         url, model = self.settings.base_url, self.settings.model
@@ -148,12 +167,10 @@ def _count_tokens(reply: Reply, payload: Mapping[str, Any]) -> Reply:
     """Endpoints that do not count tokens get the most that it can have been, so that a budget holds."""
     if reply.counted:
         return reply
-    prompt_tokens, most_completion_tokens = _most_tokens(payload)
-    completion_tokens = min(most_completion_tokens, len(reply.content.encode()))
-    return reply._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    most = [len(reply.content.encode()), *token_limits(payload)]
+    return reply._replace(prompt_tokens=_most_prompt_tokens(payload), completion_tokens=min(most))
 
 
-def _most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
-    """Upper bounds of prompt and completion tokens: no token is shorter than a byte; 16 more a message for its frame."""
-    prompt = sum(len(message["content"].encode()) + 16 for message in payload["messages"])
-    return prompt, int(payload.get("max_tokens") or payload["max_completion_tokens"])
+def _most_prompt_tokens(payload: Mapping[str, Any]) -> int:
+    """Upper bound of prompt tokens: no token is shorter than a byte; 16 more per message for its frame."""
+    return sum(len(message["content"].encode()) + 16 for message in payload["messages"])

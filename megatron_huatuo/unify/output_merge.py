@@ -27,7 +27,7 @@ from megatron_huatuo.storage.records import Conversation, parse_conversations
 from megatron_huatuo.text.minhash import first_of_group_in_files
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job
-from megatron_huatuo.unify.writer import Refusal
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Refusal
 from megatron_huatuo.unify.writer_settings import ModelOptions
 
 KIND = "unified"
@@ -46,10 +46,8 @@ def publish(job: Job, files: list[str], target: Path) -> dict[str, Any]:
         merge.write(_OFF if job.pairs and not job.gate_pairs else job.quality.near_duplicate_similarity)
         report = merge.to_report()
         if not report["pairs"]:
-            raise DataError(
-                f"nothing left: {report['documents']} documents in, no pair out; {merge.stopped or ''} "
-                f"rejected: {report['rejected_by_reason']}. Check the input and the settings."
-            )
+            merge.forget_failed()
+            raise DataError(_nothing_left(report, merge.stopped))
         write_json(directory / "report.json", report)
         write_json(directory / "ledger.json", _ledger(job, merge))
         content = {
@@ -60,6 +58,35 @@ def publish(job: Job, files: list[str], target: Path) -> dict[str, Any]:
         }
         write_manifest(directory, KIND, content, _FILES)
     return report
+
+
+_ADVICE = {
+    ENDPOINT_FAILED: "Check the endpoint and run the same command again: it asks for them alone",
+    "content filter": "Ask another model, or take these passages out",
+    "cut off": "Raise --max-answer-tokens, or keep the model from thinking with --request-options",
+    "thoughts": "Raise --max-answer-tokens, or keep the model from thinking with --request-options",
+    "wrong language of the question": "Give --language, or check `language` of the documents",
+    "wrong language of the answer": "Give --language, or check `language` of the documents",
+}
+
+
+def _nothing_left(report: Mapping[str, Any], stopped: str | None) -> str:
+    """Why there is no pair: the reason that dominated, with its first case."""
+    documents, reasons = report["documents"], report["rejected_by_reason"]
+    start = f"nothing left: {documents} documents in, no pair out"
+    if stopped:
+        return f"{start}: {stopped}"
+    if not reasons:
+        return f"{start}; bad lines: {report['bad_lines'] or 'none'}. Check the input."
+    name = max(reasons, key=lambda reason: int(reasons[reason]))
+    first = report["examples"][name][0]["reason"]
+    advice = _ADVICE.get(
+        name, "Look at some with --preview 5; check the input, the prompts and the limits of the gates"
+    )
+    return (
+        f"{start}. {reasons[name]} of {documents} were rejected for {name!r}, the first with {first!r}; "
+        f"all reasons: {reasons}. {advice}."
+    )
 
 
 class Merge:
@@ -101,6 +128,12 @@ class Merge:
             for bad in self.bad_lines.lines:
                 rejected.write(dump_line({"id": None, "reason": bad.reason, "file": bad.file, "line": bad.line}))
 
+    def forget_failed(self) -> None:
+        """Take back the shards in which requests failed, so that the next run does them again."""
+        for folder, content in zip(self.folders, self.contents, strict=True):
+            if any(ENDPOINT_FAILED in reasons for reasons in content["report"]["rejected"].values()):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _lines(self) -> Iterator[bytes]:
         """The lines of all conversations, in order."""
         for folder in progress(self.folders, description="merge", unit="shard"):
@@ -139,9 +172,12 @@ def ledger(options: ModelOptions, requests: Path, usages: Iterable[Mapping[str, 
         "completion_tokens": sum(row.completion_tokens for row in totals),
         "cost_usd": spent_usd(options.prices, totals) if options.prices else None,
         "replies_with_estimated_tokens": sum(row.uncounted for row in totals),
+        "replies_unread": sum(row.unread for row in totals),
         "requests_without_reply": sum(row.unanswered for row in totals),
         "failed_tries": failures,
-        "by_model": {row.model: row._asdict() for row in totals},
+        "by_model": {
+            row.model: {name: value for name, value in row._asdict().items() if name != "unread"} for row in totals
+        },
         "prices": {model: vars(price) for model, price in sorted((options.prices or {}).items())},
         "budget_usd": options.budget_usd,
         "this_run": {

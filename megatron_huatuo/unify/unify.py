@@ -19,7 +19,7 @@ from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.llm.budget import load_prices, spent_usd
-from megatron_huatuo.llm.endpoint_settings import EndpointSettings, PatienceSettings
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings, PatienceSettings, load_request_options
 from megatron_huatuo.llm.request_log import read_totals
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import BadLines
@@ -51,6 +51,7 @@ def unify(
     budget_usd: float | None = None,
     prices: str | None = None,
     prompts: Sequence[str] = (),
+    request_options: str | None = None,
     preview: int = 0,
     pairs: bool = False,
     gate_pairs: bool = False,
@@ -71,7 +72,7 @@ def unify(
     reject passages in another language.
     max_concurrency: requests in flight in each task.
     budget_usd: the run stops cleanly before it could spend more, over all runs and tasks of this output; needs `prices`.
-    prices, prompts: YAML files, see docs/corpus_and_unification.md.
+    prices, prompts, request_options: YAML files, see docs/corpus_and_unification.md.
     preview: print so many pairs beside their passages and write no output; what is paid for stays paid for.
     gate_pairs: pairs that are taken over must pass the gates too. Queries are answered by the backend.
     documents_per_task: files are cut into tasks of so many lines; with `pairs` each file is one task.
@@ -88,6 +89,7 @@ def unify(
     model_options = _choose_model(
         backend, language, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
         api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
+        request_options=request_options,
         check_model=check if check and check.check_model else None,
     )  # fmt: skip
     files = [os.fspath(path) for path in inputs]
@@ -151,7 +153,8 @@ def _choose_model(
         return None
     if not base_url or not model:
         raise ConfigError("the openai backend needs --base-url and --model.")
-    endpoint = EndpointSettings(base_url, model, max_concurrency, patience)
+    request_options = load_request_options(options.pop("request_options"))
+    endpoint = EndpointSettings(base_url, model, max_concurrency, patience, request_options)
     options["prompts"] = load_prompts(options["prompts"])
     options["prices"] = load_prices(options["prices"]) if options["prices"] else None
     options["check"] = options.pop("check_model") or CheckSettings()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.request import HOLDS_KEY
 from megatron_huatuo.llm.request_log import RequestLog, known_log, task_log
+from megatron_huatuo.llm.response import CONTENT_FILTER, REFUSAL
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
+from megatron_huatuo.llm.thoughts import Peeled
+from megatron_huatuo.llm.wrapping import peel_answer, peel_question
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.unify.input_documents import Query
@@ -18,6 +22,13 @@ from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Draft
 from megatron_huatuo.unify.writer_prompts import Prompt
 from megatron_huatuo.unify.writer_second_model import SecondModel
 from megatron_huatuo.unify.writer_settings import ModelOptions
+
+_WITHOUT_TEXT = {
+    CONTENT_FILTER: "content filter: the endpoint withholds the reply",
+    REFUSAL: "refusal: the model declines",
+    HOLDS_KEY: "reply holds the API key",
+    "tool_calls": "no text: the model calls a tool",
+}
 
 
 class ModelBackend:
@@ -62,39 +73,35 @@ class ModelBackend:
     async def draft_question(self, document: Document, attempt: int) -> Draft:
         """Ask for a question about the passage."""
         message = self._prompt(document.language).ask_question(document)
-        return await self._draft(message, self._options.sampling.max_question_tokens, attempt)
+        return await self._draft(message, self._options.sampling.max_question_tokens, attempt, peel_question)
 
     async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
         """Ask for the answer with the passage at hand."""
         message = self._prompt(document.language).ask_answer(document, question)
-        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt)
+        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt, peel_answer)
 
     async def draft_reply(self, query: Query, attempt: int) -> Draft:
         """Ask for the answer to a query."""
         message = self._prompt(query.language).ask_reply(query.text)
-        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt)
+        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt, peel_answer)
 
     def _prompt(self, language: str) -> Prompt:
         return self._options.prompts[self.language(language)]
 
-    async def _draft(self, message: str, max_tokens: int, attempt: int) -> Draft:
-        payload = {
-            "model": self._options.endpoint.model,
-            "messages": [{"role": "user", "content": message}],
-            "temperature": self._options.sampling.temperature,
-            self._options.sampling.token_limit_key: max_tokens,
-        }
+    async def _draft(self, message: str, max_tokens: int, attempt: int, peel: Callable[[str], Peeled]) -> Draft:
+        payload = self._options.endpoint.payload(message, self._options.sampling.parameters(max_tokens))
         try:
             reply = await self._endpoint.complete(payload, attempt)
         except RequestFailed as failed:
             return Draft("", f"{ENDPOINT_FAILED}: {failed.reason}", final=True)
         if reply.finish_reason == "length":
             return Draft(reply.content, f"cut off: at {max_tokens} tokens")
-        if reply.finish_reason == "content_filter":
-            return Draft(reply.content, "content filter: the endpoint withheld the reply")
+        if problem := _WITHOUT_TEXT.get(reply.finish_reason or ""):
+            # A filter does not change its mind about a passage.
+            return Draft("", problem, final=reply.finish_reason == CONTENT_FILTER)
         if not reply.content.strip():
             return Draft("", "empty reply")
-        return Draft(reply.content)
+        return Draft(*peel(reply.content))
 
     async def check(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
         """The reason why the second model refuses a pair; None when it does not, or when there is no second model."""

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
+from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED, without_thinking
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED
 from megatron_huatuo.unify.writer_prompts import Prompt
 from megatron_huatuo.unify.writer_settings import SamplingSettings
 
@@ -29,16 +30,12 @@ class SecondModel:
         self, endpoint: Endpoint, prompts: Mapping[str, Prompt], sampling: SamplingSettings, max_tokens: int
     ) -> None:
         self._endpoint, self._prompts = endpoint, prompts
-        self._parameters = {"temperature": 0.0, sampling.token_limit_key: max_tokens}
+        self._parameters = sampling.parameters(max_tokens, temperature=0.0)
 
     async def refuse(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
         """The reason why a pair is refused, or None. Raises EndpointError or BudgetReached."""
         message = self._prompts[language].ask_check(document, question, answer)
-        payload = {
-            "model": self._endpoint.settings.model,
-            "messages": [{"role": "user", "content": message}],
-            **self._parameters,
-        }
+        payload = self._endpoint.settings.payload(message, self._parameters)
         try:
             reply = await self._endpoint.complete(payload, 0)
         except RequestFailed as failed:
@@ -55,7 +52,9 @@ def read_verdict(text: str) -> tuple[str, str] | None:
     >>> read_verdict("Yes."), read_verdict('{"verdict": "no", "reason": "other dose"}'), read_verdict("yes, but no")
     (('yes', ''), ('no', 'other dose'), None)
     """
-    text = without_thinking(text).strip()
+    text, problem = peel_reply(text)
+    if problem:
+        return None
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1]
     if word := _WORDS.get(text.rstrip(".。!！").lower()):

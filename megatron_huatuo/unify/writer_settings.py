@@ -11,7 +11,7 @@ from megatron_huatuo.config import at_least, one_of, within
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Price, SharedBudget
-from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings, most_completion_tokens
 from megatron_huatuo.unify.writer_prompts import Prompt
 
 
@@ -19,8 +19,8 @@ from megatron_huatuo.unify.writer_prompts import Prompt
 class SamplingSettings:
     """Parameters that every request carries."""
 
-    temperature: float = 0.7
-    """Sampling temperature; 0 makes a second try useless"""
+    temperature: float | None = 0.7
+    """Sampling temperature; 0 makes a second try useless; null leaves it out, for models that refuse it"""
     max_question_tokens: int = 512
     """Longest reply to the question prompt, in tokens"""
     max_answer_tokens: int = 2048
@@ -33,8 +33,14 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         for name in ("max_question_tokens", "max_answer_tokens", "tries"):
             at_least(name, getattr(self, name), 1)
-        within("temperature", self.temperature, 0, 2)
+        if self.temperature is not None:
+            within("temperature", self.temperature, 0, 2)
         one_of("token_limit_key", self.token_limit_key, ("max_tokens", "max_completion_tokens"))
+
+    def parameters(self, max_tokens: int, temperature: float | None = None) -> dict[str, Any]:
+        """Fields of a request body. temperature: instead of the setting, unless the setting leaves it out."""
+        chosen = self.temperature if temperature is None or self.temperature is None else temperature
+        return {"temperature": chosen, self.token_limit_key: max_tokens}
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,19 @@ class ModelOptions:
             raise ConfigError("a budget needs prices: give the cost of the model's tokens with --prices FILE.")
         for variable in (self.api_key_env, self.check.check_api_key_env):
             read_api_key(variable)
-        self.check_endpoint()
+        for endpoint in (self.endpoint, self.check_endpoint()):
+            if self.budget_usd is not None and endpoint is not None:
+                most_completion_tokens(endpoint.payload("", self.sampling.parameters(1)))
 
     def check_endpoint(self) -> EndpointSettings | None:
         """Where the second model is reached."""
         if self.check.check_model is None:
             return None
+        if self.check.check_base_url is None:
+            return replace(self.endpoint, model=self.check.check_model)
+        # Another server may not know the options of the first.
         return replace(
-            self.endpoint, model=self.check.check_model, base_url=self.check.check_base_url or self.endpoint.base_url
+            self.endpoint, model=self.check.check_model, base_url=self.check.check_base_url, request_options={}
         )
 
     def shared_budget(self, requests: Path) -> SharedBudget | None:
@@ -107,6 +118,7 @@ class ModelOptions:
             "max_question_tokens": self.sampling.max_question_tokens,
             "max_answer_tokens": self.sampling.max_answer_tokens,
             "tries": self.sampling.tries,
+            "request_options": dict(self.endpoint.request_options),
             "prompts": {name: {"version": p.version, "sha256": p.sha256} for name, p in sorted(self.prompts.items())},
         }
         if self.check.check_model is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import DataError, EndpointError
+from megatron_huatuo.llm.api_key import ApiKey
 from megatron_huatuo.llm.budget import Budget
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
 from megatron_huatuo.llm.request_log import RequestLog, read_totals
@@ -33,7 +34,10 @@ PASSING_FAULTS = {
     "503 empty": (Reply(b"", 503), "HTTP 503"),
     "garbage": (Reply(b"\x00\xff not json"), "garbage instead of a completion"),
     "half a body": (Reply(b'{"choices": [{"mess'), "garbage instead of a completion"),
-    "wrong shape": (Reply(b'{"choices": [{"message": "text"}]}'), "garbage instead of a completion"),
+    "wrong shape": (
+        Reply(b'{"choices": [{"finish_reason": "stop", "message": "text"}]}'),
+        "garbage instead of a completion",
+    ),
 }
 
 
@@ -118,7 +122,7 @@ def test_no_server_at_all_is_named_after_three_tries_whatever_the_patience(write
 def test_a_server_that_goes_away_later_is_waited_for(impatient, tmp_path):
     async def ask_before_and_after() -> RequestFailed:
         settings = EndpointSettings(server.base_url, "m", 1, impatient)
-        endpoint = Endpoint(settings, None, log, Budget())
+        endpoint = Endpoint(settings, ApiKey(None), log, Budget())
         payload = {"model": "m", "messages": [{"role": "user", "content": "【内容】痛风"}], "max_tokens": 9}
         await endpoint.complete(payload, 0)
         server.__exit__()
@@ -137,10 +141,10 @@ def test_a_server_that_goes_away_later_is_waited_for(impatient, tmp_path):
 
 BAD_REPLIES = {
     "refused": (Reply(b'{"error": {"message": "context too long"}}', 400), "endpoint failed: HTTP 400", 1),
-    "no choices": (Reply(b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 0}}'), "empty reply", 2),
+    "no choices": (Reply(b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 0}}'), "endpoint failed: no choices", 4),
     "no content": (completion(None), "empty reply", 2),
     "cut off": (completion("高血压患者每日服药", "length"), "cut off: at 2048 tokens", 2),
-    "filtered": (completion("", "content_filter"), "content filter", 2),
+    "filtered": (completion("", "content_filter"), "content filter", 1),
     "10 MB": (completion("a" * (10 << 20)), "endpoint failed: reply over 8 MiB", 1),
     "long": (completion("这里没有要点可言，" * 2000), "answer too long: 18000 characters", 2),
     "wrong language": (completion("Patients should take their medicine every day."), "wrong language of the answer", 2),
@@ -151,7 +155,7 @@ BAD_REPLIES = {
     "other dose": (completion("治疗时应遵医嘱，每次服用500毫克，并定期复查。"), "numbers not in the passage: 500 mg", 2),
     "off the point": (completion("飞机起飞前请系好安全带，收起小桌板，打开遮光板。"), "unfaithful", 2),
     "damaged": (completion("治疗时应遵医嘱\ufffd，并定期复查。"), "damaged text", 2),
-    "half a character": (Reply(b'{"choices": [{"message": {"content": "\\u6cbb\\u7597\\ud83d\\u65f6\\u5e94\\u9075\\u533b\\u5631\\u3002"}}]}'), "damaged text", 2),
+    "half a character": (Reply(b'{"choices": [{"finish_reason": "stop", "message": {"content": "\\u6cbb\\u7597\\ud83d\\u65f6\\u5e94\\u9075\\u533b\\u5631\\u3002"}}]}'), "damaged text", 2),
 }  # fmt: skip
 
 

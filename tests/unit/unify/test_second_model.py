@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_asks_for_no_verdict_twice(write_documents, impat
 FAULTS = {
     "refused": (Reply(b'{"error": {"message": "no"}}', 400), "endpoint failed"),
     "cut off": (completion('{"verdict": "yes"', "length"), "second_model_unreadable"),
-    "no choices": (Reply(b'{"choices": []}'), "second_model_unreadable"),
+    "no choices": (Reply(b'{"choices": []}'), "endpoint failed"),
     "both": (completion('{"verdict": "yes"} {"verdict": "no"}'), "second_model_unreadable"),
 }  # fmt: skip
 

@@ -16,7 +16,6 @@ from megatron_huatuo.unify import QualitySettings, unify
 from megatron_huatuo.unify.input_documents import Task
 from megatron_huatuo.unify.output_preview import display_width, side_by_side, wrap
 from megatron_huatuo.unify.run_shard import in_order
-from megatron_huatuo.unify.writer import tidy_answer, tidy_question
 from megatron_huatuo.unify.writer_prompts import load_prompts
 from megatron_huatuo.unify.writer_template import template_question
 from tests.unit.unify.conftest import SUBJECTS, make_documents
@@ -145,19 +144,6 @@ def test_wrong_settings_are_refused(settings, message, tmp_path):
 )
 def test_template_questions(title, text, language, origin, question):
     assert template_question(Document("a", "s", language, text, title, {"origin": origin})) == question
-
-
-@pytest.mark.parametrize(
-    ("raw", "question", "answer"),
-    [
-        ("问题：什么是痛风？", "什么是痛风？", "什么是痛风？"),
-        ("“什么是痛风？”", "什么是痛风？", "“什么是痛风？”"),
-        ("<think>想\n一想</think>\nQuestion: What is gout?", "What is gout?", "What is gout?"),
-        ("【答案】：痛风\r\n是\u200b病。", "痛风\n是病。", "痛风\n是病。"),
-    ],
-)
-def test_replies_lose_thinking_labels_and_quotes(raw, question, answer):
-    assert tidy_question(raw) == question and tidy_answer(raw) == answer
 
 
 def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
