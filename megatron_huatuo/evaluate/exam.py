@@ -56,8 +56,10 @@ class ExamSettings:
 
     format: str = AUTO
     """Exam format of the question files; auto recognises each file by its beginning"""
+    answer_key: str | None = None
+    """File of the answers, {id: answer}, of an exam that keeps them apart; only the questions in it are asked"""
     subset: tuple[str, ...] = ()
-    """Ask only these subsets, sources or question types"""
+    """Ask only these subsets, sources or question types; "medical" stands for the medical subjects of a general exam"""
     limit: int | None = None
     """Ask at most so many questions, drawn by the seed"""
     seed: int = 0
@@ -126,7 +128,7 @@ def run_exam(
         raise ConfigError(f"wrong questions: got one path {questions!s}, need a list of paths.")
     settings, generation = settings or ExamSettings(), generation or GenerationSettings()
     bad_lines = BadLines(settings.max_bad_lines)
-    everything = read_questions(questions, bad_lines, settings.format)
+    everything = read_questions(questions, bad_lines, settings.format, settings.answer_key)
     exam = select_questions(everything, settings.subset, settings.limit, settings.seed)
     candidates: Sequence[ExamQuestion] = everything
     if settings.few_shot_from:
@@ -233,7 +235,10 @@ def _by_generation(
         own = replies[index * len(seeds) : (index + 1) * len(seeds)]
         read = [
             parse_answer(
-                reply.text, question.question, filled_options(question.option), multiple=exam.smallest[index] > 0
+                reply.text,
+                exam_format(question.exam).stem(question),
+                filled_options(question.option),
+                multiple=exam.smallest[index] > 0,
             )
             for reply in own
         ]

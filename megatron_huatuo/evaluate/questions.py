@@ -12,32 +12,39 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
 from megatron_huatuo.evaluate.exams.registry import exam_format, recognise_format
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.jsonl import BadLines, read_records
 from megatron_huatuo.storage.records import Question
 
 AUTO = "auto"
+_MEDICAL = "medical"
 
 
 def read_questions(
-    paths: Sequence[str | os.PathLike[str]], bad_lines: BadLines | None = None, format_name: str = AUTO
+    paths: Sequence[str | os.PathLike[str]],
+    bad_lines: BadLines | None = None,
+    format_name: str = AUTO,
+    answer_key: str | os.PathLike[str] | None = None,
 ) -> list[ExamQuestion]:
     """All questions of the files, in order.
 
     format_name: of an exam format, or "auto": each file is recognised by its beginning.
+    answer_key: file of the answers (`read_answer_key`); then only the questions in it are given.
     A question without id gets "FILE NAME:LINE". An id that another exam has already gets "#2", "#3", …, with one warning.
     Raises: DataError naming file and line; also when there is no question at all.
     """
     bad = BadLines() if bad_lines is None else bad_lines
+    answers = None if answer_key is None else read_answer_key(answer_key)
     questions: list[ExamQuestion] = []
     used: Counter[str] = Counter()
     for path in map(Path, paths):
         chosen = recognise_format(path) if format_name == AUTO else exam_format(format_name)
-        for question in chosen.read(path, bad):
+        for question in chosen.read(path, bad, answers):
             identifier = question.id.replace(f"{path}:", f"{path.name}:", 1)
             used[identifier] += 1
             if used[identifier] > 1:
@@ -45,6 +52,12 @@ def read_questions(
             questions.append(replace(question, id=identifier))
     if not questions:
         raise DataError(f"no questions: {', '.join(map(str, paths))}. Give at least one file with exam questions.")
+    if answers is not None and len(used) < len(answers):
+        absent = [identifier for identifier in answers if identifier not in used]
+        raise DataError(
+            f"{len(absent)} answers of the key have no question: {', '.join(absent[:5])} ({answer_key}). "
+            "Give all question files that it belongs to."
+        )
     if repeated := sum(count - 1 for count in used.values()):
         get_logger(__name__).warning(
             "%d questions have an id that another exam has; they are told apart by #2, #3, …", repeated
@@ -52,16 +65,38 @@ def read_questions(
     return questions
 
 
+def read_answer_key(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """{id: answer} of a JSON file: one object of them, or records with `id` and `answer` (JSON or JSON Lines).
+
+    Raises: DataError naming the file for anything else, and for a repeated id.
+    """
+    answers: dict[str, Any] = {}
+    for raw, where in read_records(path, lambda raw, where: [(raw, where)]):
+        if not isinstance(raw, dict):
+            raise DataError(f"wrong answer key: got {type(raw).__name__}, need an object ({where})")
+        entries = {str(raw["id"]): raw["answer"]} if {"id", "answer"} <= raw.keys() else raw
+        if repeated := answers.keys() & entries.keys():
+            raise DataError(f"repeated id in the answer key: got {min(repeated)!r} twice, need each once ({where})")
+        answers |= entries
+    if not answers:
+        raise DataError(f"no answers: {path}. Give a file of {{id: answer}}.")
+    return answers
+
+
 def select_questions(
     questions: Sequence[ExamQuestion], subsets: Sequence[str] = (), limit: int | None = None, seed: int = 0
 ) -> list[ExamQuestion]:
     """The questions of some subsets, and of those at most `limit`, drawn by the seed; the order of the exam stays.
 
-    subsets: names as in the question's subset, source or question type, capitals or not.
+    subsets: names as in the question's subset, source or question type, capitals or not; "medical" stands for those
+        subsets that the format calls medical.
     Raises: ConfigError for a subset that does not exist.
     """
     wanted = {name.casefold() for name in subsets}
-    names = [{name for name in (q.subset, q.source, q.question_type) if name} for q in questions]
+    names = [
+        {name for name in (q.subset, q.source, q.question_type, _MEDICAL if _is_medical(q) else None) if name}
+        for q in questions
+    ]
     known = {name.casefold(): name for group in names for name in group}
     if unknown := sorted(wanted - known.keys()):
         raise ConfigError(
@@ -76,6 +111,10 @@ def select_questions(
         return chosen
     kept = sorted(random.Random(f"limit {seed}").sample(range(len(chosen)), limit))
     return [chosen[index] for index in kept]
+
+
+def _is_medical(question: ExamQuestion) -> bool:
+    return question.subset in exam_format(question.exam).subsets
 
 
 def find_examples(

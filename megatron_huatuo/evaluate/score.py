@@ -7,7 +7,7 @@ a reply is missing, never wrong; nothing is ever scored as a default letter.
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +29,7 @@ def score_replies(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **count_group(records),
         "complete": all(record["correct"] is not None for record in records),
-        **_mean_of_groups(list(by_source.values()), "mean_over_sources"),
+        **_mean_of_groups({str(n): group for n, group in enumerate(by_source.values())}, "mean_over_sources"),
         "by_question_type": {name: count_group(group) for name, group in grouped(records, "question_type").items()},
         "by_source": {name: count_group(group) for name, group in by_source.items()},
         "by_source_and_question_type": {
@@ -66,18 +66,24 @@ def count_group(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean_of_groups(groups: Sequence[Sequence[Mapping[str, Any]]], name: str) -> dict[str, Any]:
-    """{name: plain mean of the groups' accuracies, name_interval: its bootstrap interval}."""
-    parts = [(counts["correct"], counts["answered"]) for counts in map(count_group, groups) if counts["answered"]]
-    if not parts:
+def _mean_of_groups(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, Any]:
+    """{name: mean of the groups' accuracies, name_interval: its bootstrap interval}.
+
+    Groups called "type/class" are averaged within each type first, then over the types.
+    """
+    counted = {key: counts for key, group in groups.items() if (counts := count_group(group))["answered"]}
+    if not counted:
         return {name: None, f"{name}_interval": None}
-    mean = sum(correct / count for correct, count in parts) / len(parts)
-    return {name: mean, f"{name}_interval": list(interval_of_mean_share(parts))}
+    families = Counter(key.split("/")[0] for key in counted)
+    weights = [1 / (len(families) * families[key.split("/")[0]]) for key in counted]
+    parts = [(counts["correct"], counts["answered"]) for counts in counted.values()]
+    mean = sum(weight * correct / count for weight, (correct, count) in zip(weights, parts, strict=True))
+    return {name: mean, f"{name}_interval": list(interval_of_mean_share(parts, weights))}
 
 
 def _count_exam(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     over_subsets = exam_format(name).mean_over == "subsets"
-    parts = list(grouped(records, "subset").values()) if over_subsets else [records]
+    parts = grouped(records, "subset") if over_subsets else {_UNNAMED: records}
     return {**count_group(records), **_mean_of_groups(parts, "published_score")}
 
 

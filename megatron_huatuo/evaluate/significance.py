@@ -40,17 +40,17 @@ def wilson_interval(correct: int, count: int, confidence: float = CONFIDENCE) ->
     return Interval(0.0 if correct == 0 else low, 1.0 if correct == count else high)
 
 
-def interval_of_mean_share(parts: Sequence[tuple[int, int]]) -> Interval:
-    """Bootstrap interval of the plain mean of several shares: questions are drawn again within each part.
+def interval_of_mean_share(parts: Sequence[tuple[int, int]], weights: Sequence[float] | None = None) -> Interval:
+    """Bootstrap interval of the mean of several shares: questions are drawn again within each part.
 
-    parts: (correct, count) of each exam or subset. 10,000 resamples; drawing n of n questions again with replacement
-    gives a binomial number of right ones.
+    parts: (correct, count) of each exam or subset. weights: of the parts, adding up to 1; equal ones by default. 10,000
+    resamples; drawing n of n questions again with replacement gives a binomial number of right ones.
     """
     generator = np.random.default_rng(_SEED)
     means = np.zeros(_RESAMPLES)
-    for correct, count in parts:
-        means += generator.binomial(count, correct / count, _RESAMPLES) / count
-    return _central(means / len(parts))
+    for (correct, count), weight in zip(parts, weights or [1 / len(parts)] * len(parts), strict=True):
+        means += weight * generator.binomial(count, correct / count, _RESAMPLES) / count
+    return _central(means)
 
 
 def interval_of_mean(values: Sequence[float]) -> Interval:

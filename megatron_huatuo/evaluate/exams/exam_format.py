@@ -10,9 +10,9 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_records
@@ -72,8 +72,16 @@ class ExamFormat:
     """What the published score is the mean of: "questions", or "subsets" where each subset counts alike"""
     few_shot_rule: str = "sample"
     """How examples are chosen: "first" takes the first ones of the subset, "sample" draws them by the seed"""
-    subsets: Mapping[str, str] = {}
+    subsets: ClassVar[Mapping[str, str]] = {}
     """{subset: its name in the prompt}, where the exam is cut into subsets; only these are medical"""
+
+    def language_of(self, question: ExamQuestion) -> str:
+        """zh or en: the language that this question is asked in."""
+        return self.language
+
+    def stem(self, question: ExamQuestion) -> str:
+        """The words that tell whether the right option or the wrong one is asked for; the reader of replies needs them."""
+        return question.question
 
     def recognises(self, head: FileHead) -> bool:
         """Whether a file that begins like this is in this format."""
@@ -83,11 +91,32 @@ class ExamFormat:
         """The questions of one record. Raises: DataError naming key and place."""
         raise NotImplementedError
 
-    def read(self, path: Path, bad_lines: BadLines) -> Iterator[ExamQuestion]:
-        """The questions of one file, in order. Bad records are counted in `bad_lines`."""
-        yield from self.parse_all(read_raw(path, bad_lines), path, bad_lines)
+    def read(
+        self, path: Path, bad_lines: BadLines, answer_key: Mapping[str, Any] | None = None
+    ) -> Iterator[ExamQuestion]:
+        """The questions of one file, in order. Bad records are counted in `bad_lines`.
 
-    def parse_all(self, records: Iterable[tuple[int, Any]], path: Path, bad_lines: BadLines) -> Iterator[ExamQuestion]:
+        answer_key: {id: answer} of a file of its own; then only the questions in it are given, with its answers.
+        """
+        yield from self.parse_all(self.records(path, bad_lines), path, bad_lines, answer_key)
+
+    def records(self, path: Path, bad_lines: BadLines) -> Iterable[tuple[int, Any]]:
+        """(number, record) of one file, ready for `parse`."""
+        return read_raw(path, bad_lines)
+
+    def answer_from_key(self, value: Any, place: Place) -> str:
+        """The letters of an answer in an answer key. Raises: DataError naming the place."""
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"wrong value of 'answer': got {value!r} in the answer key, need letters ({place})")
+        return value.strip()
+
+    def parse_all(
+        self,
+        records: Iterable[tuple[int, Any]],
+        path: Path,
+        bad_lines: BadLines,
+        answer_key: Mapping[str, Any] | None = None,
+    ) -> Iterator[ExamQuestion]:
         """The questions of numbered records; one that does not parse, or cannot be answered, costs only itself."""
         first_place: dict[tuple[str | None, str], Place] = {}
         for number, raw in records:
@@ -99,6 +128,10 @@ class ExamFormat:
                 continue
             for question in questions:
                 try:
+                    if answer_key is not None:
+                        if question.id not in answer_key:
+                            continue
+                        question = replace(question, answer=self.answer_from_key(answer_key[question.id], place))
                     check_answerable(question, place)
                     if (first := first_place.setdefault((question.source, question.id), place)) is not place:
                         raise DataError(
@@ -116,7 +149,7 @@ class ExamFormat:
 
     def instruction(self, question: ExamQuestion) -> str:
         """What stands before the question, and before the examples."""
-        return _RECIPE_INSTRUCTION[self.language]
+        return _RECIPE_INSTRUCTION[self.language_of(question)]
 
     def prompt(self, question: ExamQuestion, examples: Sequence[ExamQuestion] = ()) -> str:
         """The request to a model that chats. Without examples it is the zero-shot prompt of the recipe."""
@@ -131,7 +164,7 @@ class ExamFormat:
 
         by_text: the options are not shown, since their texts are what goes on.
         """
-        tag = ANSWER_TAG[self.language]
+        tag = ANSWER_TAG[self.language_of(question)]
         blocks = {id(q): q.question if by_text else self.block(q) for q in (*examples, question)}
         solved = [
             f"{blocks[id(example)]}\n{tag}{self.choices(example, by_text=by_text)[example.answer]}"
@@ -144,7 +177,7 @@ class ExamFormat:
 
         The right answer is always among them, also where it has several letters (examples are shown with it).
         """
-        blank, option = " " if self.language == "en" else "", filled_options(question.option)
+        blank, option = " " if self.language_of(question) == "en" else "", filled_options(question.option)
         letters = dict.fromkeys([*option, question.answer])
         texts = {letter: "、".join(option[part] for part in letter) if by_text else letter for letter in letters}
         return {letter: f"{blank}{text}" for letter, text in texts.items()}
@@ -153,9 +186,17 @@ class ExamFormat:
 def check_answerable(question: Question, place: Place) -> None:
     """Refuse a question that nobody can answer rightly. Raises: DataError naming the place.
 
-    The right options must have a text, two options at least, and a single-choice question one right letter.
+    The answer must be letters of the options in alphabetical order, the right options must have a text, two options at
+    least, and a single-choice question one right letter.
     """
     filled = filled_options(question.option)
+    letters = "".join(question.option)
+    if not question.answer:
+        raise DataError(f"no answer: the exam keeps its answers elsewhere; name their file with --answer-key ({place})")
+    if question.answer != "".join(sorted(set(question.answer))) or any(k not in letters for k in question.answer):
+        raise DataError(
+            f"wrong value of 'answer': got {question.answer!r}, need letters of {letters} in alphabetical order ({place})"
+        )
     if blank := [letter for letter in question.answer if letter not in filled]:
         raise DataError(f"right option is blank: got no text under {', '.join(blank)}, need text ({place})")
     if len(filled) < 2:
@@ -225,6 +266,25 @@ def text_of(record: Mapping[str, Any], key: str, place: Place) -> str:
     if not value.strip():
         raise DataError(f"blank {key!r}: need text ({place})")
     return value.strip()
+
+
+def lettered_options(texts: Iterable[Any]) -> dict[str, str]:
+    """{"A": first text, …}. Blank ones keep their letter.
+
+    >>> lettered_options(["yes", " no "])
+    {'A': 'yes', 'B': 'no'}
+    """
+    return {chr(65 + number): str(text).strip() for number, text in enumerate(texts)}
+
+
+def has_han(text: str) -> bool:
+    """Whether a text holds Chinese characters."""
+    return re.search("[\u3400-\u9fff]", text) is not None
+
+
+def subject_of(path: Path) -> str:
+    """The subject that a file of a subject is named after: "anatomy" of `anatomy_test.csv` and `anatomy.csv`."""
+    return re.sub(r"_(?:test|val|dev|train)$", "", path.name.split(".")[0])
 
 
 def letter_of(number: Any, letters: str, place: Place, key: str = "answer") -> str:

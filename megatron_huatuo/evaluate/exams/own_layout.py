@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place
+from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place, has_han
 from megatron_huatuo.storage.records import Question, parse_questions
 
 
@@ -22,6 +22,10 @@ class OwnLayout(ExamFormat):
     def recognises(self, head: FileHead) -> bool:
         """The records that the contract describes."""
         return isinstance(head.record, dict) and {"question", "option"} <= head.record.keys()
+
+    def language_of(self, question: ExamQuestion) -> str:
+        """Chinese where the question or an option holds a Chinese character."""
+        return "zh" if has_han(question.question + "".join(question.option.values())) else "en"
 
     def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
         """See `storage.records.parse_questions`."""

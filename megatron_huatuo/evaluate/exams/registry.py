@@ -5,6 +5,7 @@ Invariant: a file is read by exactly one format, so no format claims the files o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from pathlib import Path
@@ -17,10 +18,10 @@ from megatron_huatuo.storage.jsonl import BadLines, read_records
 OWN = "own"
 
 
-def exam_formats() -> dict[str, ExamFormat]:
-    """{name: format} of every file in the folder, in alphabetical order. Raises: ConfigError for a name used twice."""
+@functools.cache
+def _found_in(folders: tuple[str, ...]) -> dict[str, ExamFormat]:
     formats: dict[str, ExamFormat] = {}
-    for module in pkgutil.iter_modules(exams.__path__, f"{exams.__name__}."):
+    for module in pkgutil.iter_modules(folders, f"{exams.__name__}."):
         found = getattr(importlib.import_module(module.name), "FORMAT", None)
         if found is None:
             continue
@@ -28,6 +29,11 @@ def exam_formats() -> dict[str, ExamFormat]:
             raise ConfigError(f"two exam formats are called {found.name!r}. Rename the one in {module.name}.")
         formats[found.name] = found
     return formats
+
+
+def exam_formats() -> dict[str, ExamFormat]:
+    """{name: format} of every file in the folder, in alphabetical order. Raises: ConfigError for a name used twice."""
+    return dict(_found_in(tuple(exams.__path__)))
 
 
 def exam_format(name: str) -> ExamFormat:
