@@ -19,6 +19,7 @@ from megatron_huatuo.plan.plan import Cluster, PlannedData, data_of_blend, plan_
 from megatron_huatuo.plan.plan_text import format_layouts, format_plan, plan_record
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.received import rates_of_run
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Namespace]:
@@ -77,8 +78,13 @@ def main() -> None:
     layouts = rank_layouts(config, plan.cluster, plan.data) if options.layouts or options.json else Layouts([], [])
     if options.layouts:
         print(f"\n{format_layouts(layouts)}")
+    rates = rates_of_run(config) if data.rows is not None else None
+    if rates is not None:
+        print("\n" + "\n".join(rates.describe()))
+        rates.warn_of_low_rates()
     if options.json:
-        write_json(options.json, plan_record(plan, layouts))
+        record = plan_record(plan, layouts)
+        write_json(options.json, record | ({"learning_rate_by_source": rates.to_plain()} if rates else {}))
     check_plan(plan)
 
 

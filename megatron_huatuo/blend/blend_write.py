@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.blend.blend_settings import BlendConfig, BuildOptions
 from megatron_huatuo.blend.blend_sources import OpenSource, gather, usable_documents, why_no_document
+from megatron_huatuo.blend.learning_rate import BlendRates, ScheduleConfig, learning_rate_by_source
 from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws
 from megatron_huatuo.blend.order_plan import OrderPlan, document_dtype, source_dtype
 from megatron_huatuo.blend.row_packing import PACKING_VERSION, RowPacker
@@ -80,7 +81,12 @@ def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOpt
         row_start, counts = writer.finish()
         segments = [*job.prefix.segments, Segment(len(job.prefix.source), job.draws.num_draws, job.draws.priorities)]
         schedule = Schedule.of_rows(names, directory / ORDER_SOURCE, segments)
-        files = [ORDER_SOURCE, ORDER_DOCUMENT, ROW_START, *write_schedule(schedule, directory)]
+        files = [
+            ORDER_SOURCE,
+            ORDER_DOCUMENT,
+            ROW_START,
+            *write_schedule(schedule, directory, _default_rates(directory, names)),
+        ]
         if options.megatron_indices:
             files += _write_megatron_indices(directory)
         _warn_of_losses(job, counts)
@@ -91,6 +97,13 @@ def write_blend(job: BlendJob, output: str | os.PathLike[str], options: BuildOpt
         len(names), content["rows"], job.config.seq_length, 100 * content["padding_fraction"],
     )  # fmt: skip
     return Path(output)
+
+
+def _default_rates(directory: Path, names: list[str]) -> BlendRates:
+    """What each source would receive by the default schedule with steps of one row; a run's own settings come later."""
+    row_start, schedule = map_array(directory / ROW_START), ScheduleConfig()
+    rates = learning_rate_by_source(schedule, map_array(directory / ORDER_SOURCE), row_start, len(names), 1)
+    return BlendRates(schedule, 1.0, max(1, len(row_start) - 1), names, rates)
 
 
 def _warn_of_empty_sources(job: BlendJob) -> None:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.log import get_logger
+from megatron_huatuo.storage.blend_files import BlendReader
+from megatron_huatuo.storage.indexed import IndexedReader
+from megatron_huatuo.storage.targets import DocumentsInRows
 
 STYLES = ("cosine", "linear", "constant", "wsd")
 RECIPE_DECAY_PASSES = 1.35
@@ -83,6 +86,15 @@ class ScheduleConfig:
                 f"wrong schedule.decay_passes: got {passes}, need 1 or more: a run is one pass, and would end at min_lr "
                 "before its last rows. More passes are epochs of the sources: set them in the blend."
             )
+
+    def describe(self) -> str:
+        """In a few words, for a picture."""
+        if self.decay_iters is not None:
+            return f"{self.style} over {self.decay_iters:,} steps"
+        over = (
+            f" over {self.decay_passes or RECIPE_DECAY_PASSES:g} passes" if self.style in ("cosine", "linear") else ""
+        )
+        return f"{self.style}{over}" + (f" to {self.min_lr:g}" if self.min_lr else "")
 
     def span(self, steps_per_pass: int) -> int:
         """Steps that the schedule spans, at least 1; a run may end before them."""
@@ -155,7 +167,7 @@ def learning_rate_by_source(
     rows = len(row_start) - 1
     steps_per_pass = -(-rows // global_batch_size)
     steps = min(train_iters or steps_per_pass, steps_per_pass)
-    shares = schedule.rates(np.arange(max(steps, 1)), peak_lr, schedule.span(max(steps_per_pass, 1))) / peak_lr
+    shares = schedule.rates(np.arange(max(steps, 1)), peak_lr, schedule.span(max(steps_per_pass, 1))) / (peak_lr or 1.0)
     draws, rate, low = np.zeros(num_sources), np.zeros(num_sources), np.zeros(num_sources)
     tokens, rate_of_tokens = np.zeros(num_sources), np.zeros(num_sources)
     last = int(row_start[min(rows, steps * global_batch_size)])
@@ -190,26 +202,76 @@ def _tokens_of(
     return found
 
 
-def warn_of_low_rates(names: Sequence[str], rates: Sequence[SourceRate]) -> list[str]:
-    """Names of the sources that receive less than a fifth of the peak, said in one warning."""
-    low = [name for name, rate in zip(names, rates, strict=True) if rate.mean_over_draws < LOW_SHARE]
-    if low:
-        told = ", ".join(
-            f"{name} {rate.mean_over_draws:.2f}" for name, rate in zip(names, rates, strict=True) if name in low
-        )
-        get_logger(__name__).warning(
-            "these sources are drawn when the learning rate is low, and receive less than a fifth of its peak on average: "
-            "%s. A longer decay (schedule.decay_passes), a floor (schedule.min_lr), style wsd, or a higher priority helps.",
-            told,
-        )
-    return low
+@dataclass(frozen=True)
+class BlendRates:
+    """A schedule over a blend, and what each of its sources receives."""
 
+    schedule: ScheduleConfig
+    peak_lr: float
+    steps_per_pass: int
+    names: list[str]
+    rates: list[SourceRate]
 
-def describe_rates(names: Sequence[str], rates: Sequence[SourceRate]) -> list[str]:
-    """A table for a person: one line for each source."""
-    width = max([len("source"), *map(len, names)])
-    lines = [f"{'source':<{width}}  {'by tokens':>9}  {'by draws':>8}  {'draws under a tenth':>19}"]
-    for name, rate in zip(names, rates, strict=True):
-        tokens = "-" if rate.mean_over_tokens is None else f"{rate.mean_over_tokens:.3f}"
-        lines.append(f"{name:<{width}}  {tokens:>9}  {rate.mean_over_draws:>8.3f}  {rate.share_below_tenth:>18.1%}")
-    return lines
+    @classmethod
+    def of_blend(
+        cls,
+        blend: BlendReader,
+        schedule: ScheduleConfig,
+        global_batch_size: int,
+        *,
+        peak_lr: float = 1.0,
+        train_iters: int | None = None,
+    ) -> BlendRates:
+        """Exact over draws and trained tokens; opens the headers of the sources' indexes.
+
+        Raises: IntegrityError when an index is missing or damaged.
+        """
+        indexes = [DocumentsInRows(IndexedReader(prefix), blend.seq_length) for prefix in blend.path_prefixes]
+        rates = learning_rate_by_source(
+            schedule,
+            blend.order_source,
+            blend.row_start,
+            len(blend.source_names),
+            global_batch_size,
+            peak_lr=peak_lr,
+            train_iters=train_iters,
+            order_document=blend.order_document,
+            trained_tokens=[documents.trained_tokens() for documents in indexes],
+        )
+        steps = -(-len(blend) // global_batch_size)
+        return cls(schedule, peak_lr, max(steps, 1), list(blend.source_names), rates)
+
+    def shares(self, progress: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Rate at a fraction of the pass, as a share of the peak."""
+        steps = np.floor(np.asarray(progress) * self.steps_per_pass).astype(np.int64)
+        return self.schedule.rates(steps, self.peak_lr, self.schedule.span(self.steps_per_pass)) / (self.peak_lr or 1.0)
+
+    def to_plain(self) -> dict[str, dict[str, float | None]]:
+        """{source: {mean_over_tokens, mean_over_draws, share_below_tenth}} as JSON values."""
+        return {name: rate.to_plain() for name, rate in zip(self.names, self.rates, strict=True)}
+
+    def warn_of_low_rates(self) -> list[str]:
+        """Names of the sources that receive less than a fifth of the peak, said in one warning."""
+        low = {
+            name: rate.mean_over_draws
+            for name, rate in zip(self.names, self.rates, strict=True)
+            if rate.mean_over_draws < LOW_SHARE
+        }
+        if low:
+            get_logger(__name__).warning(
+                "these sources are drawn when the learning rate is low, and receive less than a fifth of its peak on "
+                "average: %s. A longer decay (schedule.decay_passes), a floor (schedule.min_lr), style wsd, or a higher "
+                "priority helps.",
+                ", ".join(f"{name} {share:.2f}" for name, share in low.items()),
+            )
+        return list(low)
+
+    def describe(self) -> list[str]:
+        """A table for a person: one line for each source."""
+        width = max([len("learning rate received"), *map(len, self.names)])
+        head = f"{'learning rate received':<{width}}  {'by tokens':>9}  {'by draws':>8}  {'draws under a tenth of the peak':>31}"
+        lines = [head]
+        for name, rate in zip(self.names, self.rates, strict=True):
+            tokens = "-" if rate.mean_over_tokens is None else f"{rate.mean_over_tokens:.3f}"
+            lines.append(f"{name:<{width}}  {tokens:>9}  {rate.mean_over_draws:>8.3f}  {rate.share_below_tenth:>30.1%}")
+        return lines

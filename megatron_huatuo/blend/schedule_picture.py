@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_huatuo.blend.learning_rate import BlendRates, ScheduleConfig
 from megatron_huatuo.blend.schedule_counts import Schedule, Segment, count_sources, shares_of
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.blend_files import ORDER_SOURCE, BlendReader
-from megatron_huatuo.storage.run_files import blend_of_run, read_log
+from megatron_huatuo.storage.run_files import blend_of_run, read_log, read_run_config
 
 SCHEDULE_CSV, SCHEDULE_PNG = "schedule.csv", "schedule.png"
 RUN_POINTS = 50
@@ -27,8 +31,8 @@ _CHINESE_FONTS = re.compile(r"CJK|Source Han|WenQuanYi|SimHei|SimSun|YaHei|PingF
 _log = get_logger(__name__)
 
 
-def write_schedule(schedule: Schedule, directory: Path) -> list[str]:
-    """Write schedule.csv and schedule.png into a directory; returns their names."""
+def write_schedule(schedule: Schedule, directory: Path, rates: BlendRates | None = None) -> list[str]:
+    """Write schedule.csv and schedule.png into a directory; returns their names. rates: for a second panel."""
     with atomic_write(directory / SCHEDULE_CSV, "w") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         columns = [f"{kind}:{name}" for kind in ("documents", "share", "limit") for name in schedule.names]
@@ -37,7 +41,7 @@ def write_schedule(schedule: Schedule, directory: Path) -> list[str]:
         for row, (progress, start) in enumerate(zip(schedule.progress, schedule.bounds[:-1], strict=True)):
             shares = [f"{value:.6f}" for value in (*schedule.shares[row], *limits[row])]
             writer.writerow([f"{progress:.6f}", int(start), *schedule.counts[row].tolist(), *shares])
-    plot_schedule(schedule, directory / SCHEDULE_PNG)
+    plot_schedule(schedule, directory / SCHEDULE_PNG, rates=rates)
     return [SCHEDULE_CSV, SCHEDULE_PNG]
 
 
@@ -61,8 +65,16 @@ def write_run_schedule(run_dir: str | os.PathLike[str]) -> Path:
     progress = (entries[:-1] + entries[1:]) / 2 / len(blend.order_source)
     picture = Path(run_dir) / SCHEDULE_PNG
     drawn = Schedule.of_rows(blend.source_names, blend.directory / ORDER_SOURCE, segments)
-    plot_schedule(drawn, picture, (progress, shares_of(counts)))
+    plot_schedule(drawn, picture, (progress, shares_of(counts)), rates=_rates_of_run(blend, read_run_config(run_dir)))
     return picture
+
+
+def _rates_of_run(blend: BlendReader, config: Mapping[str, Any]) -> BlendRates:
+    """With the run's own schedule; what config.yaml leaves out has its default."""
+    known = {field.name for field in dataclasses.fields(ScheduleConfig)}
+    schedule = ScheduleConfig(**{key: value for key, value in config.get("schedule", {}).items() if key in known})
+    batch = config.get("training", {}).get("global_batch_size", 1)
+    return BlendRates.of_blend(blend, schedule, batch, peak_lr=config.get("optimizer", {}).get("lr", 1.0))
 
 
 def plot_schedule(
@@ -70,17 +82,20 @@ def plot_schedule(
     path: str | os.PathLike[str],
     points: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     points_name: str = "consumed by the run",
+    *,
+    rates: BlendRates | None = None,
 ) -> None:
     """Draw the shares (lines), the large-N curve (dashed), and given points, such as a run's actual shares.
 
-    points: progress [P] and shares [P, S].
+    points: progress [P] and shares [P, S]. rates: for a second panel, the learning rate over the run with its mean for each
+    source.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5))
+    figure = Figure(figsize=(9, 5 if rates is None else 8))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.07, 0.1, 0.91, 0.82))
+    axes = figure.add_axes((0.07, 0.1, 0.91, 0.82) if rates is None else (0.07, 0.44, 0.91, 0.52))
     shares, limits = schedule.shares, shares_of(schedule.expected)
     family = None if all(map(_is_simple, schedule.names)) else _chinese_font()
     for number, name in enumerate(schedule.names):
@@ -97,8 +112,34 @@ def plot_schedule(
     if len(schedule.names) <= _LEGEND_ROWS:
         font = {"family": family, "size": 8} if family else {"size": 8}
         axes.legend(loc="upper center", ncols=min(5, len(schedule.names)), prop=font)
+    if rates is not None:
+        labels = [
+            name if family or _is_simple(name) else f"source {number}" for number, name in enumerate(schedule.names)
+        ]
+        _plot_rates(figure, rates, labels, family)
     with atomic_write(path) as handle:
         figure.savefig(handle, dpi=100, format="png")
+
+
+def _plot_rates(figure: Any, rates: BlendRates, labels: list[str], family: str | None) -> None:
+    """Below: the rate over the run, and beside it one bar for each source."""
+    curve, bars = figure.add_axes((0.07, 0.07, 0.42, 0.27)), figure.add_axes((0.68, 0.07, 0.3, 0.27))
+    progress = np.linspace(0, 1, 400)
+    curve.plot(progress, rates.shares(progress), color="black", linewidth=1.4)
+    curve.set(xlim=(0, 1), ylim=(0, 1.05), xlabel="progress (fraction of steps)", ylabel="share of the peak")
+    curve.set_title(f"Learning rate ({rates.schedule.describe()})", fontsize=9)
+    means = [rate.mean_over_draws for rate in rates.rates]
+    places = np.arange(len(labels))
+    bars.barh(places, np.nan_to_num(means), color=[f"C{number % 10}" for number in range(len(labels))])
+    for place, mean in zip(places, means, strict=True):
+        bars.text(np.nan_to_num(mean) + 0.02, place, "-" if np.isnan(mean) else f"{mean:.2f}", va="center", fontsize=7)
+    font = {"family": family} if family else {}
+    bars.set_yticks(places, labels if len(labels) <= _LEGEND_ROWS else [""] * len(labels), fontsize=7, **font)
+    bars.set(xlim=(0, 1.15), xlabel="mean over draws, share of the peak")
+    bars.invert_yaxis()
+    bars.set_title("What each source receives", fontsize=9)
+    for axes in (curve, bars):
+        axes.grid(alpha=0.25)
 
 
 @functools.lru_cache(maxsize=1)

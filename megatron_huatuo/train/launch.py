@@ -19,6 +19,7 @@ from megatron_huatuo.parallel.process_groups import destroy_process_groups, init
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.inputs import check_inputs
 from megatron_huatuo.train.loop import train
+from megatron_huatuo.train.received import rates_of_run
 from megatron_huatuo.train.restarts import note_failure, refuse_to_repeat
 from megatron_huatuo.train.rules import validate
 
@@ -55,6 +56,9 @@ def _launch(config: TrainConfig, *, dry_run: bool) -> int:
             print(
                 f"# {len(rows)} rows of {rows.seq_length} tokens, {train_iters} steps on {world_size} ranks: would start"
             )
+            rates = rates_of_run(config)
+            print("\n".join(f"# {line}" for line in rates.describe()))
+            rates.warn_of_low_rates()
         return 0
     check_machine(config, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = enable_device(config.runtime.device)

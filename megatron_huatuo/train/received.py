@@ -1,9 +1,24 @@
-"""How much of the learning rate each source has received in a run: exact over its trained tokens, through all resumes."""
+"""How much of the learning rate each source will receive in a run, and how much it has received, through all resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from megatron_huatuo.blend.learning_rate import BlendRates
+from megatron_huatuo.storage.blend_files import BlendReader
+from megatron_huatuo.train.config import TrainConfig
+
+
+def rates_of_run(config: TrainConfig) -> BlendRates:
+    """What each source of the run's blend will receive. Raises: IntegrityError when blend or index is damaged."""
+    return BlendRates.of_blend(
+        BlendReader(config.data.blend),
+        config.schedule,
+        config.training.global_batch_size,
+        peak_lr=config.optimizer.lr,
+        train_iters=config.training.train_iters,
+    )
 
 
 class ReceivedRates:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_huatuo.blend import priority_order
 from megatron_huatuo.blend.learning_rate import (
+    BlendRates,
     ScheduleConfig,
     SourceRate,
-    describe_rates,
     learning_rate_by_source,
-    warn_of_low_rates,
 )
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.blend_files import BlendReader
 
 # Nine sources of the recipe, in two languages each; the levels of beta are web 5, literature 4, encyclopedia 3, books 2, SFT 0.
 SIZES = np.array([640_621, 367_000, 827_000, 168_000, 398_000, 142_000, 1_950_000, 840_000, 142_248])
@@ -125,12 +127,34 @@ def test_a_blend_that_can_be_checked_by_hand() -> None:
     assert [rate.mean_over_draws for rate in first_step] == [1.0, 1.0]
 
 
-def test_a_source_that_learns_little_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_that_learns_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = [SourceRate(0.8, 0.0, 0.7), SourceRate(0.12, 0.73)]
-    assert warn_of_low_rates(["web", "sft"], rates) == ["sft"]
-    assert "receive less than a fifth of its peak on average: sft 0.12." in capsys.readouterr().err
-    assert describe_rates(["web", "sft"], rates)[1].split() == ["web", "0.700", "0.800", "0.0%"]
-    assert describe_rates(["web", "sft"], rates)[2].split() == ["sft", "-", "0.120", "73.0%"]
+    found = BlendRates(ScheduleConfig(), 1e-4, 10, ["web", "sft"], rates)
+    said: list[str] = []
+    monkeypatch.setattr(logging.Logger, "warning", lambda self, text, *values: said.append(text % values))
+    assert found.warn_of_low_rates() == ["sft"]
+    assert "receive less than a fifth of its peak on average: sft 0.12." in said[0]
+    assert [line.split() for line in found.describe()[1:]] == [
+        ["web", "0.700", "0.800", "0.0%"],
+        ["sft", "-", "0.120", "73.0%"],
+    ]
+    assert found.to_plain()["sft"] == {"mean_over_tokens": None, "mean_over_draws": 0.12, "share_below_tenth": 0.73}
+
+
+def test_a_drawn_blend_is_weighed_by_its_trained_tokens(sample_blend: Path) -> None:
+    """Against the rows as training reads them, token by token."""
+    from megatron_huatuo.dataset.rows import PackedRows
+
+    blend, schedule, batch = BlendReader(sample_blend), ScheduleConfig(), 4
+    found = BlendRates.of_blend(blend, schedule, batch, peak_lr=1e-3)
+    rows = PackedRows(sample_blend, verify=False)
+    span = schedule.span(-(-len(rows) // batch))
+    sums = np.zeros((2, len(blend.source_names)))
+    for number in range(len(rows)):
+        row = rows.row(number)
+        trained = np.bincount(row.source_of_token[row.loss_mask > 0], minlength=sums.shape[1])
+        sums += trained * np.array([[1.0], [schedule.rates(np.array(number // batch), 1e-3, span) / 1e-3]])
+    np.testing.assert_allclose([rate.mean_over_tokens for rate in found.rates], sums[1] / sums[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def test_a_run_ends_with_its_rows_whatever_batch_it_began_with(
 def test_a_deterministic_run_tells_every_kernel_that_has_a_choice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's kernels have none; there megatron-core's slower embedding is left out."""
     told: dict[str, Any] = {}
-    monkeypatch.setattr(
-        setup, "build_model", lambda architecture, **settings: told.update(settings) or torch.nn.Module()
-    )
+    chunk: Any = torch.nn.Module()
+    chunk.attention_backend = "torch"
+    monkeypatch.setattr(setup, "build_model", lambda architecture, **settings: told.update(settings) or chunk)
     for name in ("is_pipeline_first_stage", "is_pipeline_last_stage"):
         monkeypatch.setattr(setup.parallel_state, name, lambda **options: True)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
