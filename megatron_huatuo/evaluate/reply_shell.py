@@ -7,13 +7,8 @@ from __future__ import annotations
 
 import re
 
-_END_TOKEN = re.compile(
-    r"</s>|<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<\|end\|>|<\|return\|>|<reserved_\d+>"
-)
-_THOUGHT = r"(?:seed:)?(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|analysis)"
-_THOUGHT_OPENS = re.compile(rf"<{_THOUGHT}>|◁think▷|<\|begin_of_thought\|>|\[THINK\]|<unused94>", re.IGNORECASE)
-_THOUGHT_CLOSES = re.compile(rf"</{_THOUGHT}>|◁/think▷|<\|end_of_thought\|>|\[/THINK\]|<unused95>", re.IGNORECASE)
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
+from megatron_huatuo.llm.thoughts import peel_reply
+
 _FINAL_HEADING = re.compile(
     r"^\s*#+\s*(?:final response|final answer|最终回答|最终答案)\s*:?：?\s*$", re.IGNORECASE | re.MULTILINE
 )
@@ -52,20 +47,12 @@ def spoken_part(reply: str) -> str | None:
     >>> spoken_part("<think>A or B?</think>B"), spoken_part("◁think▷A or"), spoken_part("<answer>C</answer>")
     ('B', None, '\\n答案:C。\\n')
     """
-    channels = list(_CHANNEL.finditer(reply))
-    if channels and channels[-1][1] != "final":
+    text, problem = peel_reply(reply)
+    if problem and not text:
         return None
-    text = reply[channels[-1].end() :] if channels else reply
-    closes = list(_THOUGHT_CLOSES.finditer(text))
-    text = text[closes[-1].end() :] if closes else text
-    opens = _THOUGHT_OPENS.search(text)
-    if opens and not text[: opens.start()].strip():
-        return None
-    text = text[: opens.start()] if opens else text
     headings = list(_FINAL_HEADING.finditer(text))
     if headings and text[headings[-1].end() :].strip():
         text = "答案:\n" + text[headings[-1].end() :]
-    text = _END_TOKEN.split(text.lstrip("\n "), maxsplit=1)[0]
     return _ANSWER_TAG.sub(lambda match: f"\n答案:{next(filter(None, match.groups()[1:]), '').strip()}。\n", text)
 
 

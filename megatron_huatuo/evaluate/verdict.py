@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from megatron_huatuo.llm.thoughts import peel_reply
+
 _ZH = """\
 [问题]
 {question}
@@ -92,12 +94,12 @@ def parse_verdict(reply: str) -> int | None:
     """1 or 2 for the better answer, 0 for a tie, None when the judge does not say.
 
     The last `[[1]]`, `[[2]]` or `[[tie]]` counts; without one, the last sentence such as "Assistant 1 is better than
-    Assistant 2", "助手1优于助手2" or "两者相当". What precedes `</think>` is not read.
+    Assistant 2", "助手1优于助手2" or "两者相当". Thoughts are not read.
 
     >>> parse_verdict("Both name the cause; 2 also names the dose.\\n[[2]]")
     2
     """
-    text = reply.rpartition("</think>")[2]
+    text = peel_reply(reply).text
     if labels := _LABEL.findall(text):
         last = labels[-1].lower()
         return int(last[-1]) if last[-1] in "12" else 0

@@ -144,7 +144,7 @@ def _without_tagged(text: str) -> Peeled:
             outside.append(text[position:start])
             is_open = True
     if is_open:
-        return Peeled("", "thoughts: without an end")
+        return Peeled("".join(outside).strip(), "thoughts: without an end")
     return Peeled("".join([*outside, text[position:]]))
 
 
