@@ -31,8 +31,10 @@ from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.index.workers import available_cores
 from megatron_huatuo.storage.indexed import token_dtype
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
-from megatron_huatuo.storage.jsonl import dump_line, read_records, write_jsonl
-from megatron_huatuo.storage.records import Conversation, Turn, parse_conversations, parse_document
+from megatron_huatuo.storage.jsonl import dump_line, write_jsonl
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.record_files import read_records
+from megatron_huatuo.storage.records import Conversation, Turn, parse_document
 
 SAMPLE = Path(__file__).parents[1] / "examples/toy_cpu/data"
 _PACKAGES = ("numpy", "sentencepiece", "tokenizers", "torch", "megatron-core")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.storage.jsonl import read_records
+from megatron_huatuo.storage.record_files import read_records
 from megatron_huatuo.storage.records import Question, parse_questions
 
 CHARACTERS_ZH = 13

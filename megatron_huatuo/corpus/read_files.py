@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from megatron_huatuo.corpus.account import Item
-from megatron_huatuo.corpus.read_records import read_json_lines, read_parquet
+from megatron_huatuo.corpus.read_records import read_documents_of
 from megatron_huatuo.corpus.read_text import read_plain_text
 from megatron_huatuo.corpus.read_xml import read_pubmed
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.text_files import base_suffix
 
 Reader = Callable[[str, str | None, BadLines], Iterator[Item]]
 
@@ -40,17 +41,18 @@ def expand_inputs(patterns: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 def find_reader(path: str) -> Reader:
     """The reader of a file, by its name. Raises DataError for an unknown one."""
-    name = Path(path).name.lower()
     for suffixes, reader in _READERS:
-        if name.endswith(suffixes):
+        if base_suffix(path) in suffixes:
             return reader
     known = [suffix for suffixes, _ in _READERS for suffix in suffixes]
-    raise DataError(f"unknown file format: got {Path(path).name!r}, need a name that ends in one of {known} ({path}).")
+    raise DataError(
+        f"unknown file format: got {Path(path).name!r}, need a name that ends in one of {known}, or in one of these and .gz or .zst "
+        f"({path})."
+    )
 
 
 _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
-    ((".jsonl", ".jsonl.gz", ".json", ".json.gz"), read_json_lines),
-    ((".xml", ".xml.gz"), read_pubmed),
-    ((".parquet",), read_parquet),
-    ((".txt", ".txt.gz"), read_plain_text),
+    ((".jsonl", ".json", ".csv", ".tsv", ".parquet"), read_documents_of),
+    ((".xml",), read_pubmed),
+    ((".txt",), read_plain_text),
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import BadLines, open_binary
+from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Document
+from megatron_huatuo.storage.text_files import READ_ERRORS, converted_from, open_binary
 from megatron_huatuo.text.language import detect_language
 
 _CHAPTER = re.compile(
@@ -51,6 +51,8 @@ def _chapters(path: str, bad_lines: BadLines) -> Iterator[tuple[str | None, int,
 
 def _lines(path: str, bad_lines: BadLines) -> Iterator[tuple[int, int, str]]:
     number, position = 0, 0
+    if encoding := converted_from(path):
+        bad_lines.tolerated[f"file in {encoding}"] += 1
     with open_binary(path) as handle:
         try:
             for raw in handle:
@@ -60,5 +62,5 @@ def _lines(path: str, bad_lines: BadLines) -> Iterator[tuple[int, int, str]]:
                 except UnicodeDecodeError as error:
                     bad_lines.add(path, number, f"invalid UTF-8: byte {error.start}")
                 position += len(raw)
-        except (EOFError, zlib.error, OSError) as error:
+        except READ_ERRORS as error:
             raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error

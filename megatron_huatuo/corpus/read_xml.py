@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import BadLines, open_binary
+from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Document
+from megatron_huatuo.storage.text_files import open_binary
 
 _LANGUAGES = {"eng": "en", "chi": "zh"}
 

@@ -6,7 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import read_records
+from megatron_huatuo.storage.record_files import read_records
 
 _QUESTION_KEYS = ("query", "prompt", "question")
 _ANSWER_KEYS = ("model_output", "reply", "answer")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, RawLine, open_binary
+from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, RawLine
+from megatron_huatuo.storage.text_files import open_binary
 
 # About a tenth of a second of tokenising: long enough to forget the message's cost, short enough that none waits. Must stay
 # below MAX_LINE_BYTES.

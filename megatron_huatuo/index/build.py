@@ -23,8 +23,10 @@ from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
-from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.jsonl import BadLines, describe_tolerated
 from megatron_huatuo.storage.manifest import sha256_file
+from megatron_huatuo.storage.record_files import is_json_lines
+from megatron_huatuo.storage.text_files import COMPRESSIONS
 
 _log = get_logger(__name__)
 
@@ -40,7 +42,7 @@ def build_index(
 ) -> dict[str, Any]:
     """Tokenise conversations, in the order of `inputs` and their lines, into one index; returns its manifest.
 
-    inputs: `.jsonl`, `.jsonl.gz` or `.json` files in any accepted layout. tokenizer: what `load_tokenizer` takes.
+    inputs: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` files, `.gz` and `.zst` too, in any layout of `read_dialogues`. tokenizer: what `load_tokenizer` takes.
     workers: tokenising processes, default one per core; 1 works in this process, and so does input of one chunk.
     max_bad_lines: how many are skipped and counted before the run stops. source: take only conversations of this
     source; the others are counted.
@@ -127,7 +129,7 @@ def _check(paths: list[str], workers: int | None) -> None:
 
 def _total_bytes(paths: list[str]) -> int | None:
     """Bytes that chunks will report, for the progress bar; None where files are compressed or read whole."""
-    if any(Path(path).suffix in (".gz", ".json") for path in paths):
+    if any(not is_json_lines(path) or Path(path).suffix in COMPRESSIONS for path in paths):
         return None
     return sum(Path(path).stat().st_size for path in paths)
 
@@ -154,6 +156,8 @@ def _manifest_content(
         "template": {"checked": counts["template_checked"], "mismatched": counts["template_mismatched"]},
         "tags_encoded_apart": counts["tags_encoded_apart"],
         "unknown_tokens": counts["unknown_tokens"],
+        "system_in_question": counts["system_in_question"],
+        "answers_not_trained_on": counts["answers_not_trained_on"],
         "role_tag_in_text": counts["role_tag_in_text"],
         "unusual_character": counts["unusual_character"],
     }
@@ -169,6 +173,8 @@ def _report(output_prefix: str, manifest: dict[str, Any]) -> None:
         sum(manifest["dropped"].values()),
         manifest["dropped"] or "",
     )
+    if manifest["tolerated"]:
+        _log.warning("beside these: %s", describe_tolerated(manifest["tolerated"]))
     template = manifest["template"]
     if template["mismatched"]:
         _log.warning(

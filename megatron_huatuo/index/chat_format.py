@@ -70,6 +70,14 @@ def render(turns: Sequence[Turn]) -> str:
     return "".join(segment_texts(turns))
 
 
+def written_turns(conversation: Conversation) -> tuple[Turn, ...]:
+    """What the format writes: the system's text opens the first question, and nothing stands behind the last answer that
+    is trained on. Where no answer is, all turns."""
+    turns = conversation.opened_turns()
+    stop = next((stop for stop in range(len(turns), 0, -2) if turns[stop - 1].trained), len(turns))
+    return turns[:stop]
+
+
 def segment_texts(turns: Sequence[Turn]) -> list[str]:
     """The texts that are encoded one by one: question, answer, question, … each with its role tag in front."""
     texts = []
@@ -93,12 +101,15 @@ def encode_tag(tokenizer: Tokenizer) -> NDArray[np.int32]:
 def encode_conversations(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> EncodedConversations:
     """Encode conversations into documents of context and trained segments.
 
-    A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos.
-    Where enc(tag) is no prefix of enc(tag + answer), tag and answer are encoded apart. A conversation is dropped and
-    counted when an answer has no token, or when its text yields an eos.
+    A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos; an
+    answer that is not trained on has mode 0. Where enc(tag) is no prefix of enc(tag + answer), tag and answer are encoded
+    apart. A conversation is dropped and counted when an answer has no token, when its text yields an eos, or when no
+    answer is trained on.
     """
-    texts = [text for conversation in conversations for text in segment_texts(conversation.turns)]
-    pairs = np.array([len(conversation.turns) // 2 for conversation in conversations], dtype=np.int64)
+    written = [written_turns(conversation) for conversation in conversations]
+    texts = [text for turns in written for text in segment_texts(turns)]
+    pairs = np.array([len(turns) // 2 for turns in written], dtype=np.int64)
+    trained = np.array([turn.trained for turns in written for turn in turns[1::2]], dtype=bool)
     ids = _encode_segments(texts, 2 * pairs, tokenizer)
     tag = encode_tag(tokenizer)
     tags_apart = _encode_tags_apart(ids, texts, tag, tokenizer)
@@ -112,6 +123,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     for reason, bad in (
         ("answer without a token", owner[lengths[1::2] == len(tag)]),
         ("text yields the end-of-document id", owner[stray_eos // 2]),
+        ("no answer to train on", np.setdiff1d(owner, owner[trained])),
     ):
         found = np.unique(bad[keep[bad]])
         keep[found] = False
@@ -120,6 +132,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     if dropped:
         keep_segment = np.repeat(keep[owner], 2)
         flat, lengths, pairs = flat[np.repeat(keep_segment, lengths)], lengths[keep_segment], pairs[keep]
+        trained = trained[keep[owner]]
 
     is_last = np.zeros(len(lengths) // 2, dtype=np.int64)
     is_last[np.cumsum(pairs) - 1] = 1
@@ -130,7 +143,9 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     return EncodedConversations(
         tokens=np.insert(flat, eos_places, tokenizer.eos_id),
         sequence_lengths=sequence_lengths,
-        sequence_modes=np.tile(np.array([CONTEXT, TRAINED], dtype=np.int8), len(lengths) // 2),
+        sequence_modes=np.stack([np.full(len(trained), CONTEXT), np.where(trained, TRAINED, CONTEXT)], 1)
+        .astype(np.int8)
+        .ravel(),
         sequences_per_document=2 * pairs,
         kept=np.flatnonzero(keep),
         dropped=dropped,
@@ -173,7 +188,7 @@ def count_template_mismatches(
     ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
     starts = np.concatenate([[0], ends[:-1]])
     chosen = range(len(encoded.kept))[:limit]
-    texts = [render(conversations[int(encoded.kept[number])].turns) for number in chosen]
+    texts = [render(written_turns(conversations[int(encoded.kept[number])])) for number in chosen]
     whole = tokenizer.encode_batch(texts) if texts else []
     stored = (encoded.tokens[starts[number] : ends[number] - 1] for number in chosen)
     return len(texts), sum(not np.array_equal(one, other) for one, other in zip(whole, stored, strict=True))

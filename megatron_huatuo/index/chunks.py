@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -29,8 +28,10 @@ from megatron_huatuo.index.chat_format import (
     encode_conversations,
 )
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
-from megatron_huatuo.storage.jsonl import BadLine, BadLines, RawLine, parse_lines, read_records
-from megatron_huatuo.storage.records import Conversation, parse_conversations
+from megatron_huatuo.storage.jsonl import BadLine, BadLines, RawLine, parse_lines
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.record_files import is_json_lines, read_records
+from megatron_huatuo.storage.records import Conversation
 
 # Role tags, and invisible or lost characters (NUL, zero-width, bidi, byte-order mark, U+FFFD), inside a value: kept,
 # encoded as they are, and counted. Removing characters is curation's decision.
@@ -40,7 +41,7 @@ _UNUSUAL = ((0x0, 0x0), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2069), (0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records of one file: a block of lines, or, from a `.json` file, conversations and the file's bad records."""
+    """Records of one file: a block of lines, or, where lines are no records, conversations and the file's bad records."""
 
     path: str
     file: int  # position among the inputs
@@ -48,6 +49,7 @@ class Chunk:
     conversations: list[Conversation]
     first: int  # number of the first conversation, from 1
     bad: list[BadLine]
+    tolerated: Counter[str]
     num_bytes: int
     check_all: bool  # compare every document with the served template, not only the first
 
@@ -57,8 +59,8 @@ class EncodedChunk:
     """Documents of a chunk with its bad lines, in order.
 
     origins: int64 [num_documents, 2], (file, line) of each; counts: "conversations" (read, bad ones not), "other_source",
-    "tags_encoded_apart", "template_checked", "template_mismatched", "unknown_tokens", and conversations with
-    "role_tag_in_text", "unusual_character".
+    "tags_encoded_apart", "template_checked", "template_mismatched", "unknown_tokens", "answers_not_trained_on", and
+    conversations with "system_in_question", "role_tag_in_text", "unusual_character".
     """
 
     encoded: EncodedConversations
@@ -73,20 +75,20 @@ def split_inputs(paths: Iterable[str]) -> Iterator[Chunk]:
     """Cut files into chunks of about CHUNK_BYTES, in order. Raises DataError when a file cannot be read."""
     is_first = True
     for file, path in enumerate(paths):
-        for chunk in _split_json(path, file) if Path(path).suffix == ".json" else _split_lines(path, file):
+        for chunk in _split_lines(path, file) if is_json_lines(path) else _split_records(path, file):
             yield replace(chunk, check_all=is_first)
             is_first = False
 
 
 def _split_lines(path: str, file: int) -> Iterator[Chunk]:
     for block in split_blocks(path):
-        yield Chunk(path, file, block, [], 0, [], len(block.data or b""), False)
+        yield Chunk(path, file, block, [], 0, [], Counter(), len(block.data or b""), False)
 
 
-def _split_json(path: str, file: int) -> Iterator[Chunk]:
-    """A file that is read whole, an array, an object, or JSON Lines after all; its bad records go with the first chunk."""
+def _split_records(path: str, file: int) -> Iterator[Chunk]:
+    """A file of another format, read whole; its bad records go with the first chunk."""
     bad = BadLines(max_bad_lines=sys.maxsize)
-    conversations = list(read_records(path, parse_conversations, bad))
+    conversations = list(read_records(path, functools.partial(parse_conversations, notes=bad.tolerated), bad))
     sizes = [sum(len(turn.value) for turn in conversation.turns) for conversation in conversations]
     start, end = 0, 0
     while start == 0 or start < len(conversations):
@@ -94,14 +96,15 @@ def _split_json(path: str, file: int) -> Iterator[Chunk]:
         while end < len(conversations) and num_bytes < blocks.CHUNK_BYTES:
             num_bytes += sizes[end]
             end += 1
-        yield Chunk(path, file, None, conversations[start:end], start + 1, [] if start else bad.lines, num_bytes, False)
+        faults = ([], Counter()) if start else (bad.lines, bad.tolerated)
+        yield Chunk(path, file, None, conversations[start:end], start + 1, *faults, num_bytes, False)
         start = max(end, 1)
 
 
 def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> EncodedChunk:
     """Parse, select and encode one chunk. Runs in a worker, which opens the tokenizer once."""
     tokenizer = _open_once(tokenizer_path)
-    bad = BadLines(max_bad_lines=sys.maxsize, lines=list(chunk.bad))
+    bad = BadLines(sys.maxsize, list(chunk.bad), Counter(chunk.tolerated))
     read = list(_parse(chunk, bad))
     selected = [(line, one) for line, one in read if source is None or one.source == source]
     lines, chosen = [line for line, _ in selected], [one for _, one in selected]
@@ -114,6 +117,8 @@ def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None) -> En
         template_checked=checked,
         template_mismatched=mismatched,
         unknown_tokens=0 if tokenizer.unk_id is None else int((encoded.tokens == tokenizer.unk_id).sum()),
+        system_in_question=sum(one.system is not None for one in chosen),
+        answers_not_trained_on=sum(not turn.trained for one in chosen for turn in one.turns),
         **_count_remarkable(chosen),
     )
     origins = np.array([(chunk.file, lines[kept]) for kept in encoded.kept.tolist()], dtype=np.int64).reshape(-1, 2)
@@ -148,20 +153,21 @@ def _parse(chunk: Chunk, bad: BadLines) -> Iterator[tuple[int, Conversation]]:
         return
     for raw in lines_of(chunk.block):
         where = f"{chunk.path}:{raw.number}"
-        found = _parse_faultless(raw.raw, where)
+        # The first line also tells of the file's encoding.
+        found = None if raw.number == 1 else _parse_faultless(raw.raw, where, bad.tolerated)
         if found is None:
             found = _parse_with_care(raw, where, chunk.path, bad)
         for conversation in found:
             yield raw.number, conversation
 
 
-def _parse_faultless(raw: bytes | None, where: str) -> list[Conversation] | None:
-    """What `_parse_with_care` gives for a line with nothing to remark, in half the time; None for any other line."""
+def _parse_faultless(raw: bytes | None, where: str, notes: Counter[str]) -> list[Conversation] | None:
+    """What `_parse_with_care` gives for a line that is right, in half the time; None for any other line."""
     if raw is None or raw.endswith(b"\r\n"):
         return None
     try:
         record = orjson.loads(raw)
-        return parse_conversations(record, where) if isinstance(record, dict) else None
+        return parse_conversations(record, where, notes) if isinstance(record, dict) else None
     except ValueError:
         return None
 
@@ -169,7 +175,7 @@ def _parse_faultless(raw: bytes | None, where: str) -> list[Conversation] | None
 def _parse_with_care(raw: RawLine, where: str, path: str, bad: BadLines) -> list[Conversation]:
     for line in parse_lines([raw], path, bad):
         try:
-            return parse_conversations(line.record, where)
+            return parse_conversations(line.record, where, bad.tolerated)
         except DataError as error:
             bad.add_error(path, line.number, error)
     return []

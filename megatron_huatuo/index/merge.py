@@ -23,6 +23,8 @@ _SUMS = (
     "other_source",
     "tags_encoded_apart",
     "unknown_tokens",
+    "answers_not_trained_on",
+    "system_in_question",
     "role_tag_in_text",
     "unusual_character",
 )

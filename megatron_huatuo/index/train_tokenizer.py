@@ -18,9 +18,11 @@ from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.atomic import atomic_directory
-from megatron_huatuo.storage.jsonl import BadLines, read_records
+from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.manifest import write_json, write_manifest
-from megatron_huatuo.storage.records import parse_conversations, parse_document
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.record_files import read_records
+from megatron_huatuo.storage.records import parse_document
 
 _log = get_logger(__name__)
 

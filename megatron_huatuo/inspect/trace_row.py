@@ -18,9 +18,12 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.inspect.show_blend import BlendView
 from megatron_huatuo.inspect.show_manifest import shorten
 from megatron_huatuo.storage.indexed import IndexedReader
-from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, open_binary, read_jsonl, read_records, split_lines
+from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, read_jsonl, split_lines
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
-from megatron_huatuo.storage.records import Conversation, parse_conversations
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.record_files import read_records
+from megatron_huatuo.storage.records import Conversation
+from megatron_huatuo.storage.text_files import open_binary
 
 _PLACE = ("passage", "document", "file", "line", "offset", "part", "parts")
 

@@ -8,24 +8,21 @@ beyond the range of a double, lines that are no object, and lines over 64 MiB ar
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from megatron_huatuo.errors import BlankTextError, DataError
 from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.text_files import READ_ERRORS, converted_from, open_binary
 
 MAX_LINE_BYTES = 64 << 20
+_MOST_SHOWN = 12  # kinds of what was tolerated, in one line
 _BOM = b"\xef\xbb\xbf"
-
-T = TypeVar("T")
 
 
 class JsonLine(NamedTuple):
@@ -57,7 +54,7 @@ class BadLines:
     """Bad lines of one run over any number of files.
 
     max_bad_lines: how many are skipped before the run stops (0: the first one stops it).
-    tolerated: counts of what is accepted but worth knowing ("byte-order mark", "CRLF", "blank line").
+    tolerated: counts of what is accepted but worth knowing ("byte-order mark", "blank line", "key not read: label").
     """
 
     max_bad_lines: int = 0
@@ -86,20 +83,20 @@ class BadLines:
         return dict(Counter(bad.reason.split(":")[0] for bad in self.lines).most_common())
 
 
-def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open for reading, decompressing `.gz`. Raises DataError when the file cannot be read."""
-    try:
-        if Path(path).suffix == ".gz":
-            return cast("IO[bytes]", gzip.open(path, "rb"))
-        return open(path, "rb")
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."
-        ) from error
+def describe_tolerated(tolerated: Mapping[str, int]) -> str:
+    """What was tolerated, for the last line of a tool.
+
+    >>> describe_tolerated({"key not read: label": 40, "blank text": 2})
+    'blank text 2, key not read: label 40'
+    """
+    shown = [f"{kind} {number}" for kind, number in sorted(tolerated.items())]
+    return ", ".join(
+        [*shown[:_MOST_SHOWN], *([f"{len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else [])]
+    )
 
 
 def read_jsonl(path: str | os.PathLike[str], bad_lines: BadLines | None = None) -> Iterator[JsonLine]:
-    """Yield every good line of a JSON Lines file (`.gz` too); memory is bounded by the longest allowed line.
+    """Yield every good line of a JSON Lines file (`.gz` and `.zst` too); memory is bounded by the longest allowed line.
 
     bad_lines: where bad lines are counted; by default the first one raises DataError.
     """
@@ -112,6 +109,8 @@ def parse_lines(lines: Iterable[RawLine], path: str | os.PathLike[str], bad: Bad
         if raw is None:
             bad.add(path, number, f"line is too long: over {MAX_LINE_BYTES} bytes")
             continue
+        if number == 1 and (encoding := converted_from(path)):
+            bad.tolerated[f"file in {encoding}"] += 1
         if number == 1 and raw.startswith(_BOM):
             bad.tolerated["byte-order mark"] += 1
             raw = raw[len(_BOM) :]
@@ -145,7 +144,7 @@ def split_lines(path: str | os.PathLike[str], skipped_lines: int = 0, skipped_by
                     raw = handle.readline(MAX_LINE_BYTES + 1)
                     offset += len(raw)
                 yield RawLine(number, start, None if too_long else raw)
-        except (EOFError, zlib.error, OSError) as error:
+        except READ_ERRORS as error:
             raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
 
 
@@ -160,9 +159,8 @@ def _finite_float(digits: str) -> float:
     return value
 
 
-def _load_json(text: str) -> Any:
-    """json.loads without NaN and infinity. Raises ValueError or RecursionError."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+strict_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite_float)
+"""Decodes JSON without NaN and infinity; raises ValueError or RecursionError."""
 
 
 def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
@@ -172,7 +170,7 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
     except UnicodeDecodeError as error:
         return None, f"invalid UTF-8: byte {error.start}"
     try:
-        record = _load_json(text)
+        record = strict_decoder.decode(text)
     except ValueError as error:
         cut = "" if raw.endswith(b"\n") else ", and the line has no end: truncated?"
         return None, f"malformed JSON: {error}{cut}"
@@ -180,12 +178,13 @@ def _parse_object(raw: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, "malformed JSON: nested too deeply"
     if not isinstance(record, dict):
         return None, f"no JSON object: got {type(record).__name__}"
-    if "\\u" in text and _has_surrogate(record):
+    if "\\u" in text and has_surrogate(record):
         return None, "lone surrogate: text that no UTF-8 can hold"
     return record, ""
 
 
-def _has_surrogate(content: Any) -> bool:
+def has_surrogate(content: Any) -> bool:
+    """Whether a text in it holds a lone surrogate, which no UTF-8 can hold."""
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -206,59 +205,3 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any
             handle.write(dump_line(record))
             count += 1
     return count
-
-
-def read_records(
-    path: str | os.PathLike[str],
-    parse: Callable[[Any, str], list[T]],
-    bad_lines: BadLines | None = None,
-) -> Iterator[T]:
-    """Yield the parsed records of a `.jsonl` file (line by line) or a `.json` file (one array or object, read whole).
-
-    parse: (raw object, "file:line") -> records; its DataError counts as a bad line with that text as the reason.
-    In a `.json` file the number is that of the record. An object `{name: [record…]}` counts as its records, each with
-    `source` = name and `id` = name-index unless it has its own; a record that is a bare list [q, a…] becomes `dialogue`.
-    """
-    bad = BadLines() if bad_lines is None else bad_lines
-    if Path(path).suffix == ".json" and (whole := _read_whole(path)) is not None:
-        items: Iterable[tuple[int, Any]] = enumerate(_ungroup(whole), start=1)
-    else:
-        items = ((line.number, line.record) for line in read_jsonl(path, bad))
-    for number, raw in items:
-        try:
-            records = parse(raw, f"{path}:{number}")
-        except DataError as error:
-            bad.add_error(path, number, error)
-            continue
-        yield from records
-
-
-def _ungroup(whole: Any) -> Iterator[Any]:
-    """The records of a whole JSON file, so that one bad record costs only itself."""
-    if isinstance(whole, list):
-        yield from whole
-    elif isinstance(whole, dict) and whole and all(_is_group(value) for value in whole.values()):
-        for name, items in whole.items():
-            for index, item in enumerate(items):
-                known = {"id": f"{name}-{index}", "source": name}
-                yield {**known, **item} if isinstance(item, dict) else {**known, "dialogue": item}
-    else:
-        yield whole
-
-
-def _is_group(value: Any) -> bool:
-    """A list of records: lists or objects. The turns of one conversation are objects too, but they have a speaker."""
-    return isinstance(value, list) and all(
-        isinstance(item, list) or (isinstance(item, dict) and not {"from", "role"} & item.keys()) for item in value
-    )
-
-
-def _read_whole(path: str | os.PathLike[str]) -> Any | None:
-    """The content of a `.json` file, or None when it is JSON Lines under that name (or broken: a line will say it)."""
-    with open_binary(path) as handle:
-        raw = handle.read()
-    try:
-        whole = _load_json(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-    return None if b"\\u" in raw and _has_surrogate(whole) else whole

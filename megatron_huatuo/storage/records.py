@@ -6,13 +6,16 @@ Errors name the key and the place; the caller decides whether a bad record stops
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from megatron_huatuo.errors import BlankTextError, DataError
+from megatron_huatuo.errors import DataError
 
 LANGUAGES = ("zh", "en")
+DOCUMENT_KEYS = frozenset(("id", "source", "language", "title", "text", "metadata"))
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,45 @@ class Document:
 
 
 class Turn(NamedTuple):
-    """One utterance: `speaker` is "human" or "gpt"."""
+    """One utterance: `speaker` is "human" or "gpt". trained: whether an answer is learnt; True for what the human says."""
 
     speaker: str
     value: str
+    trained: bool = True
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Alternating turns, the first by the human, the last by the model."""
+    """Alternating turns, the first by the human, the last by the model. system: what the model was told before."""
 
     id: str
     turns: tuple[Turn, ...]
     source: str | None = None
     provenance: Mapping[str, Any] | None = None
+    system: str | None = None
+
+    def opened_turns(self) -> tuple[Turn, ...]:
+        """The turns of a format that has no place for a system text, which opens the first question."""
+        if self.system is None:
+            return self.turns
+        return (self.turns[0]._replace(value=f"{self.system}\n{self.turns[0].value}"), *self.turns[1:])
 
     def to_record(self) -> dict[str, Any]:
         """The JSON object in the layout of the published HuatuoGPT-II instruction sets."""
         record: dict[str, Any] = {"id": self.id}
         if self.source is not None:
             record["source"] = self.source
-        record["conversations"] = [{"from": turn.speaker, "value": turn.value} for turn in self.turns]
+        if self.system is not None:
+            record["system"] = self.system
+        record["conversations"] = [_turn_record(turn) for turn in self.turns]
         if self.provenance is not None:
             record["provenance"] = dict(self.provenance)
         return record
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    record: dict[str, Any] = {"from": turn.speaker, "value": turn.value}
+    return record if turn.trained else {**record, "weight": 0}
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,8 @@ class Question:
     source: str | None = None
 
 
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
+def required_text(record: Mapping[str, Any], key: str, where: str) -> str:
+    """The text under a key; blank passes. Raises: DataError naming key and place."""
     value = record.get(key)
     if not isinstance(value, str):
         got = "nothing" if key not in record else type(value).__name__
@@ -84,18 +103,21 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None:
-    return None if record.get(key) is None else _text(record, key, where)
+def optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None:
+    """The text under a key, None for null and nothing. Raises: DataError for anything else."""
+    return None if record.get(key) is None else required_text(record, key, where)
 
 
-def _filled_text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = _text(record, key, where)
+def filled_text(record: Mapping[str, Any], key: str, where: str) -> str:
+    """The text under a key, which must not be blank. Raises: DataError naming key and place."""
+    value = required_text(record, key, where)
     if not value.strip():
         raise DataError(f"blank {key!r}: need text ({where})")
     return value
 
 
-def _identifier(record: Mapping[str, Any], default: str | None, where: str) -> str:
+def record_id(record: Mapping[str, Any], default: str | None, where: str) -> str:
+    """The id of a record, a text or a whole number, as text. Raises: DataError for anything else."""
     value = default if record.get("id") is None else record["id"]
     if value is None:
         raise DataError(f"wrong value of 'id': got nothing, need text or a whole number ({where})")
@@ -104,128 +126,55 @@ def _identifier(record: Mapping[str, Any], default: str | None, where: str) -> s
     return str(value)
 
 
-def _optional_mapping(record: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any] | None:
+def optional_object(record: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any] | None:
+    """The object under a key, None for null and nothing. Raises: DataError for anything else."""
     value = record.get(key)
     if value is not None and not isinstance(value, dict):
         raise DataError(f"wrong value of {key!r}: got {type(value).__name__}, need an object ({where})")
     return value
 
 
-def _as_object(raw: Any, where: str) -> Mapping[str, Any]:
+def as_object(raw: Any, where: str) -> Mapping[str, Any]:
+    """A record as an object. Raises: DataError for anything else."""
     if not isinstance(raw, dict):
         raise DataError(f"wrong record: got {type(raw).__name__}, need an object ({where})")
     return raw
 
 
-def parse_document(raw: Any, where: str) -> Document:
+def carries_nothing(value: Any) -> bool:
+    """Whether a value is null, or an empty or blank text, list or object."""
+    return value in _EMPTY or (isinstance(value, str) and not value.strip())
+
+
+def note_unread(record: Mapping[str, Any], read: Collection[str], notes: Counter[str], place: str = "") -> None:
+    """Count the keys of a record that nobody reads though they carry something, as "key not read: KEY".
+
+    place: goes before the key's name, for objects inside a record.
+    """
+    for key, value in record.items():
+        if key not in read and not carries_nothing(value):
+            notes[f"key not read: {place}{key}"] += 1
+
+
+def parse_document(raw: Any, where: str, notes: Counter[str] | None = None) -> Document:
     """Check one Document record. Blank text passes: dropping it is a counted decision of the corpus stage.
 
-    Raises: DataError naming key and place.
+    notes: counts keys that are not read, by name. Raises: DataError naming key and place.
     """
-    record = _as_object(raw, where)
-    language = _text(record, "language", where)
+    record = as_object(raw, where)
+    if notes is not None:
+        note_unread(record, DOCUMENT_KEYS, notes)
+    language = required_text(record, "language", where)
     if language not in LANGUAGES:
         raise DataError(f"wrong value of 'language': got {language!r}, need one of {LANGUAGES} ({where})")
     return Document(
-        id=_identifier(record, None, where),
-        source=_filled_text(record, "source", where),
+        id=record_id(record, None, where),
+        source=filled_text(record, "source", where),
         language=language,
-        text=_text(record, "text", where),
-        title=_optional_text(record, "title", where),
-        metadata=_optional_mapping(record, "metadata", where),
+        text=required_text(record, "text", where),
+        title=optional_text(record, "title", where),
+        metadata=optional_object(record, "metadata", where),
     )
-
-
-_SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
-
-
-def _check_turns(turns: list[Turn], where: str) -> tuple[Turn, ...]:
-    """Alternation and content. A system message has no place in the recipe's format and opens the first question."""
-    if len(turns) > 1 and turns[0].speaker == "system" and turns[1].speaker == "human":
-        turns = [Turn("human", f"{turns[0].value}\n{turns[1].value}"), *turns[2:]]
-    if len(turns) < 2 or len(turns) % 2:
-        raise DataError(f"wrong number of turns: got {len(turns)}, need question-answer pairs ({where})")
-    for index, turn in enumerate(turns):
-        expected = "gpt" if index % 2 else "human"
-        if turn.speaker != expected:
-            raise DataError(f"wrong speaker in turn {index}: got {turn.speaker!r}, need {expected!r} ({where})")
-        if not turn.value.strip():
-            raise BlankTextError(f"blank 'value' in turn {index}: need text ({where})")
-    return tuple(turns)
-
-
-def _turns_from(items: Any, speaker_key: str, value_key: str, where: str) -> list[Turn]:
-    if not isinstance(items, list):
-        raise DataError(f"wrong value of the turns: got {type(items).__name__}, need a list ({where})")
-    turns = []
-    for item in items:
-        record = _as_object(item, where)
-        name = _text(record, speaker_key, where)
-        if name not in _SPEAKERS:
-            raise DataError(f"unknown speaker: got {name!r}, need one of {sorted(_SPEAKERS)} ({where})")
-        turns.append(Turn(_SPEAKERS[name], _text(record, value_key, where)))
-    return turns
-
-
-def _turns_from_texts(texts: Any, where: str) -> list[Turn]:
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"wrong dialogue: got {type(texts).__name__}, need a list of texts ({where})")
-    return [Turn("gpt" if index % 2 else "human", text) for index, text in enumerate(texts)]
-
-
-def parse_conversations(raw: Any, where: str) -> list[Conversation]:
-    """Conversations of one JSON object, in any of the accepted layouts.
-
-    * `{"conversations": [{"from", "value"}…]}` (HuatuoGPT-II, ShareGPT) and `{"messages": [{"role", "content"}…]}`
-    * `{"instruction", "input"?, "output"}` (Alpaca)
-    * `{source: [[q, a, q, a…]…]}`, which may hold many conversations
-    * a bare list `[q, a, …]`, and `{"dialogue": [q, a, …]}` with an optional id and source
-
-    A record without id gets its place as id. Raises: DataError naming key and place.
-    """
-    if isinstance(raw, list):
-        return [Conversation(where, _check_turns(_turns_from_texts(raw, where), where))]
-    record = _as_object(raw, where)
-    if "conversations" in record:
-        turns = _turns_from(record["conversations"], "from", "value", where)
-    elif "messages" in record:
-        turns = _turns_from(record["messages"], "role", "content", where)
-    elif "dialogue" in record:
-        turns = _turns_from_texts(record["dialogue"], where)
-    elif "instruction" in record:
-        question = _text(record, "instruction", where)
-        if not question.strip():
-            raise BlankTextError(f"blank 'instruction': need text ({where})")
-        context = _optional_text(record, "input", where) or ""
-        turns = [Turn("human", f"{question}\n{context}" if context.strip() else question)]
-        turns.append(Turn("gpt", _text(record, "output", where)))
-    elif record and all(isinstance(value, list) for value in record.values()):
-        return _parse_grouped(record, where)
-    else:
-        raise DataError(
-            "unknown layout: need 'conversations', 'messages', 'instruction'/'output', or {source: [[q, a…]…]}, "
-            f"got keys {sorted(record)[:6]} ({where})"
-        )
-    return [
-        Conversation(
-            id=_identifier(record, where, where),
-            turns=_check_turns(turns, where),
-            source=_optional_text(record, "source", where),
-            provenance=_optional_mapping(record, "provenance", where),
-        )
-    ]
-
-
-def _parse_grouped(record: Mapping[str, Any], where: str) -> list[Conversation]:
-    return [
-        Conversation(
-            id=f"{source}-{index}",
-            turns=_check_turns(_turns_from_texts(texts, f"{where}, {source}[{index}]"), f"{where}, {source}[{index}]"),
-            source=source,
-        )
-        for source, dialogues in record.items()
-        for index, texts in enumerate(dialogues)
-    ]
 
 
 def parse_questions(raw: Any, where: str) -> list[Question]:
@@ -233,7 +182,7 @@ def parse_questions(raw: Any, where: str) -> list[Question]:
 
     Raises: DataError naming key and place.
     """
-    record = _as_object(raw, where)
+    record = as_object(raw, where)
     if "question" not in record and record and all(isinstance(value, list) for value in record.values()):
         return [
             _parse_question(item, f"{where}, {name}[{index}]", name, f"{name}-{index}")
@@ -244,24 +193,24 @@ def parse_questions(raw: Any, where: str) -> list[Question]:
 
 
 def _parse_question(raw: Any, where: str, exam: str | None, default_id: str) -> Question:
-    record = _as_object(raw, where)
+    record = as_object(raw, where)
     option = record.get("option")
     if not isinstance(option, dict) or len(option) < 2:
         raise DataError(f"wrong value of 'option': need an object of at least two options ({where})")
     for letter, text in option.items():
         if len(letter) != 1 or not "A" <= letter <= "Z" or not isinstance(text, str):
             raise DataError(f"wrong option {letter!r}: need one capital letter and text ({where})")
-    answer = _filled_text(record, "answer", where).strip()
+    answer = filled_text(record, "answer", where).strip()
     if answer != "".join(sorted(set(answer))) or any(letter not in option for letter in answer):
         letters = "".join(option)
         raise DataError(
             f"wrong value of 'answer': got {answer!r}, need letters of {letters} in alphabetical order ({where})"
         )
     return Question(
-        id=_identifier(record, default_id, where),
-        question=_filled_text(record, "question", where),
+        id=record_id(record, default_id, where),
+        question=filled_text(record, "question", where),
         option=dict(option),
         answer=answer,
-        question_type=_optional_text(record, "question_type", where),
-        source=_optional_text(record, "source", where) or exam,
+        question_type=optional_text(record, "question_type", where),
+        source=optional_text(record, "source", where) or exam,
     )

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megatron_huatuo.errors import BlankTextError, DataError
-from megatron_huatuo.storage.jsonl import BadLines, open_binary, parse_lines, split_lines
+from megatron_huatuo.storage.jsonl import BadLines, parse_lines, split_lines
 from megatron_huatuo.storage.records import Conversation, Document, parse_document
+from megatron_huatuo.storage.text_files import open_binary
 
 _CHUNK_BYTES = 1 << 20
 
@@ -76,7 +77,7 @@ def read_documents(shard: Shard, bad_lines: BadLines) -> Iterator[Task]:
     lines = islice(split_lines(shard.file, shard.skipped_lines, shard.skipped_bytes), shard.lines)
     for line in parse_lines(lines, shard.file, bad_lines):
         try:
-            document = parse_document(line.record, f"{shard.file}:{line.number}")
+            document = parse_document(line.record, f"{shard.file}:{line.number}", bad_lines.tolerated)
             if not document.text.strip():
                 raise BlankTextError(f"blank 'text': need text ({shard.file}:{line.number})")
         except DataError as error:

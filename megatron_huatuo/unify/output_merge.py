@@ -23,7 +23,8 @@ from megatron_huatuo.log import progress
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
-from megatron_huatuo.storage.records import Conversation, parse_conversations
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.text.minhash import first_of_group_in_files
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job

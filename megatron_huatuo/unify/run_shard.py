@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,15 +66,20 @@ class Unifier:
         return result if isinstance(result, Refusal) else to_conversation(task, result)
 
     async def _take_over(self, task: Task, conversation: Conversation) -> Conversation | Refusal:
+        values = [turn.value for turn in conversation.turns]
+        if not any(turn.trained for turn in conversation.turns[1::2]):
+            return Refusal("no answer to train on: all have weight 0", values[0], values[-1])
         if self.gate_pairs:
-            values = [turn.value for turn in conversation.turns]
             for question, answer in zip(values[::2], values[1::2], strict=True):
                 language = pair_language(question, answer)
                 reason = self.gates.refuse_reply(answer, question, language)
                 reason = reason or await self.backend.check(None, question, answer, language)
                 if reason:
                     return Refusal(reason, values[0], values[-1])
-        return Conversation(task.id, conversation.turns, task.source, dict(task.origin))
+        provenance = dict(task.origin)
+        if conversation.provenance is not None:
+            provenance["provenance"] = dict(conversation.provenance)
+        return replace(conversation, id=task.id, source=task.source, provenance=provenance)
 
     async def write(self, tasks: Iterable[Task], directory: Path, bar: Any) -> None:
         """Write all files; near-duplicate pairs are still among the conversations. bar: a progress bar to move."""

@@ -22,7 +22,7 @@ from megatron_huatuo.llm.budget import load_prices, spent_usd
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings, PatienceSettings, load_request_options
 from megatron_huatuo.llm.request_log import read_totals
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.jsonl import BadLines, describe_tolerated
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
@@ -124,9 +124,12 @@ def unify(
 def _summarise(report: dict[str, Any], target: Path) -> None:
     logger = get_logger(__name__)
     logger.info(
-        "unified %d documents into %d pairs (%d rejected, %d not reached): %s",
-        report["documents"], report["pairs"], report["rejected"], report["not_reached"], target,
+        "unified %d documents into %d pairs (%d rejected, %d bad lines, %d not reached): %s",
+        report["documents"], report["pairs"], report["rejected"], sum(report["bad_lines"].values()),
+        report["not_reached"], target,
     )  # fmt: skip
+    if report["tolerated"]:
+        logger.warning("beside these: %s", describe_tolerated(report["tolerated"]))
     if failed := report["rejected_by_reason"].get(ENDPOINT_FAILED):
         when = "" if report["state"] == "complete" else ", once the output is complete"
         logger.warning(

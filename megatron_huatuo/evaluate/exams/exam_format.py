@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import BadLines, open_binary, read_records
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.record_files import read_records
 from megatron_huatuo.storage.records import Question
+from megatron_huatuo.storage.text_files import open_binary
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 _RECIPE_INSTRUCTION = {"zh": "请回答下面选择题。", "en": "Please answer the following multiple-choice question."}

@@ -72,8 +72,11 @@ def test_csv_that_no_format_knows_is_refused_with_its_columns(tmp_path):
     path.write_text("stem,key\nx,A\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"unknown exam format: .*q.csv is CSV with columns stem, key. Name one"):
         read_questions([path])
-    path.write_bytes("题干,答案\n".encode("gb18030"))
-    with pytest.raises(DataError, match=r"invalid UTF-8: byte 0 \(.*q.csv:1\). If it is GB18030"):
+    path.write_bytes("题干,答案\n".encode("gb18030"))  # is converted
+    with pytest.raises(DataError, match=r"q.csv is CSV with columns 题干, 答案"):
+        read_questions([path])
+    path.write_bytes("stém,key\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"invalid UTF-8: byte 2 \(.*q.csv:1\). If it is GB18030"):
         read_questions([path])
     path.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="is empty"):

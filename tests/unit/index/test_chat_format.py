@@ -63,6 +63,37 @@ def test_two_turns_by_hand(by_hand):
     assert loss_mask == [0] * 10 + [1, 1, 1] + [0] * 10 + [1, 1, 0]
 
 
+def test_an_answer_of_weight_0_is_context_and_one_at_the_end_is_left_out(by_hand):
+    """The last trained answer ends the document, with eos; what stands behind it would teach nothing."""
+    tokenizer = load_tokenizer(by_hand)
+    turns = list(talk("头痛", "休息", "药", "不", "药", "休息").turns)
+    turns[1], turns[5] = turns[1]._replace(trained=False), turns[5]._replace(trained=False)
+    encoded = encode_conversations([Conversation("id", tuple(turns)), talk("头痛", "不")], tokenizer)
+    first, second = split_documents(encoded)
+    assert first[0].tolist() == split_documents(encode_conversations([talk("头痛", "休息", "药", "不")], tokenizer))[0][0].tolist()
+    assert encoded.sequence_modes.tolist() == [0, 0, 0, 1, 0, 1] and second[0].tolist()[-2:] == [14, EOS]
+    _, loss_mask = targets_of(*first, EOS)
+    assert loss_mask.tolist() == [0] * (len(first[0]) - 3) + [1, 1, 0]
+    assert count_template_mismatches([Conversation("id", tuple(turns))], encoded, tokenizer, 1) == (1, 0)
+
+
+def test_a_conversation_without_a_trained_answer_is_dropped_and_counted(by_hand):
+    turns = talk("头痛", "休息").turns
+    untrained = Conversation("id", (turns[0], turns[1]._replace(trained=False)))
+    encoded = encode_conversations([talk("药", "不"), untrained, talk("头", "休息")], load_tokenizer(by_hand))
+    assert encoded.kept.tolist() == [0, 2] and encoded.dropped == {"no answer to train on": 1}
+    assert encoded.sequence_modes.tolist() == [0, 1, 0, 1]
+
+
+def test_a_system_text_opens_the_first_question(by_hand):
+    tokenizer = load_tokenizer(by_hand)
+    with_system = Conversation("id", talk("头痛", "休息", "药", "不").turns, system="药")
+    assert (
+        encode_conversations([with_system], tokenizer).tokens.tolist()
+        == encode_conversations([talk("药\n头痛", "休息", "药", "不")], tokenizer).tokens.tolist()
+    )
+
+
 def test_published_tokenizer_by_hand(baichuan2):
     """Ids of pieces looked up one by one in the published vocabulary."""
     tokenizer = load_tokenizer(baichuan2)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -48,16 +49,17 @@ def test_the_quick_parser_gives_what_the_careful_one_gives_or_nothing(record, as
     raw = (raw if cut > 10 else raw[: len(raw) - cut]) + end
     bad = BadLines(max_bad_lines=sys.maxsize)
     careful = chunks._parse_with_care(RawLine(3, 0, raw), "f:3", "f", bad)
-    quick = chunks._parse_faultless(raw, "f:3")
+    notes: Counter[str] = Counter()
+    quick = chunks._parse_faultless(raw, "f:3", notes)
     if quick is not None:
-        assert quick == careful and not bad.lines and not bad.tolerated
+        assert quick == careful and not bad.lines and notes == bad.tolerated
 
 
 @pytest.mark.parametrize(
     "raw", [b'{"a": NaN}', b'{"a": "\\ud800"}', b'\xef\xbb\xbf{"a": 1}', b"[]", b"\n", b"null", b'{"a": 1e999}', None]
 )
 def test_the_quick_parser_leaves_every_remarkable_line_to_the_careful_one(raw):
-    assert chunks._parse_faultless(raw, "f:1") is None
+    assert chunks._parse_faultless(raw, "f:2", Counter()) is None
 
 
 def test_every_unusual_character_is_found_and_no_other():

@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.records import (
-    Conversation,
-    Document,
-    Turn,
-    parse_conversations,
-    parse_document,
-    parse_questions,
-)
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.records import Conversation, Document, Turn, parse_document, parse_questions
 
 DOCUMENT = {"id": "d", "source": "web", "language": "zh", "text": "字"}
 TURNS = (Turn("human", "q"), Turn("gpt", "a"))
@@ -81,7 +75,9 @@ def test_a_group_holds_many_conversations():
 def test_a_system_message_opens_the_first_question_and_an_input_follows_its_instruction():
     raw = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
                         {"role": "assistant", "content": "a"}]}  # fmt: skip
-    assert parse_conversations(raw, "f:1")[0].turns[0] == Turn("human", "s\nq")
+    (conversation,) = parse_conversations(raw, "f:1")
+    assert conversation.system == "s" and conversation.turns[0] == Turn("human", "q")
+    assert conversation.opened_turns()[0] == Turn("human", "s\nq")
     raw = {"instruction": "q", "input": "i", "output": "a"}
     assert parse_conversations(raw, "f:1")[0].turns[0] == Turn("human", "q\ni")
 

@@ -29,7 +29,7 @@ LAYOUTS = {
                                                      {"from": "gpt", "value": A}, {"from": "human", "value": "谢谢"}]}],
                       [("sharegpt", [Q, A])]),
     "openai.jsonl": ([{"messages": [{"role": "system", "content": "你是医生。"}, {"role": "user", "content": [{"type": "text", "text": Q}]},
-                                    {"role": "assistant", "content": A}]}], [("openai", [f"你是医生。\n{Q}", A])]),
+                                    {"role": "assistant", "content": A}]}], [("openai", [Q, A])]),
     "alpaca.json": ([{"instruction": Q, "input": "男，五十岁", "output": A}], [("alpaca", [f"{Q}\n男，五十岁", A])]),
     "plain.jsonl": ([{"question": Q, "answer": A, "source": "own"}], [("own", [Q, A])]),
 }  # fmt: skip
@@ -62,7 +62,7 @@ BAD = {
     "link": ({"questions": [Q], "answers": ["https://example.com/1"]}, "answer is a link"),
     "no text": ({"questions": [], "answers": [A]}, "wrong 'questions' or 'answers'"),
     "nobody": ({"utterances": ["你好"]}, "utterance without speaker"),
-    "alone": ({"utterances": ["病人：你好"]}, "dialogue without question and answer"),
+    "alone": ({"utterances": ["病人：你好"]}, "wrong number of turns: got 0"),
     "number": ({"question": Q, "answer": 7}, "wrong answer: got int"),
     "blank": ({"question": Q, "answer": "\u200b"}, "blank turn"),
     "only gpt": ({"conversations": [{"from": "gpt", "value": "Hi"}]}, "wrong number of turns: got 0"),

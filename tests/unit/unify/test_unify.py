@@ -11,7 +11,8 @@ from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.llm.request_log import Reply, RequestLog, peek
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json, read_manifest, verify_files
-from megatron_huatuo.storage.records import Document, parse_conversations
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.records import Document
 from megatron_huatuo.unify import QualitySettings, unify
 from megatron_huatuo.unify.input_documents import Task
 from megatron_huatuo.unify.output_preview import display_width, side_by_side, wrap
