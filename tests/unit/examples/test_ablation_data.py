@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from megatron_huatuo.corpus.contamination import ExamIndex
-from megatron_huatuo.storage.jsonl import read_records
-from megatron_huatuo.storage.records import parse_conversations, parse_document, parse_questions
+from megatron_huatuo.storage.pairs import parse_conversations
+from megatron_huatuo.storage.record_files import read_records
+from megatron_huatuo.storage.records import parse_document, parse_questions
 from megatron_huatuo.text.minhash import signature
 
 DATA = pathlib.Path(__file__).parents[3] / "examples" / "one_stage_vs_two_stage" / "data"

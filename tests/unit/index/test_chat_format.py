@@ -70,10 +70,13 @@ def test_an_answer_of_weight_0_is_context_and_one_at_the_end_is_left_out(by_hand
     turns[1], turns[5] = turns[1]._replace(trained=False), turns[5]._replace(trained=False)
     encoded = encode_conversations([Conversation("id", tuple(turns)), talk("头痛", "不")], tokenizer)
     first, second = split_documents(encoded)
-    assert first[0].tolist() == split_documents(encode_conversations([talk("头痛", "休息", "药", "不")], tokenizer))[0][0].tolist()
+    assert (
+        first[0].tolist()
+        == split_documents(encode_conversations([talk("头痛", "休息", "药", "不")], tokenizer))[0][0].tolist()
+    )
     assert encoded.sequence_modes.tolist() == [0, 0, 0, 1, 0, 1] and second[0].tolist()[-2:] == [14, EOS]
-    _, loss_mask = targets_of(*first, EOS)
-    assert loss_mask.tolist() == [0] * (len(first[0]) - 3) + [1, 1, 0]
+    _, _, loss_mask = targets_of(first[0].tolist(), first[1].tolist())
+    assert loss_mask == [0] * (len(first[0]) - 3) + [1, 1, 0]
     assert count_template_mismatches([Conversation("id", tuple(turns))], encoded, tokenizer, 1) == (1, 0)
 
 
