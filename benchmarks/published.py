@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.config import read_yaml
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.plan.efficiency import RANGES, Constants
@@ -33,7 +33,6 @@ from megatron_huatuo.plan.step_time import step_time
 from megatron_huatuo.plan.workload import Workload
 
 ROWS = Path(__file__).resolve().parent.parent / "docs" / "published_runs.yaml"
-_MARKERS = ("<!-- published runs: begin -->", "<!-- published runs: end -->")
 
 
 @dataclass(frozen=True)
@@ -203,12 +202,14 @@ def format_runs(runs: Sequence[PublishedRun]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a document."""
-    begin, end = _MARKERS
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    document = path.read_text(encoding="utf-8")
-    path.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document), encoding="utf-8")
+def write_between_markers(path: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- NAME: begin --> and <!-- NAME: end --> in a document."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, ends, after = rest.partition(end)
+    if not found or not ends:
+        raise ConfigError(f"document has no place for the table: need {begin} and {end} ({path}). Add them.")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> int:
@@ -239,7 +240,7 @@ def main() -> int:
     text = format_runs(runs)
     print(text)
     if options.write is not None:
-        write_between_markers(options.write, text)
+        write_between_markers(options.write, "published runs", text)
     return 0
 
 

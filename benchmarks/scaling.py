@@ -8,12 +8,12 @@ Everything is planned, nothing measured. Strong scaling keeps the recipe's 128 r
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.published import write_between_markers
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.layouts import layout_name, rank_layouts
 from megatron_huatuo.plan.plan import GIB, Cluster, Plan, PlannedData
@@ -89,24 +89,16 @@ def format_table(*, strong: bool) -> str:
     return "\n".join(lines)
 
 
-def write_tables(path: Path) -> None:
-    """Replace what stands between the markers of the document."""
-    document = path.read_text(encoding="utf-8")
-    for name, strong in (("strong", True), ("weak", False)):
-        begin, end = f"<!-- {name} scaling: begin -->", f"<!-- {name} scaling: end -->"
-        table = format_table(strong=strong)
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        document = pattern.sub(lambda _, text=f"{begin}\n{table}\n{end}": text, document)
-    path.write_text(document, encoding="utf-8")
-
-
 def main() -> int:
     """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the markers of this document")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the tables between the markers of this document"
+    )
     options = parser.parse_args()
     if options.write is not None:
-        write_tables(options.write)
+        for name, strong in (("strong scaling", True), ("weak scaling", False)):
+            write_between_markers(options.write, name, format_table(strong=strong))
         return 0
     print(format_table(strong=True))
     print(format_table(strong=False))
