@@ -45,7 +45,7 @@ class WeightRule:
     sharded: bool = True
     """Split along `axis` over the tensor-parallel ranks (norms are whole on each)."""
     gated: bool = False
-    """Each part is split over the ranks by itself: rank r holds [gate_r ; up_r]."""
+    """Each piece is split over the ranks by itself: rank r holds [gate_r ; up_r]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,11 +62,7 @@ class WeightRule:
         if not self.sharded:
             return list(self.pieces)
         if self.gated:
-            return [
-                piece
-                for part in range(len(self.parts))
-                for piece in _narrow([p for p in self.pieces if p.part == part], rank, size)
-            ]
+            return [part for piece in self.pieces for part in _narrow([piece], rank, size)]
         return _narrow(list(self.pieces), rank, size)
 
     def gather(
@@ -133,11 +129,13 @@ def _query_key_value(a: Architecture, bases: tuple[tuple[int, int], ...]) -> tup
     )
 
 
-def layer_rules(a: Architecture, *, packed_projection: str | None = None) -> list[WeightRule]:
+def layer_rules(
+    a: Architecture, *, packed_projection: str | None = None, packed_gate: str | None = None
+) -> list[WeightRule]:
     """Rules of one decoder layer in Llama's names.
 
     packed_projection: name of the one tensor that holds queries, keys and values one after the other; None where each
-    has its own.
+    has its own. packed_gate: likewise of the one that holds gate and up.
     """
     hidden, ffn = a.hidden_size, a.ffn_hidden_size
     queries, keys = a.num_attention_heads * a.head_dim, a.num_query_groups * a.head_dim
@@ -150,6 +148,13 @@ def layer_rules(a: Architecture, *, packed_projection: str | None = None) -> lis
         projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         rows = (queries, keys, keys)
         pieces = _query_key_value(a, ((0, 0), (1, 0), (2, 0)))
+
+    gates: tuple[str, ...] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+    gate_shapes: tuple[tuple[int, ...], ...] = ((ffn, hidden), (ffn, hidden))
+    gate_pieces = (Piece(0, 0, ffn), Piece(1, 0, ffn))
+    if packed_gate is not None:
+        gates, gate_shapes = (f"{packed_gate}.weight",), ((2 * ffn, hidden),)
+        gate_pieces = (Piece(0, 0, ffn), Piece(0, ffn, 2 * ffn))
 
     def rule(module: str, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], **kwargs: Any) -> WeightRule:
         kwargs.setdefault("pieces", tuple(Piece(i, 0, shape[kwargs.get("axis", 0)]) for i, shape in enumerate(shapes)))
@@ -195,12 +200,7 @@ def layer_rules(a: Architecture, *, packed_projection: str | None = None) -> lis
             key="mlp.linear_fc1.layer_norm_weight",
             sharded=False,
         ),
-        rule(
-            "mlp.linear_fc1.weight",
-            ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-            ((ffn, hidden), (ffn, hidden)),
-            gated=True,
-        ),
+        rule("mlp.linear_fc1.weight", gates, gate_shapes, pieces=gate_pieces, gated=True),
         rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), ((hidden, ffn),), axis=1),
     ]
     return rules
