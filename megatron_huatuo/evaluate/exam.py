@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.config import at_least, one_of
+from megatron_huatuo.config import at_least, one_of, to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.answer_parser import parse_answer
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion, filled_options
@@ -180,7 +180,7 @@ class _Exam:
 
     def description(self, generation: GenerationSettings) -> dict[str, Any]:
         """The settings that decide the scores."""
-        kept = asdict(self.settings)
+        kept: dict[str, Any] = to_plain(self.settings)
         for name in ("trust_remote_code", "max_bad_lines", "max_failed"):
             del kept[name]
         if self.settings.votes > 1:

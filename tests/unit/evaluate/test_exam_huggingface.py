@@ -79,9 +79,9 @@ def test_second_run_generates_nothing_and_more_questions_only_the_new_ones(
     asked = []
     answer = chat_model.ChatModel.answer
 
-    def counting(self, prompts, streamer=None):
+    def counting(self, prompts, streamer=None, noise=None):
         asked.append(len(prompts))
-        return answer(self, prompts, streamer)
+        return answer(self, prompts, streamer, noise)
 
     monkeypatch.setattr(chat_model.ChatModel, "answer", counting)
     for count, expected in ((5, 5), (5, 0), (8, 3)):
@@ -175,11 +175,11 @@ def test_memory_error_halves_the_batch_and_loses_nothing(model_directory, write_
 
     answer, sizes = chat_model.ChatModel.answer, []
 
-    def short_of_memory(self, prompts, streamer=None):
+    def short_of_memory(self, prompts, streamer=None, noise=None):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return answer(self, prompts, streamer)
+        return answer(self, prompts, streamer, noise)
 
     monkeypatch.setattr(chat_model.ChatModel, "answer", short_of_memory)
     settings = GenerationSettings(max_new_tokens=4, batch_size=8, device="cpu")
