@@ -41,8 +41,20 @@ def main() -> None:
     verifying.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
     commands.add_subcommand("verify", verifying, help=verifying.description)
 
+    averaging = argument_parser("Average the weights of checkpoints of one run, or of a run and its base, in float32.")
+    averaging.add_argument("--checkpoints", required=True, nargs="+", metavar="DIR", help="runs or single iterations")
+    averaging.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each; default: equal ones")
+    averaging.add_argument("--checkpoint", required=True, help="directory to write the averaged checkpoint into")
+    commands.add_subcommand("average", averaging, help=averaging.description)
+
     arguments = parser.parse_args()
     options = vars(arguments[arguments.command])
+    if arguments.command == "average":
+        from megatron_huatuo.convert.average import average_checkpoints
+
+        written = average_checkpoints(options["checkpoints"], options["checkpoint"], options["weights"])
+        print(f"checkpoint: {written}")
+        return
     checkpoint, hf = options.pop("checkpoint"), options.pop("hf")
     if arguments.command == "import":
         from megatron_huatuo.convert.import_checkpoint import import_hf
