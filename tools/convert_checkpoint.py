@@ -32,6 +32,7 @@ def main() -> None:
     )
     exporting.add_argument("--skip-verification", action="store_true", help="publish without comparing logits")
     exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
+    exporting.add_argument("--allow-forgetting", action="store_true", help="publish a model that forgot, and say so")
     exporting.add_argument("--llamafy", action="store_true", help="write a Baichuan2-7B as a Llama, no remote code")
     commands.add_subcommand("export", exporting, help=exporting.description)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_huatuo import __version__
 from megatron_huatuo.convert.verify import Parity
+from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 
 _DISCLAIMER = """\
@@ -53,11 +56,39 @@ tags: [medical, megatron_huatuo]
 Conversations have the form `<问>：question\\n<答>：answer`; the chat template writes it. When the training data came
 from template questions (as in the bundled demo), the model shows that the pipeline works and nothing more.
 
-{_rates_text(origin)}## Parity with the training checkpoint
+{_rates_text(origin)}{_forgetting_text(origin.get("forgetting") or {})}## Parity with the training checkpoint
 
 {_parity_text(parity)}
 
 {_DISCLAIMER}"""
+
+
+def refuse_forgetting(losses: Mapping[str, Any], directory: Path) -> None:
+    """Raises: IntegrityError when a loss on general text rose by more than its run allows, or was not measured."""
+    for name, known in losses.items():
+        loss, base, limit = known["loss"], known["base_loss"], known["max_increase"]
+        if loss is None:
+            get_logger(__name__).warning("%s was saved before a validation: what it forgot is not known", directory)
+        elif not loss <= base * (1 + limit):
+            raise IntegrityError(
+                f"model forgot: its loss on {name!r} rose from {base:.4f} to {loss:.4f}, by {loss / base - 1:.2%}, and "
+                f"data.validation allows {limit:.2%} ({directory}). Train with more general text (examples/replay), a lower "
+                "learning rate, or accept it with --allow-forgetting; the model card will say it."
+            )
+
+
+def _forgetting_text(losses: Mapping[str, Any]) -> str:
+    """Loss on general text before and after; empty where it was not measured."""
+    if not losses:
+        return ""
+    lines = []
+    for name, known in losses.items():
+        loss, base = known["loss"], known["base_loss"]
+        rise = "not measured" if loss is None else f"{loss:.4f} | {loss / base - 1:+.2%}"
+        verdict = "" if loss is None or loss <= base * (1 + known["max_increase"]) else " **more than the run allowed**"
+        lines.append(f"| {name} | {base:.4f} | {rise if loss is not None else 'not measured | '}{verdict} |")
+    head = "| general text | loss of the base | loss now | change |\n| --- | --- | --- | --- |\n"
+    return "## What it forgot\n\n" + head + "\n".join(lines) + "\n\n"
 
 
 def _rates_text(origin: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harmless
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
-from megatron_huatuo.convert.model_card import model_card
+from megatron_huatuo.convert.model_card import model_card, refuse_forgetting
 from megatron_huatuo.convert.run_models import check_memory
 from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.token_ids import TokenParity, compare_tokens
@@ -44,6 +44,7 @@ def export_checkpoint(
     skip_verification: bool = False,
     allow_token_mismatch: bool = False,
     llamafy: bool = False,
+    allow_forgetting: bool = False,
 ) -> Parity | None:
     """Write a Hugging Face directory and return the parity figures of its verification (None when skipped).
 
@@ -52,6 +53,7 @@ def export_checkpoint(
         By default those that the checkpoint carries.
     dtype: "bfloat16", "float16" or "float32"; by default the type of the checkpoint's weights.
     llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
+    allow_forgetting: publish also where the loss on general text rose by more than the run allows; the model card says it.
     allow_token_mismatch: publish also where transformers gives other token ids than training saw.
     Raises: IntegrityError when the checkpoint is damaged or the result differs from it, ConfigError when memory does not
         suffice to compare them; nothing is published then.
@@ -59,6 +61,8 @@ def export_checkpoint(
     directory = resolve_checkpoint(checkpoint)
     get_logger(__name__).info("exporting %s", directory)
     verify_harmless(directory)
+    if not allow_forgetting:
+        refuse_forgetting(read_training_state(directory).get("forgetting") or {}, directory)
     architecture = load_checkpoint_architecture(directory)
     if llamafy:
         architecture = llama_architecture(architecture)
@@ -159,5 +163,12 @@ def _generation_config(config: Mapping[str, Any], tokenizer: Tokenizer | None) -
 def _origin(directory: Path) -> dict[str, Any]:
     """What identifies the checkpoint: its iteration and the run's fingerprints."""
     training = read_training_state(directory)
-    kept = ("consumed_train_samples", "fingerprints", "decisive", "learning_rate_by_source", "ignored_config_keys")
+    kept = (
+        "consumed_train_samples",
+        "fingerprints",
+        "decisive",
+        "learning_rate_by_source",
+        "ignored_config_keys",
+        "forgetting",
+    )
     return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if training.get(key)}}

@@ -50,6 +50,10 @@ class ValidationSource:
     """Name in the log."""
     path_prefix: str
     """Index prefix P of P.bin, P.idx, P.json."""
+    general: bool = False
+    """General text: its loss is compared with that of the weights which the run began with, and an export refuses a rise."""
+    max_increase: float = 0.01
+    """With general: largest relative rise of the loss that an export accepts."""
 
 
 @dataclass

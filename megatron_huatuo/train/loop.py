@@ -118,7 +118,7 @@ def _log_and_validate(run: Run, reporter: Reporter) -> None:
         }
         reporter.pause("validation", time.perf_counter() - began)
     if run.iteration % logging.log_interval == 0 or last or validation:
-        reporter.write(validation)
+        reporter.write(validation, run.forgetting.measure(validation))
 
 
 def _save(run: Run, saver: Saver, reporter: Reporter, *, someone_writes: bool) -> None:

@@ -56,10 +56,10 @@ class Reporter:
         self._paused_s += seconds
         self._pauses[reason] = self._pauses.get(reason, 0.0) + seconds
 
-    def write(self, validation: Mapping[str, float]) -> None:
-        """Write the entry of the steps since the last one, and begin anew."""
+    def write(self, validation: Mapping[str, float], increase: Mapping[str, float]) -> None:
+        """Write the entry of the steps since the last one, and begin anew. increase: of the loss on general text."""
         if self._writer is not None:
-            entry = self._entry(validation)
+            entry = self._entry(validation, increase)
             self._writer.write(entry)
             metrics.show_progress(metrics.progress_line(entry, self._run.train_iters))
             self._note_iteration()
@@ -76,7 +76,7 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def _entry(self, validation: Mapping[str, float]) -> dict[str, Any]:
+    def _entry(self, validation: Mapping[str, float], increase: Mapping[str, float]) -> dict[str, Any]:
         run, steps = self._run, len(self._window)
         step_time_s = (time.perf_counter() - self._started) / steps
         per_rank = run.config.training.global_batch_size * run.rows.seq_length / step_time_s / dist.get_world_size()
@@ -107,6 +107,8 @@ class Reporter:
             entry["straggler"] = straggler
         if validation:
             entry["validation_loss"] = dict(validation)
+            if increase:
+                entry["general_loss_increase"] = dict(increase)
         return entry
 
     def _seconds(self, step_time_s: float) -> dict[str, float]:

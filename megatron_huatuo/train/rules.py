@@ -12,6 +12,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import BACKENDS
 from megatron_huatuo.train.config import TrainConfig, TrainingConfig
+from megatron_huatuo.train.forgetting import check_general_sources
 
 # Sizes of a matrix product in fp8 are multiples of this: 16 by the hardware, or the block that shares a scale. `delayed`
 # is not among them: its history of maxima is in no checkpoint, so a resumed run would differ from an undisturbed one.
@@ -41,6 +42,7 @@ def validate(config: TrainConfig, *, seq_length: int, num_rows: int, world_size:
     _check_recomputation(config, architecture)
     _check_fp8(config, architecture, seq_length)
     _check_overlap(config)
+    check_general_sources(config)
     train_iters = _train_iters(training, num_rows)
     steps = config.logging.profile_steps
     if steps and steps[1] > train_iters:

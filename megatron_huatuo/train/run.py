@@ -11,6 +11,7 @@ from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.storage.run_files import CHECKPOINTS
 from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.forgetting import Forgetting
 from megatron_huatuo.train.received import ReceivedRates
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.stop import StopRequest
@@ -33,6 +34,7 @@ class Run:
     stop: StopRequest
     train_iters: int
     received: ReceivedRates
+    forgetting: Forgetting
     iteration: int = 0
     consumed_train_samples: int = 0
     last_saved: int | None = None

@@ -93,6 +93,7 @@ class Saver:
             },
             "source_names": run.rows.source_names,
             "ignored_config_keys": run.config.model.ignore_config_keys,
+            "forgetting": run.forgetting.to_plain(),
             "learning_rate_by_source": run.received.to_plain(),
         }
         _set_forward_hooks(run, enabled=False)

@@ -15,7 +15,7 @@ from megatron_huatuo.checkpoint.store import load_training_state
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.dataset.rows import PackedRows
-from megatron_huatuo.errors import DataError
+from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
@@ -26,6 +26,7 @@ from megatron_huatuo.storage.run_files import CONFIG, iteration_of
 from megatron_huatuo.train import metrics
 from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.environment import record_start
+from megatron_huatuo.train.forgetting import Forgetting
 from megatron_huatuo.train.fused_pieces import fused_pieces
 from megatron_huatuo.train.inputs import open_held_out
 from megatron_huatuo.train.received import ReceivedRates
@@ -34,6 +35,7 @@ from megatron_huatuo.train.rules import one_pass
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import build_training, is_log_rank
 from megatron_huatuo.train.stop import StopRequest
+from megatron_huatuo.train.validation import validate_on
 
 _log = get_logger(__name__)
 
@@ -61,15 +63,36 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
         load_training_state(found[0], training.chunks, training.optimizer)
     training.schedule.step(iteration)
     received = ReceivedRates(rows.source_names, found[1].get("learning_rate_by_source") if found else None)
+    forgetting = Forgetting(config.data.validation, found[1].get("forgetting") if found else None)
     stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
-    run = Run(config, rows, training, layout, device, held_out, stop, train_iters, received, iteration, consumed)
+    run = Run(
+        config, rows, training, layout, device, held_out, stop, train_iters, received, forgetting, iteration, consumed
+    )
     run.last_saved = iteration if found else None
     if is_log_rank():
         _announce(run)
         _open_run_directory(run)
+    _measure_base(run)
     record_start(run.run_dir, run.iteration, _prove_isolation(run))
     dist.barrier()
     return run
+
+
+def _measure_base(run: Run) -> None:
+    """Loss of the first weights on general text, before the first step."""
+    wanted = [source for source in run.held_out if source.name in run.forgetting.unmeasured]
+    if not wanted:
+        return
+    if run.iteration:
+        raise ConfigError(
+            f"wrong data.validation: source {wanted[0].name!r} is general since now, but the run is at step {run.iteration} and "
+            "its first weights were not measured. Leave `general` out, or start a new run_dir."
+        )
+    isolate = run.config.data.isolate_documents
+    losses = {source.name: validate_on(run.training, source, run.layout, run.device, isolate) for source in wanted}
+    run.forgetting.begin(losses)
+    if is_log_rank():
+        _log.info("loss of the first weights: %s", ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
 
 
 def _prove_isolation(run: Run) -> dict[str, Any] | None:
