@@ -87,7 +87,7 @@ def _measure(folder: str, ranks: int, saves: int) -> list[dict[str, Any]]:
     initialize_process_groups(config.parallel, device)
     run = start(config, rows, device)
     batches = StepBatches(rows, run.layout, device)
-    step = partial(_step, run, batches.next_step(0))
+    step = partial(_step, run, batches.next_step(0)[0])
     batches.close()
     measured = []
     for number in range(saves + 1):

@@ -6,9 +6,12 @@ over the flattened batch ([b * L], batch first), which the project's core attent
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +38,18 @@ class Batch:
     source_of_token: torch.Tensor
     packed_seq_params: PackedSeqParams | None
 
+    def on_device(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same batch with every tensor moved."""
+        packed = self.packed_seq_params
+        if packed is not None:
+            cu = move(packed.cu_seqlens_q)
+            packed = dataclasses.replace(packed, cu_seqlens_q=cu, cu_seqlens_kv=cu)
+        names = (field.name for field in dataclasses.fields(self) if field.name != "packed_seq_params")
+        return Batch(**{name: move(getattr(self, name)) for name in names}, packed_seq_params=packed)
+
 
 def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: bool = True) -> Batch:
-    """Stack rows. Without `isolate_documents` a row is one sequence, as in the reference implementation."""
+    """Stack rows and copy them to a device. Without `isolate_documents` a row is one sequence, as in the reference implementation."""
     length = len(rows[0].tokens)
     bounds = [row.document_bounds if isolate_documents else np.array([0, length], np.int32) for row in rows]
     offsets = [b[:-1] + i * length for i, b in enumerate(bounds)]
@@ -45,23 +57,24 @@ def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: boo
     packed = None
     if isolate_documents:
         longest = int(np.diff(cu_seqlens).max())
-        cu = torch.from_numpy(cu_seqlens).to(device)
+        cu = torch.from_numpy(cu_seqlens)
         packed = PackedSeqParams(
             qkv_format="sbhd", cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
         )
 
     def stack(arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(device, non_blocking=True)
+        return torch.from_numpy(np.stack(arrays))
 
     loss_mask = np.stack([row.loss_mask for row in rows])
-    return Batch(
+    batch = Batch(
         tokens=stack([row.tokens for row in rows]),
         labels=stack([row.labels for row in rows]),
-        loss_mask=torch.from_numpy(loss_mask).to(device, non_blocking=True),
-        loss_positions=torch.from_numpy(_loss_positions(loss_mask)).to(device, non_blocking=True),
+        loss_mask=torch.from_numpy(loss_mask),
+        loss_positions=torch.from_numpy(_loss_positions(loss_mask)),
         source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
         packed_seq_params=packed,
     )
+    return batch if device.type == "cpu" else batch.on_device(lambda tensor: tensor.to(device))
 
 
 def _loss_positions(loss_mask: np.ndarray) -> np.ndarray:
@@ -75,7 +88,8 @@ def _loss_positions(loss_mask: np.ndarray) -> np.ndarray:
 class StepBatches:
     """The micro-batches of one step after another, read by one thread while the step before computes.
 
-    data_wait_s: seconds that the last `next_step` waited for data.
+    On a GPU the thread copies them from pinned memory on a stream of its own, so that it waits for no kernel and no kernel
+    waits for it.
     """
 
     def __init__(
@@ -83,29 +97,51 @@ class StepBatches:
     ) -> None:
         self._rows, self._layout, self._device, self._isolate = rows, layout, device, isolate_documents
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
-        self.data_wait_s = 0.0
+        self._ahead: tuple[int, Future[tuple[list[Batch], Any]]] | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def _read(self, consumed_train_samples: int) -> list[Batch]:
-        return [
+    def _read(self, consumed_train_samples: int) -> tuple[list[Batch], Any]:
+        """(micro-batches, event after which they are on the GPU)."""
+        batches = [
             build_batch(
                 [self._rows.row(row) for row in self._layout.rows(consumed_train_samples, microbatch)],
-                self._device,
+                torch.device("cpu"),
                 isolate_documents=self._isolate,
             )
             for microbatch in range(self._layout.num_microbatches)
         ]
+        if self._stream is None:
+            return batches, None
+        with torch.cuda.stream(self._stream):
+            moved = [batch.on_device(self._copy) for batch in batches]
+            return moved, self._stream.record_event()
 
-    def next_step(self, consumed_train_samples: int) -> list[Batch]:
-        """Micro-batches of the step that starts after `consumed_train_samples` rows."""
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def next_step(self, consumed_train_samples: int) -> tuple[list[Batch], float]:
+        """(micro-batches of the step that starts after `consumed_train_samples` rows, seconds that the call waited)."""
         started = time.perf_counter()
         if self._ahead is None or self._ahead[0] != consumed_train_samples:
             self._ahead = (consumed_train_samples, self._thread.submit(self._read, consumed_train_samples))
-        batches = self._ahead[1].result()
+        batches, copied = self._ahead[1].result()
         following = consumed_train_samples + self._layout.global_batch_size
         self._ahead = (following, self._thread.submit(self._read, following))
-        self.data_wait_s = time.perf_counter() - started
-        return batches
+        if copied is not None:
+            self._take_over(batches, copied)
+        return batches, time.perf_counter() - started
+
+    def _take_over(self, batches: list[Batch], copied: Any) -> None:
+        """Kernels of the step wait for the copies; their memory is not used again before these kernels have run."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(copied)
+
+        def used_here(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(current)
+            return tensor
+
+        for batch in batches:
+            batch.on_device(used_here)
 
     def close(self) -> None:
         """Stop the reading thread."""

@@ -68,13 +68,14 @@ def loop(run: Run) -> tuple[str, str]:
         while run.iteration < run.train_iters and not stopped:
             with watchdog.watching(f"step {run.iteration + 1}"):
                 profiler.before_step(run.iteration + 1)
+                step_batches, data_wait_s = batches.next_step(run.consumed_train_samples)
                 result = train_step(
                     run.training,
-                    batches.next_step(run.consumed_train_samples),
+                    step_batches,
                     len(run.rows.source_names),
                     run.stop.requested(),
                     is_writing=saver.is_writing(),
-                    data_wait_s=batches.data_wait_s,
+                    data_wait_s=data_wait_s,
                 )
             _guard(run, result, guard, saver, watchdog)
             run.iteration += 1

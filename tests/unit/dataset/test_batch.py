@@ -49,7 +49,8 @@ def test_steps_read_ahead_give_the_rows_asked_for(sample_blend: Path, jump: bool
     rows = PackedRows(sample_blend)
     batches = StepBatches(rows, BatchLayout(4, 2, 0, 1), CPU)
     for consumed in (0, 4, 40, 8) if jump else (0, 4, 8):
-        step = batches.next_step(consumed)
+        step, waited_s = batches.next_step(consumed)
+        assert waited_s >= 0.0
         assert len(step) == 2
         expected = [rows.row(row).tokens.tolist() for row in range(consumed, consumed + 4)]
         assert [row for batch in step for row in batch.tokens.tolist()] == expected
@@ -59,7 +60,7 @@ def test_steps_read_ahead_give_the_rows_asked_for(sample_blend: Path, jump: bool
 def test_the_last_batch_is_filled_with_empty_rows(sample_blend: Path) -> None:
     rows = PackedRows(sample_blend)
     batches = StepBatches(rows, BatchLayout(8, 8, 0, 1), CPU)
-    [batch] = batches.next_step(len(rows) - 3)
+    [batch], _ = batches.next_step(len(rows) - 3)
     batches.close()
     trained = batch.loss_mask.sum(dim=1)
     assert (trained[:3] > 0).all() and (trained[3:] == 0).all()
