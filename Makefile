@@ -1,11 +1,11 @@
-# Targets: setup demo test test-quick check bench test-gpu bench-gpu clean. Each brings up what it needs.
+# Targets: setup demo test test-quick test-slurm check bench test-gpu bench-gpu clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: FORCE setup demo test test-quick check format bench test-gpu bench-gpu clean
+.PHONY: FORCE setup demo test test-quick test-slurm check format bench test-gpu bench-gpu clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -37,6 +37,10 @@ test: setup
 # What a developer runs between edits: at most three minutes on two cores.
 test-quick: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow" tests/unit tests/numerics
+
+# A real Slurm of two nodes, and hosts in network namespaces, on this machine; what is missing is said and skipped.
+test-slurm: setup
+	$(BIN)/python -m pytest -rs --durations 20 -m slurm tests/slurm
 
 check: setup
 	$(BIN)/ruff format --check .

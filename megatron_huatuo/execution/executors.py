@@ -1,12 +1,10 @@
 """Where tasks run: in processes here, as a SLURM array, or on Ray; each task is done once, whatever is killed.
 
-datatrove's record of finished tasks, and its SLURM executor, are used as they are; the others are `processes` and `ray`.
+datatrove keeps the record of finished tasks; the executors are `processes`, `slurm` and `ray`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +51,19 @@ def run_tasks(
     # datatrove takes half a second to import.
     from megatron_huatuo.execution.processes import ProcessExecutor
 
-    common = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
+    common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
     if settings.executor == "local":
         executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), figures, **common)
     elif settings.executor == "slurm":
-        from datatrove.executor.slurm import SlurmPipelineExecutor
+        from megatron_huatuo.execution.slurm import SlurmExecutor
 
-        executor = SlurmPipelineExecutor(
+        executor = SlurmExecutor(
+            name,
             make_pipeline(False),
             **common,
             time=settings.slurm_time,
             partition=settings.slurm_partition,
-            mem_per_cpu_gb=settings.memory_gib,
-            job_name=name,
-            env_command=f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
+            memory_gib=settings.memory_gib,
         )
     else:
         from megatron_huatuo.execution.ray import RayExecutor

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from megatron_huatuo.corpus import ExecutorSettings, curate
+from megatron_huatuo.errors import ConfigError, HuatuoError
 from tests.unit import kill
 from tests.unit.execution import slurm
 from tests.unit.execution.curation import FILES, assert_equal, find_worker, start, write_inputs
@@ -90,3 +91,20 @@ def test_slurm_tasks_are_submitted_as_an_array_and_the_same_command_finishes(tmp
     assert report["documents_in"] == 30, (tmp_path / slurm.OUTPUT).read_text()
     curate([f"{inputs}/*.jsonl"], tmp_path / "local")
     assert (output / "documents.jsonl").read_bytes() == (tmp_path / "local" / "documents.jsonl").read_bytes()
+
+
+def test_without_slurms_programs_the_slurm_executor_is_refused(tmp_path, monkeypatch):
+    inputs = write_inputs(tmp_path / "in", 1, 3)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="slurm executor needs sbatch: got no such program on PATH"):
+        curate([f"{inputs}/*.jsonl"], tmp_path / "out", execution=ExecutorSettings("slurm", slurm_partition="cpu"))
+
+
+def test_a_refusal_of_slurm_is_one_sentence(tmp_path, monkeypatch):
+    inputs = write_inputs(tmp_path / "in", 1, 3)
+    slurm.stand_in(tmp_path, monkeypatch)
+    (tmp_path / "bin" / "sbatch").write_text("#!/usr/bin/env bash\nexit 3\n")
+    with pytest.raises(
+        HuatuoError, match=r"Slurm refused the tasks: got exit code 3 of sbatch.*--slurm-partition \(cpu\)"
+    ):
+        curate([f"{inputs}/*.jsonl"], tmp_path / "out", execution=ExecutorSettings("slurm", slurm_partition="cpu"))

@@ -1,0 +1,225 @@
+"""A real Slurm of two nodes on this machine, without accounting: its own munge and daemons in a private folder, on free ports.
+
+The nodes are called 127.0.0.2 and 127.0.0.3: names that every Linux machine resolves without an entry in /etc/hosts, so
+that MASTER_ADDR is what train.sbatch makes of Slurm's list of nodes. Invariant: `stop` ends all that was started, and
+all processes of its jobs; nothing outside the folder is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+NODES = ("127.0.0.2", "127.0.0.3")
+# What is called, and the Debian package that has it.
+_PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+# A slurmd that does not answer for SlurmdTimeout is a failed node. KillWait: from SIGTERM to SIGKILL, Slurm's default.
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=4
+KillWait=30
+SchedulerParameters=sched_interval=1,bf_interval=1
+SlurmdParameters=config_overrides
+NodeName=127.0.0.[2-3] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=8 RealMemory=16000
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing_packages() -> list[str]:
+    """Debian packages that this machine lacks for a cluster."""
+    return sorted({package for program, package in _PACKAGES.items() if shutil.which(program, path=_PATH) is None})
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
+    """Raises: AssertionError with `what` when the condition does not hold in time."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what()}"
+        time.sleep(0.1)
+
+
+class Cluster:
+    """The daemons, and the commands of a user and of an operator."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.configuration = folder / "slurm.conf"
+        self.environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MASTER_"))
+        }
+        self.environment |= {"PATH": _PATH, "SLURM_CONF": str(self.configuration), "OMP_NUM_THREADS": "1"}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Returns when both nodes are idle. Raises: AssertionError with the end of the logs."""
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        ports = _free_ports(3)
+        self.configuration.write_text(
+            _CONFIGURATION.format(folder=self.folder, user=getpass.getuser(), ports=ports), encoding="utf-8"
+        )
+        files = {name: f"{self.folder}/munge.{name}" for name in ("sock", "seed", "pid", "log")}
+        self._start("munged", "-F", "--force", f"--key-file={key}", f"--socket={files['sock']}",
+                    f"--seed-file={files['seed']}", f"--pid-file={files['pid']}", f"--log-file={files['log']}")  # fmt: skip
+        wait_until(lambda: Path(files["sock"]).exists(), 20, lambda: "munge has a socket")
+        self._start("slurmctld", "-D")
+        for node in NODES:
+            self.start_slurmd(node)
+        wait_until(lambda: self.node_states() == {"idle"}, 60, self._tail_of_logs)
+
+    def start_slurmd(self, node: str) -> None:
+        """Bring a node up (again)."""
+        self._start(f"slurmd.{node}", "-D", "-N", node)
+
+    def kill_slurmd(self, node: str) -> None:
+        """kill -9 of the daemon alone: what runs on the node goes on, and nobody hears of it any more."""
+        self._daemons[f"slurmd.{node}"].kill()
+        self._daemons[f"slurmd.{node}"].wait()
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                [name.partition(".")[0], *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """End jobs, daemons, and whatever process still belongs to this cluster."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL")
+        for daemon in reversed(self._daemons.values()):
+            daemon.terminate()
+        for daemon in self._daemons.values():
+            try:
+                daemon.wait(5)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def processes(self, *parts: str, node: str | None = None) -> list[psutil.Process]:
+        """Processes of this cluster's jobs and daemons whose command line has all `parts`; of one node, if named."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if environment.get("SLURM_CONF") != str(self.configuration) or process.pid == os.getpid():
+                    continue
+                if node is not None and environment.get("SLURMD_NODENAME") != node:
+                    continue
+                if all(any(part in word for word in process.cmdline()) for part in parts):
+                    found.append(process)
+        return found
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Output of a Slurm command. Raises: AssertionError when it fails."""
+        done = subprocess.run(
+            command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def node_states(self) -> set[str]:
+        """Such as {"idle"}; an asterisk is Slurm's word for a node that does not respond."""
+        return set(self.run("sinfo", "--noheader", "-N", "--format=%T").split())
+
+    def jobs(self) -> set[str]:
+        """Numbers of the jobs that wait or run."""
+        return set(self.run("squeue", "--noheader", "--format=%A").split())
+
+    def job(self, number: str) -> dict[str, str]:
+        """What Slurm knows of a job, for five minutes after its end: JobState, Restarts, ExitCode, Reason and so on."""
+        words = self.run("scontrol", "--oneliner", "show", "job", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for_end(self, number: str, timeout_s: float, restarts: int | None = None) -> dict[str, str]:
+        """What Slurm knows of a job at its end, or when it has been requeued so often and waits.
+
+        A requeued job would wait two minutes. The operator lets it start in three seconds: at once, its nodes would take
+        it for the attempt that they have just been told to end.
+        """
+        facts: dict[str, str] = {}
+        told = {"0"}
+
+        def has_ended() -> bool:
+            facts.update(self.job(number))
+            if facts["JobState"] == "PENDING" and facts["Reason"] == "BeginTime" and facts["Restarts"] not in told:
+                self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
+                told.add(facts["Restarts"])
+            if facts["JobState"] == "PENDING" and facts["Restarts"] == str(restarts):
+                return True
+            return facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+        wait_until(has_ended, timeout_s, lambda: f"{facts}\n{self._tail_of_logs()}")
+        if facts["JobState"] != "PENDING":
+            wait_until(lambda: number not in self.jobs(), 60, lambda: f"job {number} leaves the queue")
+        return facts
+
+    def _tail_of_logs(self) -> str:
+        return "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log"))
+
+
+def _free_ports(count: int) -> list[int]:
+    """Consecutive ports of which nobody listens to one."""
+    for first in range(21_000, 30_000, 7):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
+            for port in range(first, first + count):
+                taken.enter_context(socket.create_server(("", port)))
+            return list(range(first, first + count))
+    raise OSError("no free ports between 21000 and 30000")
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """A cluster that is stopped at the end, whatever happens."""
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def hard_kill(processes: list[psutil.Process]) -> None:
+    """kill -9; there must be something to kill."""
+    assert processes, "nothing to kill"
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
