@@ -19,6 +19,7 @@ from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify import unify
 from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
 
 _CONCURRENCY = 64
 _PACKAGES = ("openai", "aiohttp", "datatrove")
@@ -104,7 +105,7 @@ async def _ask_all(path: Path, base_url: str) -> None:
     """The same requests, as short as the client allows."""
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
-    prompt = load_prompts()["zh"]
+    prompt = load_styles(load_prompts())[QUESTION_ANSWER]["zh"]
     slots = asyncio.Semaphore(_CONCURRENCY)
     async with AsyncOpenAI(base_url=base_url, api_key="none", http_client=DefaultAioHttpClient()) as client:
 

@@ -14,7 +14,7 @@ def main() -> int:
     from megatron_huatuo.unify import CheckSettings, PatienceSettings, QualitySettings, SamplingSettings, unify
 
     parser = argument_parser(__doc__ or "")
-    parser.add_argument("--input", nargs="+", type=str, required=True, metavar="FILE", help="files of documents")
+    parser.add_argument("--input", nargs="*", type=str, default=[], metavar="FILE", help="files of documents")
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--backend", choices=["template", "openai"], default="template", help="who writes the pairs")
     parser.add_argument("--base-url", type=str | None, default=None, metavar="URL", help="endpoint, up to /v1")
@@ -28,6 +28,22 @@ def main() -> int:
     parser.add_argument(
         "--request-options", type=str | None, default=None, metavar="FILE", help="YAML or JSON, further request fields"
     )
+    parser.add_argument(
+        "--styles",
+        nargs="*",
+        type=str,
+        default=[],
+        metavar="NAME[=WEIGHT]",
+        help="drawn for each passage (default: question-answer)",
+    )
+    parser.add_argument(
+        "--from-model",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead of --input: N conversations the model writes of itself",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws of --styles and --from-model")
     parser.add_argument("--preview", type=int, default=0, metavar="N", help="show N pairs and write nothing")
     parser.add_argument("--pairs", action="store_true", help="input files hold pairs, dialogues and queries")
     parser.add_argument("--gate-pairs", action="store_true", help="pairs must pass the quality gates too")
@@ -43,7 +59,7 @@ def main() -> int:
         add_dashed_fields(parser, section)
     args = parser.parse_args()
     mirrored = ("backend", "base_url", "model", "api_key_env", "language", "max_concurrency", "budget_usd", "prices",
-                "prompts", "request_options", "preview", "pairs", "gate_pairs", "max_bad_lines", "documents_per_task")  # fmt: skip
+                "prompts", "request_options", "styles", "from_model", "seed", "preview", "pairs", "gate_pairs", "max_bad_lines", "documents_per_task")  # fmt: skip
     report = unify(
         args.input,
         args.output,

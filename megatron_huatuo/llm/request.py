@@ -18,7 +18,8 @@ import orjson
 from megatron_huatuo.llm.api_key import ApiKey
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
 from megatron_huatuo.llm.request_log import Reply
-from megatron_huatuo.llm.response import Asked, Failure, read_response
+from megatron_huatuo.llm.response import read_response
+from megatron_huatuo.llm.response_error import Asked, Failure
 
 UNREACHABLE = "no connection"
 HOLDS_KEY = "holds the API key"

@@ -17,7 +17,7 @@ from megatron_huatuo.llm.budget import Budget, BudgetReached
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings, most_completion_tokens, token_limits
 from megatron_huatuo.llm.request import UNREACHABLE, Client
 from megatron_huatuo.llm.request_log import Reply, RequestLog
-from megatron_huatuo.llm.response import Failure
+from megatron_huatuo.llm.response_error import Failure
 from megatron_huatuo.storage.manifest import fingerprint
 
 # A server that never answered is most likely not there: so many tries, at most a second apart, and the run ends.

@@ -18,7 +18,7 @@ from megatron_huatuo.llm.thoughts import Peeled, peel_reply
 Kind = Literal["question", "answer"]
 
 _MOST_LAYERS = 10
-_MOST_CHARACTERS = 50_000  # no question and no answer is so long, and looking for wrapping has its price
+MOST_CHARACTERS = 50_000  # no question and no answer is so long, and looking for wrapping has its price
 _SEVERAL = "several questions"
 
 _WORDS: dict[str, str] = {
@@ -149,7 +149,7 @@ def peel_answer(text: str) -> Peeled:
 
 def _peel(text: str, kind: Kind) -> Peeled:
     peeled = peel_reply(_BOX.sub("", text))
-    if len(peeled.text) > _MOST_CHARACTERS:
+    if len(peeled.text) > MOST_CHARACTERS:
         return Peeled(peeled.text, peeled.problem or f"{kind} too long: {len(peeled.text)} characters")
     for _ in range(_MOST_LAYERS):
         before = peeled
@@ -199,14 +199,14 @@ def _json(text: str, kind: Kind) -> Peeled:
         if re.match(r'[{\[]\s*["\']\w+["\']\s*:', text):
             return Peeled(text, "wrapping: broken JSON")
         return Peeled(text)
-    content = _parse(text)
+    content = parse_json(text)
     if content is None:
         is_broken = re.match(r'(?:\[\s*)?\{\s*["\']', text) is not None
         return Peeled(text, "wrapping: broken JSON" if is_broken else None)
     return _from_value(content, text, kind)
 
 
-def _parse(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """JSON, with raw line ends in its texts too, or what Python prints of a dict; None for anything else."""
     for parse in (lambda: json.loads(text, strict=False), lambda: ast.literal_eval(text)):
         try:

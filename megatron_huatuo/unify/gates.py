@@ -6,7 +6,9 @@ Invariant: a gate is a pure function of the pair and the passage; the first that
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_huatuo.config import above_zero, at_least, within
 from megatron_huatuo.errors import ConfigError
@@ -83,46 +85,92 @@ class QualitySettings:
         above_zero("near_duplicate_similarity", self.near_duplicate_similarity)
 
 
+class Demands(NamedTuple):
+    """What a style asks of its questions and answers beyond the settings, or does not ask."""
+
+    max_question_characters: int | None = None
+    """Instead of the limit of the settings"""
+    may_mention_text: bool = False
+    """The conversation shows the passage, and may speak of it"""
+    table: bool = False
+    """The answer must hold a table"""
+
+
+_PLAIN = Demands()
+_TABLE = re.compile(r"^[ \t]*\|.*\|[ \t]*\n[ \t]*\|[\s:|-]*-[\s:|-]*\|[ \t]*\n[ \t]*\|", re.MULTILINE)
+_TABLE_MARKS = re.compile(r"[\s|:-]+")
+
+
 class Gates:
     """All gates under one setting."""
 
     def __init__(self, settings: QualitySettings) -> None:
         self.settings = settings
 
-    def refuse_question(self, question: str, document: Document, language: str) -> str | None:
-        """The reason why the question is no good, or None."""
+    def refuse_question(
+        self, question: str, document: Document | None, language: str, demands: Demands = _PLAIN
+    ) -> str | None:
+        """The reason why the question is no good, or None. document: its passage, if it has one."""
         limits = self.settings
         limit = limits.max_question_characters_zh if language == "zh" else limits.max_question_characters_en
+        limit = demands.max_question_characters or limit
         if not question.strip():
             return "blank question"
-        if reason := _refuse_text("question", question, language):
+        if reason := _refuse_text("question", question, language, demands.may_mention_text):
             return reason
         if len(question) > limit:
             return f"question too long: {len(question)} characters"
-        if question.strip() == document.text.strip():
+        if document is not None and question.strip() == document.text.strip():
             return "question is an echo: of the passage"
         return None
 
-    def refuse_answer(self, answer: str, question: str, document: Document, language: str) -> str | None:
+    def refuse_answer(
+        self, answer: str, question: str, document: Document, language: str, demands: Demands = _PLAIN
+    ) -> str | None:
         """The reason why the answer to a question about a passage is no good, or None."""
-        return self.refuse_reply(answer, question, language) or self._refuse_unsupported(
-            answer, question, document, language
+        return (
+            self.refuse_reply(answer, question, language, demands)
+            or self._refuse_unsupported(answer, question, document, language)
+            or self._refuse_thin(answer, question, document, language)
         )
 
-    def refuse_reply(self, answer: str, question: str, language: str) -> str | None:
+    def refuse_pairs(
+        self, pairs: Sequence[tuple[str, str]], document: Document, language: str, demands: Demands
+    ) -> str | None:
+        """The reason why a conversation of several questions and answers about a passage is no good, or None.
+
+        What earlier turns say supports later answers; all answers together must cover the passage.
+        """
+        said = ""
+        for number, (question, answer) in enumerate(pairs, 1):
+            said = f"{said}\n{question}"
+            reason = (
+                self.refuse_question(question, document, language, demands)
+                or self.refuse_reply(answer, question, language, demands)
+                or self._refuse_unsupported(answer, said, document, language)
+            )
+            if reason:
+                name, _, details = reason.partition(": ")
+                return f"{name}: pair {number}: {details}" if details else f"{name}: pair {number}"
+            said = f"{said}\n{answer}"
+        return self._refuse_thin("\n".join(answer for _, answer in pairs), said, document, language)
+
+    def refuse_reply(self, answer: str, question: str, language: str, demands: Demands = _PLAIN) -> str | None:
         """The reason why an answer is no good by itself, or None."""
         limits, length = self.settings, len(answer.strip())
         if length < limits.min_answer_characters:
             return f"answer too short: {length} characters"
         if length > limits.max_answer_characters:
             return f"answer too long: {length} characters"
-        if reason := _refuse_text("answer", answer, language):
+        if reason := _refuse_text("answer", answer, language, demands.may_mention_text):
             return reason
         if match := _BOILERPLATE.search(answer):
             return f"boilerplate: {match.group()}"
         if answer.strip() == question.strip():
             return "answer is an echo: of the question"
-        if is_repetitive(answer):
+        if demands.table and not _TABLE.search(answer):
+            return "no table in the answer"
+        if is_repetitive(_TABLE_MARKS.sub(" ", answer) if demands.table else answer):
             return "answer repeats itself"
         return None
 
@@ -133,14 +181,18 @@ class Gates:
         scores = measure_support(answer, question, document, language)
         if scores is None:
             return None
-        faithfulness, coverage = scores
+        faithfulness = scores[0]
         if faithfulness < self.settings.min_faithfulness:
             return f"unfaithful: faithfulness {faithfulness:.2f}"
         support, sentence = least_supported_sentence(answer, f"{passage}\n{question}", language)
         if support < self.settings.min_sentence_faithfulness:
             return f"unfaithful sentence: faithfulness {support:.2f}: {sentence[:80]}"
-        if coverage < self.settings.min_coverage:
-            return f"covers too little: coverage {coverage:.2f}"
+        return None
+
+    def _refuse_thin(self, answer: str, question: str, document: Document, language: str) -> str | None:
+        scores = measure_support(answer, question, document, language)
+        if scores is not None and scores[1] < self.settings.min_coverage:
+            return f"covers too little: coverage {scores[1]:.2f}"
         return None
 
 
@@ -159,7 +211,7 @@ def measure_support(answer: str, question: str, document: Document, language: st
     return share_supported(answered, passage | asked), share_supported(passage, answered | asked)
 
 
-def _refuse_text(name: str, text: str, language: str) -> str | None:
+def _refuse_text(name: str, text: str, language: str, may_mention_text: bool) -> str | None:
     """What holds for questions and answers alike."""
     if REPLACEMENT_CHARACTER in text:
         return f"damaged text: U+FFFD in the {name}"
@@ -167,7 +219,7 @@ def _refuse_text(name: str, text: str, language: str) -> str | None:
         return f"refusal: {match.group()}"
     if any(mark in text for mark in _PROMPT_MARKS):
         return f"{name} is an echo: of the prompt"
-    if leak := find_leak(text):
+    if not may_mention_text and (leak := find_leak(text)):
         return f"{name} mentions the text: {leak}"
     found = detect_language(text)
     if found != language:

@@ -29,13 +29,23 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Invitation:
+    """What a model is invited to write of itself: about a topic, in a form; seed: of the request."""
+
+    language: str
+    topic: str
+    form: str
+    seed: int
+
+
+@dataclass(frozen=True)
 class Task:
     """One piece of work and where it comes from. origin: at least file and line."""
 
     id: str
     source: str
     origin: Mapping[str, Any]
-    work: Document | Query | Conversation
+    work: Document | Query | Conversation | Invitation
 
     def shown(self) -> str:
         """The text that a person compares the result with."""
@@ -43,11 +53,13 @@ class Task:
             return f"{self.work.title or ''}\n{self.work.text}".strip()
         if isinstance(self.work, Query):
             return self.work.text
+        if isinstance(self.work, Invitation):
+            return f"{self.work.topic}: {self.work.form}"
         return "\n".join(f"{turn.speaker}: {turn.value}" for turn in self.work.turns)
 
 
 class Shard(NamedTuple):
-    """Neighbouring lines of one file: what one task of an executor works on."""
+    """Neighbouring lines of one file, or items of no file: what one task of an executor works on."""
 
     file: str
     skipped_lines: int
@@ -70,6 +82,12 @@ def cut(file: str, lines_a_shard: int) -> list[Shard]:
         starts.pop()
     stops = [line for line, _ in starts[1:]] + [lines]
     return [Shard(file, line, offset, stop - line) for (line, offset), stop in zip(starts, stops, strict=True)]
+
+
+def cut_items(number: int, items_per_shard: int) -> list[Shard]:
+    """The shards of so many items that no file holds."""
+    starts = range(0, number, items_per_shard)
+    return [Shard("", start, 0, min(items_per_shard, number - start)) for start in starts]
 
 
 def read_documents(shard: Shard, bad_lines: BadLines) -> Iterator[Task]:

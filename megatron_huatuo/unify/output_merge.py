@@ -96,6 +96,7 @@ class Merge:
     def __init__(self, job: Job, target: Path) -> None:
         """Raises DataError when the shards together have too many bad lines."""
         self.target = target
+        self.prices = None if job.model is None else job.model.prices
         self.folders = [job.shard_path(rank) for rank in range(len(job.shards))]
         self.contents = [read_json(folder / "shard.json") for folder in self.folders]
         self.report = UnificationReport()
@@ -148,7 +149,7 @@ class Merge:
 
     def to_report(self) -> dict[str, Any]:
         """The content of `report.json`."""
-        report = self.report.to_record(self.bad_lines)
+        report = self.report.to_record(self.bad_lines, self.prices)
         report["state"] = "stopped: budget" if self.stopped else "complete"
         return report
 
@@ -160,7 +161,8 @@ def _parse(line: bytes) -> Conversation:
 def _ledger(job: Job, merge: Merge) -> dict[str, Any]:
     if job.model is None:
         return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.0}
-    return ledger(job.model, job.requests, (content["usage"] for content in merge.contents))
+    described = ledger(job.model, job.requests, (content["usage"] for content in merge.contents))
+    return {**described, "by_style": merge.report.by_style(merge.prices)}
 
 
 def ledger(options: ModelOptions, requests: Path, usages: Iterable[Mapping[str, float]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from megatron_huatuo.unify.gates import QualitySettings
 from megatron_huatuo.unify.input_documents import Shard, Task, read_documents
 from megatron_huatuo.unify.input_pairs import read_pairs
 from megatron_huatuo.unify.writer import Backend
+from megatron_huatuo.unify.writer_replay import invite
 from megatron_huatuo.unify.writer_settings import ModelOptions
 from megatron_huatuo.unify.writer_template import TEMPLATES, TemplateBackend
 
@@ -45,7 +46,7 @@ class Job:
     def work(self) -> Path:
         """Folder of this job's shards, for these files, settings and code alone."""
         decisive = [self.shards, self.describe_backend(), to_plain(self.quality), self.pairs, self.gate_pairs]
-        return self.root / fingerprint_work(dict.fromkeys(shard.file for shard in self.shards), decisive)
+        return self.root / fingerprint_work(dict.fromkeys(shard.file for shard in self.shards if shard.file), decisive)
 
     @property
     def budget_usd(self) -> float | None:
@@ -59,6 +60,8 @@ class Job:
     def read(self, rank: int, bad_lines: BadLines) -> Iterator[Task]:
         """The work of one shard, in order."""
         shard = self.shards[rank]
+        if self.model is not None and self.model.replay:
+            return invite(self.model.replay, self.language, self.model.seed, shard.skipped_lines, shard.lines)
         return read_pairs(shard.file, bad_lines) if self.pairs else read_documents(shard, bad_lines)
 
     def describe_backend(self) -> dict[str, Any]:

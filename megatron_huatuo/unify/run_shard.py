@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from datatrove.pipeline.base import PipelineStep
 
@@ -25,16 +25,24 @@ from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.records import Conversation, Document, Turn
 from megatron_huatuo.text.minhash import signature
 from megatron_huatuo.unify.gates import Gates, measure_support, pair_language
-from megatron_huatuo.unify.input_documents import Query, Task
+from megatron_huatuo.unify.input_documents import Invitation, Query, Task
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job
-from megatron_huatuo.unify.writer import Backend, Pair, Refusal, reply_to, rewrite
+from megatron_huatuo.unify.writer import Backend, Refusal, Spent, Written, reply_to, rewrite, write_replay
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Documents between input and output for each request in flight: one slow document must not starve the others.
 _WINDOW_A_REQUEST = 4
+
+
+class Outcome(NamedTuple):
+    """What became of a task: a conversation, a refusal, or nothing; its style, if one was drawn; and the tokens it took."""
+
+    result: Conversation | Refusal | None
+    style: str | None
+    spent: Spent
 
 
 class Unifier:
@@ -47,25 +55,31 @@ class Unifier:
         self.report = UnificationReport()
         self.stopped: str | None = None
 
-    async def outcome(self, task: Task) -> Conversation | Refusal | None:
-        """The conversation or refusal of a task; None once the budget is reached."""
-        if self.stopped:
-            return None
+    async def outcome(self, task: Task) -> Outcome:
+        """What becomes of a task; without a result once the budget is reached."""
+        spent: Spent = Counter()
+        work, style, result = task.work, None, None
         try:
-            if isinstance(task.work, Conversation):
-                return await self._take_over(task, task.work)
-            if isinstance(task.work, Query):
-                result = await reply_to(self.backend, task.work, self.gates)
+            if self.stopped:
+                pass
+            elif isinstance(work, Conversation):
+                return Outcome(await self._take_over(task, work, spent), None, spent)
+            elif isinstance(work, Query):
+                result = await reply_to(self.backend, work, self.gates, spent)
+            elif isinstance(work, Invitation):
+                result = await write_replay(self.backend, work, self.gates, spent)
             else:
-                result = await rewrite(self.backend, task.work, self.gates)
+                style = self.backend.style(work)
+                result = await rewrite(self.backend, work, self.gates, style, spent)
         except BudgetReached as reached:
             if not self.stopped:
                 self.stopped = str(reached)
                 get_logger(__name__).warning("%s", reached)
-            return None
-        return result if isinstance(result, Refusal) else to_conversation(task, result)
+            return Outcome(None, None, spent)
+        conversation = to_conversation(task, result) if isinstance(result, Written) else result
+        return Outcome(conversation, style.style if style else None, spent)
 
-    async def _take_over(self, task: Task, conversation: Conversation) -> Conversation | Refusal:
+    async def _take_over(self, task: Task, conversation: Conversation, spent: Spent) -> Conversation | Refusal:
         values = [turn.value for turn in conversation.turns]
         if not any(turn.trained for turn in conversation.turns[1::2]):
             return Refusal("no answer to train on: all have weight 0", values[0], values[-1])
@@ -73,7 +87,7 @@ class Unifier:
             for question, answer in zip(values[::2], values[1::2], strict=True):
                 language = pair_language(question, answer)
                 reason = self.gates.refuse_reply(answer, question, language)
-                reason = reason or await self.backend.check(None, question, answer, language)
+                reason = reason or await self.backend.check(None, question, answer, language, spent)
                 if reason:
                     return Refusal(reason, values[0], values[-1])
         provenance = dict(task.origin)
@@ -92,21 +106,25 @@ class Unifier:
             async for task, outcome in in_order(self.outcome, tasks, window):
                 bar.update()
                 bar.set_postfix(shown_usage(self.backend.usage()), refresh=False)
-                if outcome is None:
+                result, style, spent = outcome
+                if result is None:
                     self.report.not_reached += 1
-                elif isinstance(outcome, Conversation):
-                    kept.write(dump_line(outcome.to_record()))
-                    signatures.write(signature("\n".join(turn.value for turn in outcome.turns)).tobytes())
-                    self.report.add_pair(outcome, self._support(task, outcome))
+                elif isinstance(result, Conversation):
+                    kept.write(dump_line(result.to_record()))
+                    signatures.write(signature("\n".join(turn.value for turn in result.turns)).tobytes())
+                    self.report.add_pair(result, self._support(task, result))
                 else:
-                    rejected.write(dump_line(self.report.add_refusal(task, outcome)))
+                    rejected.write(dump_line(self.report.add_refusal(task, result)))
+                if style is not None:
+                    self.report.add_style(style, result, spent)
 
     def _support(self, task: Task, conversation: Conversation) -> tuple[float, float] | None:
         """Faithfulness and coverage, where there is a passage to compare with."""
         if not isinstance(task.work, Document):
             return None
-        question, answer = (turn.value for turn in conversation.turns)
-        return measure_support(answer, question, task.work, self.backend.language(task.work.language))
+        values = [turn.value for turn in conversation.turns]
+        language = self.backend.language(task.work.language)
+        return measure_support("\n".join(values[1::2]), "\n".join(values[::2]), task.work, language)
 
 
 def shown_usage(usage: dict[str, float]) -> dict[str, str]:
@@ -118,10 +136,13 @@ def shown_usage(usage: dict[str, float]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def to_conversation(task: Task, pair: Pair) -> Conversation:
-    """The record of a pair; its provenance leads to the passage, the file and the offset."""
-    provenance = {"passage": task.id, **task.origin, **pair.provenance}
-    return Conversation(task.id, (Turn("human", pair.question), Turn("gpt", pair.answer)), task.source, provenance)
+def to_conversation(task: Task, written: Written) -> Conversation:
+    """The record of a conversation; its provenance leads to the passage, the file and the offset."""
+    passage = {"passage": task.id} if isinstance(task.work, Document | Query) else {}
+    turns = [
+        Turn(speaker, text) for pair in written.pairs for speaker, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    return Conversation(task.id, tuple(turns), task.source, {**passage, **task.origin, **written.provenance})
 
 
 class UnifyShard(PipelineStep):

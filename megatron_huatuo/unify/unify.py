@@ -27,13 +27,15 @@ from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.unify.gates import Gates, QualitySettings
-from megatron_huatuo.unify.input_documents import cut
+from megatron_huatuo.unify.input_documents import cut, cut_items
 from megatron_huatuo.unify.output_merge import KIND, publish
 from megatron_huatuo.unify.output_preview import side_by_side
 from megatron_huatuo.unify.run_job import Job, LiveFigures
 from megatron_huatuo.unify.writer import ENDPOINT_FAILED
 from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_replay import load_replay
 from megatron_huatuo.unify.writer_settings import CheckSettings, ModelOptions, SamplingSettings
+from megatron_huatuo.unify.writer_styles import load_styles, parse_weights
 
 _WHOLE_FILE = 1 << 62  # lines
 
@@ -52,6 +54,9 @@ def unify(
     prices: str | None = None,
     prompts: Sequence[str] = (),
     request_options: str | None = None,
+    styles: Sequence[str] = (),
+    from_model: int = 0,
+    seed: int = 0,
     preview: int = 0,
     pairs: bool = False,
     gate_pairs: bool = False,
@@ -73,6 +78,8 @@ def unify(
     max_concurrency: requests in flight in each task.
     budget_usd: the run stops cleanly before it could spend more, over all runs and tasks of this output; needs `prices`.
     prices, prompts, request_options: YAML files, see docs/corpus_and_unification.md.
+    styles: names of styles, or NAME=WEIGHT; one is drawn for each passage by `seed` (default: question-answer alone).
+    from_model: instead of inputs, so many conversations of general content that the model writes of itself, for replay.
     preview: print so many pairs beside their passages and write no output; what is paid for stays paid for.
     gate_pairs: pairs that are taken over must pass the gates too. Queries are answered by the backend.
     documents_per_task: files are cut into tasks of so many lines; with `pairs` each file is one task.
@@ -86,18 +93,29 @@ def unify(
     at_least("--preview", preview, 0)
     if language is not None:
         one_of("--language", language, LANGUAGES)
+    at_least("--from-model", from_model, 0)
+    files = [os.fspath(path) for path in inputs]
+    if not from_model and not files:
+        raise ConfigError("nothing to unify: need --input FILE, or --from-model N.")
+    if from_model and (pairs or styles or files):
+        raise ConfigError(
+            "--from-model writes text of itself: --input, --pairs and --styles have no effect. Leave them out."
+        )
+    if pairs and styles:
+        raise ConfigError("--styles has no effect with --pairs: styles are for passages. Leave one out.")
     model_options = _choose_model(
         backend, language, base_url, model, max_concurrency, patience or PatienceSettings(), sampling or SamplingSettings(),
         api_key_env=api_key_env, budget_usd=budget_usd, prices=prices, prompts=list(prompts) or None,
-        request_options=request_options,
+        request_options=request_options, styles=list(styles) or None, from_model=from_model or None, seed=seed or None,
         check_model=check if check and check.check_model else None,
     )  # fmt: skip
-    files = [os.fspath(path) for path in inputs]
+    shards = [shard for path in files for shard in cut(path, _WHOLE_FILE if pairs else documents_per_task)]
+    shards += cut_items(from_model, documents_per_task)
     target = Path(output)
     with exclusive(target):
         check_replaceable(target, KIND)
         job = Job(
-            shards=tuple(shard for path in files for shard in cut(path, _WHOLE_FILE if pairs else documents_per_task)),
+            shards=tuple(shards),
             root=target.with_name(f".{target.name}.work"),
             requests=target.with_name(f"{target.name}.requests"),
             quality=quality or QualitySettings(),
@@ -158,7 +176,12 @@ def _choose_model(
         raise ConfigError("the openai backend needs --base-url and --model.")
     request_options = load_request_options(options.pop("request_options"))
     endpoint = EndpointSettings(base_url, model, max_concurrency, patience, request_options)
-    options["prompts"] = load_prompts(options["prompts"])
+    prompt_files = options.pop("prompts") or []
+    options["prompts"] = load_prompts(prompt_files)
+    options["style_prompts"] = load_styles(options["prompts"], prompt_files)
+    options["styles"] = parse_weights(options["styles"] or [], options["style_prompts"], language)
+    options["replay"] = load_replay(prompt_files) if options.pop("from_model") else {}
+    options["seed"] = options["seed"] or 0
     options["prices"] = load_prices(options["prices"]) if options["prices"] else None
     options["check"] = options.pop("check_model") or CheckSettings()
     return ModelOptions(endpoint, sampling, language=language, **options)
@@ -181,7 +204,7 @@ async def _preview(job: Job, number: int) -> dict[str, Any]:
     async with job.open_backend(0) as backend:
         run = Unifier(backend, Gates(job.quality), job.max_concurrency, job.gate_pairs)
         for task in islice(tasks, number):
-            print(side_by_side(task, await run.outcome(task)), flush=True)
+            print(side_by_side(task, (await run.outcome(task)).result), flush=True)
         return {"previewed": number, "usage": backend.usage()}
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Budget
+from megatron_huatuo.llm.pair_lists import peel_pairs
 from megatron_huatuo.llm.request import HOLDS_KEY
 from megatron_huatuo.llm.request_log import RequestLog, known_log, task_log
-from megatron_huatuo.llm.response import CONTENT_FILTER, REFUSAL
+from megatron_huatuo.llm.response import REFUSAL
+from megatron_huatuo.llm.response_error import CONTENT_FILTER
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
-from megatron_huatuo.llm.thoughts import Peeled
+from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.llm.wrapping import peel_answer, peel_question
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.input_documents import Query
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Draft
-from megatron_huatuo.unify.writer_prompts import Prompt
-from megatron_huatuo.unify.writer_second_model import SecondModel
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Ask, Draft, Spent
+from megatron_huatuo.unify.writer_second_model import SecondModel, note_spent
 from megatron_huatuo.unify.writer_settings import ModelOptions
+from megatron_huatuo.unify.writer_styles import Style, draw_style
 
 _WITHOUT_TEXT = {
     CONTENT_FILTER: "content filter: the endpoint withholds the reply",
@@ -32,7 +33,7 @@ _WITHOUT_TEXT = {
 
 
 class ModelBackend:
-    """Two requests a document, each sampled up to `tries` times, and one for the second model where there is one."""
+    """The requests that a style has, each sampled up to `tries` times, and those to the second model where there is one."""
 
     def __init__(self, options: ModelOptions, log: RequestLog, budget: Budget) -> None:
         """Create it inside the event loop that uses it."""
@@ -56,9 +57,16 @@ class ModelBackend:
         """The language asked for, else the one given."""
         return self._options.language or given
 
-    def provenance(self, language: str) -> dict[str, Any]:
-        """Models, temperature and the prompts of the pair's language."""
-        options, prompt = self._options, self._options.prompts[language]
+    def style(self, document: Document) -> Style:
+        """The style that seed and weights draw for a passage."""
+        options = self._options
+        name = draw_style(options.styles, options.seed, document.id)
+        return options.style_prompts[name][self.language(document.language)]
+
+    def provenance(self, ask: Ask) -> dict[str, Any]:
+        """Models, temperature, style and prompts."""
+        options, base = self._options, self._options.prompts[ask.language]
+        prompt = ask.style or (options.replay[ask.language] if ask.invitation else base)
         made: dict[str, Any] = {
             "backend": "openai",
             "model": options.endpoint.model,
@@ -66,34 +74,25 @@ class ModelBackend:
             "prompt_version": prompt.version,
             "prompt_sha256": prompt.sha256,
         }
+        if ask.style is not None:
+            made["style"] = ask.style.style
         if options.check.check_model is not None:
-            made |= {"check_model": options.check.check_model, "check_prompt_sha256": prompt.check_sha256}
+            made |= {"check_model": options.check.check_model, "check_prompt_sha256": base.check_sha256}
         return made
 
-    async def draft_question(self, document: Document, attempt: int) -> Draft:
-        """Ask for a question about the passage."""
-        message = self._prompt(document.language).ask_question(document)
-        return await self._draft(message, self._options.sampling.max_question_tokens, attempt, peel_question)
-
-    async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
-        """Ask for the answer with the passage at hand."""
-        message = self._prompt(document.language).ask_answer(document, question)
-        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt, peel_answer)
-
-    async def draft_reply(self, query: Query, attempt: int) -> Draft:
-        """Ask for the answer to a query."""
-        message = self._prompt(query.language).ask_reply(query.text)
-        return await self._draft(message, self._options.sampling.max_answer_tokens, attempt, peel_answer)
-
-    def _prompt(self, language: str) -> Prompt:
-        return self._options.prompts[self.language(language)]
-
-    async def _draft(self, message: str, max_tokens: int, attempt: int, peel: Callable[[str], Peeled]) -> Draft:
-        payload = self._options.endpoint.payload(message, self._options.sampling.parameters(max_tokens))
+    async def draft(self, ask: Ask, attempt: int, spent: Spent) -> Draft:
+        """One request, in the words of its prompt; the reply is peeled of what stands around the text."""
+        sampling = self._options.sampling
+        max_tokens = sampling.max_question_tokens if ask.kind.endswith("question") else sampling.max_answer_tokens
+        parameters = sampling.parameters(max_tokens)
+        if ask.invitation is not None:
+            parameters["seed"] = ask.invitation.seed + attempt
+        payload = self._options.endpoint.payload(self._message(ask), parameters)
         try:
             reply = await self._endpoint.complete(payload, attempt)
         except RequestFailed as failed:
             return Draft("", f"{ENDPOINT_FAILED}: {failed.reason}", final=True)
+        note_spent(spent, self._options.endpoint.model, reply)
         if reply.finish_reason == "length":
             return Draft(reply.content, f"cut off: at {max_tokens} tokens")
         if problem := _WITHOUT_TEXT.get(reply.finish_reason or ""):
@@ -101,11 +100,30 @@ class ModelBackend:
             return Draft("", problem, final=reply.finish_reason == CONTENT_FILTER)
         if not reply.content.strip():
             return Draft("", "empty reply")
-        return Draft(*peel(reply.content))
+        if ask.kind == "pairs":
+            pairs, problem = peel_pairs(reply.content)
+            return Draft(reply.content, problem, pairs=pairs)
+        if ask.kind == "replay answer":  # its own words are what is replayed, code blocks and small talk included
+            return Draft(*peel_reply(reply.content))
+        return Draft(*(peel_question if ask.kind.endswith("question") else peel_answer)(reply.content))
 
-    async def check(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
+    def _message(self, ask: Ask) -> str:
+        """The one user turn of a request."""
+        options = self._options
+        if ask.invitation is not None:
+            replay = options.replay[ask.language]
+            return replay.ask_answer(ask.question) if ask.question else replay.ask_question(ask.invitation)
+        if ask.style is None or ask.document is None:
+            return options.prompts[ask.language].ask_reply(ask.question)
+        if ask.kind == "answer":
+            return ask.style.ask_answer(ask.document, ask.question)
+        return ask.style.ask_question(ask.document)
+
+    async def check(
+        self, document: Document | None, question: str, answer: str, language: str, spent: Spent
+    ) -> str | None:
         """The reason why the second model refuses a pair; None when it does not, or when there is no second model."""
-        return None if self._second is None else await self._second.refuse(document, question, answer, language)
+        return None if self._second is None else await self._second.refuse(document, question, answer, language, spent)
 
     def usage(self) -> dict[str, float]:
         """What this task did so far."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from megatron_huatuo.config import read_yaml
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.manifest import fingerprint
 from megatron_huatuo.storage.records import LANGUAGES, Document
 
-_FOLDER = Path(__file__).parent / "prompts"
+PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 _NEEDED = {
     "question": ("{text}",),
     "answer": ("{text}", "{question}"),
@@ -48,25 +48,16 @@ class Prompt:
         """Fingerprint of what the model that checks is sent."""
         return fingerprint([self.language, self.version, self.check, self.check_reply])
 
-    def ask_question(self, document: Document) -> str:
-        """The first message: make a question that the passage answers."""
-        return _fill(self.question, {"{title}": document.title or "", "{text}": document.text})
-
-    def ask_answer(self, document: Document, question: str) -> str:
-        """The second message: answer the question with the passage at hand."""
-        values = {"{title}": document.title or "", "{text}": document.text, "{question}": question}
-        return _fill(self.answer, values)
-
     def ask_reply(self, query: str) -> str:
         """The only message for a query without a passage."""
-        return _fill(self.reply, {"{question}": query})
+        return fill(self.reply, {"{question}": query})
 
     def ask_check(self, document: Document | None, question: str, answer: str) -> str:
         """The message to the second model: is this pair right, by its passage where there is one."""
         values = {"{question}": question, "{answer}": answer}
         if document is None:
-            return _fill(self.check_reply, values)
-        return _fill(self.check, {"{title}": document.title or "", "{text}": document.text, **values})
+            return fill(self.check_reply, values)
+        return fill(self.check, {"{title}": document.title or "", "{text}": document.text, **values})
 
 
 def load_prompts(files: list[str] | None = None) -> dict[str, Prompt]:
@@ -74,18 +65,26 @@ def load_prompts(files: list[str] | None = None) -> dict[str, Prompt]:
 
     Raises: ConfigError naming the file and the key.
     """
-    paths = [_FOLDER / f"{language}.yaml" for language in LANGUAGES] + [Path(name) for name in files or []]
-    return {prompt.language: prompt for prompt in map(_load, paths)}
+    paths = [PROMPTS_FOLDER / f"{language}.yaml" for language in LANGUAGES] + [Path(name) for name in files or []]
+    contents = [(path, read_prompt_file(path)) for path in paths]
+    found = [_parse(content, path) for path, content in contents if not {"style", "topics"} & content.keys()]
+    return {prompt.language: prompt for prompt in found}
 
 
-def _load(path: Path) -> Prompt:
+def read_prompt_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys of a prompt file. Raises: ConfigError naming the file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read prompts: {error} ({os.fspath(path)}). Check the file.") from error
-    if not isinstance(content, dict) or set(content) != _KEYS:
-        got = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise ConfigError(f"wrong keys in prompts: got {got}, need {sorted(_KEYS)} ({path}).")
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"cannot read prompts: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"wrong keys in prompts: got {type(content).__name__}, need {sorted(_KEYS)} ({path}).")
+    return content
+
+
+def _parse(content: dict[str, Any], path: Path) -> Prompt:
+    if set(content) != _KEYS:
+        raise ConfigError(f"wrong keys in prompts: got {sorted(content)}, need {sorted(_KEYS)} ({path}).")
     if content["language"] not in LANGUAGES:
         raise ConfigError(f"wrong language of prompts: got {content['language']!r}, need one of {LANGUAGES} ({path}).")
     for key, places in _NEEDED.items():
@@ -95,7 +94,7 @@ def _load(path: Path) -> Prompt:
     return Prompt(**content)
 
 
-def _fill(template: str, values: dict[str, str]) -> str:
+def fill(template: str, values: dict[str, str]) -> str:
     """Replace the placeholders in one pass, so that braces in medical text stay what they are."""
     pieces: list[str] = []
     rest = template

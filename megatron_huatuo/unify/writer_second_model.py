@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 
+from megatron_huatuo.llm.request_log import Reply
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED
+from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Spent
 from megatron_huatuo.unify.writer_prompts import Prompt
 from megatron_huatuo.unify.writer_settings import SamplingSettings
 
@@ -32,7 +33,9 @@ class SecondModel:
         self._endpoint, self._prompts = endpoint, prompts
         self._parameters = sampling.parameters(max_tokens, temperature=0.0)
 
-    async def refuse(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
+    async def refuse(
+        self, document: Document | None, question: str, answer: str, language: str, spent: Spent
+    ) -> str | None:
         """The reason why a pair is refused, or None. Raises EndpointError or BudgetReached."""
         message = self._prompts[language].ask_check(document, question, answer)
         payload = self._endpoint.settings.payload(message, self._parameters)
@@ -40,10 +43,17 @@ class SecondModel:
             reply = await self._endpoint.complete(payload, 0)
         except RequestFailed as failed:
             return f"{ENDPOINT_FAILED}: {failed.reason}"
+        note_spent(spent, self._endpoint.settings.model, reply)
         verdict = read_verdict(reply.content)
         if verdict is None or reply.finish_reason == "length":
             return f"{_UNREADABLE}: {reply.content[:_MAX_SHOWN_CHARACTERS] or 'empty reply'}"
         return None if verdict[0] == "yes" else f"{_NO}: {verdict[1] or 'no reason given'}"
+
+
+def note_spent(spent: Spent, model: str, reply: Reply) -> None:
+    """Add the tokens of a reply to what its document took."""
+    spent[model, "prompt"] += reply.prompt_tokens
+    spent[model, "completion"] += reply.completion_tokens
 
 
 def read_verdict(text: str) -> tuple[str, str] | None:

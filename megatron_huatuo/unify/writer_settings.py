@@ -13,6 +13,8 @@ from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Price, SharedBudget
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings, most_completion_tokens
 from megatron_huatuo.unify.writer_prompts import Prompt
+from megatron_huatuo.unify.writer_replay import ReplayPrompt
+from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, Style
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ class ModelOptions:
     sampling: SamplingSettings
     prompts: Mapping[str, Prompt]
     check: CheckSettings = field(default_factory=CheckSettings)
+    styles: Mapping[str, float] = field(default_factory=lambda: {QUESTION_ANSWER: 1.0})
+    """Weight of each style"""
+    style_prompts: Mapping[str, Mapping[str, Style]] = field(default_factory=dict)
+    """By style and language"""
+    replay: Mapping[str, ReplayPrompt] = field(default_factory=dict)
+    """By language, where the model writes of itself"""
+    seed: int = 0
+    """Of the draws of styles and of replay"""
     language: str | None = None
     api_key_env: str | None = None
     prices: Mapping[str, Price] | None = None
@@ -119,8 +129,23 @@ class ModelOptions:
             "max_answer_tokens": self.sampling.max_answer_tokens,
             "tries": self.sampling.tries,
             "request_options": dict(self.endpoint.request_options),
+            "seed": self.seed,
+            "styles": {
+                name: {
+                    "weight": weight,
+                    "prompts": {
+                        language: {"version": style.version, "sha256": style.sha256}
+                        for language, style in sorted(self.style_prompts.get(name, {}).items())
+                    },
+                }
+                for name, weight in sorted(self.styles.items())
+            },
             "prompts": {name: {"version": p.version, "sha256": p.sha256} for name, p in sorted(self.prompts.items())},
         }
+        if self.replay:
+            described["replay"] = {
+                name: {"version": p.version, "sha256": p.sha256} for name, p in sorted(self.replay.items())
+            }
         if self.check.check_model is not None:
             described["check"] = {
                 "model": self.check.check_model,

@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.sentences import first_sentence, split_clauses
-from megatron_huatuo.unify.input_documents import Query
-from megatron_huatuo.unify.writer import Draft
+from megatron_huatuo.unify.writer import Ask, Draft, Spent
+from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, Style
 
 _TITLE_QUESTIONS = {
     "zh": (
@@ -32,7 +32,8 @@ _PART_QUESTIONS = {
     "zh": "关于“{title}”，请具体说明：{lead}……",
     "en": "On {title}, please explain in detail: {lead} ...",
 }
-TEMPLATES = {"backend": "template", "templates_version": 1}
+TEMPLATES_VERSION = 1
+TEMPLATES = {"backend": "template", "templates_version": TEMPLATES_VERSION}
 # Together with the words around them they stay below the limit of a question.
 _MAX_TITLE = {"zh": 60, "en": 180}
 _MAX_LEAD = {"zh": 24, "en": 80}
@@ -51,23 +52,23 @@ class TemplateBackend:
         """The language asked for, else the passage's own."""
         return self._language or given
 
-    def provenance(self, language: str) -> dict[str, Any]:
+    def style(self, document: Document) -> Style:
+        """Questions and answers: templates know no other style."""
+        return Style(QUESTION_ANSWER, self.language(document.language), TEMPLATES_VERSION)
+
+    def provenance(self, ask: Ask) -> dict[str, Any]:
         """Name and version of the templates."""
         return dict(TEMPLATES)
 
-    async def draft_question(self, document: Document, attempt: int) -> Draft:
-        """From the title, or from the opening words where there is none."""
-        return Draft(template_question(document))
+    async def draft(self, ask: Ask, attempt: int, spent: Spent) -> Draft:
+        """The question from the title, or from the opening words where there is none; the passage as the answer."""
+        if ask.document is None:  # without a model there is no answer
+            return Draft("", "query without an answer: the template backend knows none", final=True)
+        return Draft(template_question(ask.document) if ask.kind == "question" else ask.document.text)
 
-    async def draft_answer(self, document: Document, question: str, attempt: int) -> Draft:
-        """The passage."""
-        return Draft(document.text)
-
-    async def draft_reply(self, query: Query, attempt: int) -> Draft:
-        """Nothing: without a model there is no answer."""
-        return Draft("", "query without an answer: the template backend knows none", final=True)
-
-    async def check(self, document: Document | None, question: str, answer: str, language: str) -> str | None:
+    async def check(
+        self, document: Document | None, question: str, answer: str, language: str, spent: Spent
+    ) -> str | None:
         """Nothing: there is no second model without a first."""
         return None
 

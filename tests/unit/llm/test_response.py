@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_huatuo.errors import EndpointError
 from megatron_huatuo.llm.request_log import Reply
-from megatron_huatuo.llm.response import CONTENT_FILTER, REFUSAL, Asked, Failure, read_response
+from megatron_huatuo.llm.response import REFUSAL, read_response
+from megatron_huatuo.llm.response_error import CONTENT_FILTER, Asked, Failure
 
 ASKED = Asked("http://host/v1", ("temperature", "max_tokens"), 600.0, lambda text: text)
 USAGE = {"prompt_tokens": 300, "completion_tokens": 80}

@@ -20,6 +20,7 @@ from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
 from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
 from tests.unit.unify.conftest import make_documents
 
 SERVE = Path(sys.executable).with_name("transformers")
@@ -129,7 +130,7 @@ def test_what_a_real_server_refuses_is_told(served, write_documents, tmp_path):
 def question_prompt(row: dict) -> str:
     from megatron_huatuo.storage.records import parse_document
 
-    return load_prompts()["zh"].ask_question(parse_document(row, ""))
+    return load_styles(load_prompts())[QUESTION_ANSWER]["zh"].ask_question(parse_document(row, ""))
 
 
 def prompts_sent(path: Path) -> list[int]:

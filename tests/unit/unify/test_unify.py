@@ -18,6 +18,7 @@ from megatron_huatuo.unify.input_documents import Task
 from megatron_huatuo.unify.output_preview import display_width, side_by_side, wrap
 from megatron_huatuo.unify.run_shard import in_order
 from megatron_huatuo.unify.writer_prompts import load_prompts
+from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
 from megatron_huatuo.unify.writer_template import template_question
 from tests.unit.unify.conftest import SUBJECTS, make_documents
 
@@ -158,7 +159,10 @@ def test_prompts_carry_version_and_hash_and_can_be_replaced(tmp_path):
     replaced = load_prompts([str(mine)])
     assert replaced["zh"] == bundled["zh"] and replaced["en"].version == 7
     document = Document("a", "s", "en", "braces {question} {title} stay")
-    assert replaced["en"].ask_answer(document, "why {text}?") == "A why {text}? | braces {question} {title} stay"
+    assert (
+        load_styles(replaced)[QUESTION_ANSWER]["en"].ask_answer(document, "why {text}?")
+        == "A why {text}? | braces {question} {title} stay"
+    )
 
 
 GOOD_PROMPTS = {
