@@ -355,10 +355,10 @@ def replay_writer(asked: Asked) -> Reply:
     if "主题：" in asked.prompt:
         return completion(f"请求：我想了解{re.search('主题：(.*?)。', asked.prompt)[1]}，编号{words}，请给我讲一讲。")
     if re.search("[\u4e00-\u9fff]", asked.prompt):
-        return completion(f"<think>想一想</think>这里是关于{asked.prompt[4:20]}的说明，编号{words}，供你了解。\n```\nprint({seed})\n```")
-    return completion(
-        f"Sure, this explains the matter of case {seed}: {asked.prompt[27:60]} and what follows from it."
-    )
+        return completion(
+            f"<think>想一想</think>这里是关于{asked.prompt[4:20]}的说明，编号{words}，供你了解。\n```\nprint({seed})\n```"
+        )
+    return completion(f"Sure, this explains the matter of case {seed}: {asked.prompt[27:60]} and what follows from it.")
 
 
 def test_a_model_writes_its_own_replay_with_seeds_and_prompts_on_record(impatient, tmp_path):
