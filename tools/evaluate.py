@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a model: an exam of multiple-choice questions, or answers of two models compared by a judge."""
+"""Score models: exams of multiple-choice questions, their comparison and tables, and answers compared by a judge."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
 from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.evaluate.compare import format_comparison, run_compare
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
 from megatron_huatuo.evaluate.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.score import format_scores
+from megatron_huatuo.evaluate.score_tables import BENCHMARKS, TableSettings, run_table
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 
@@ -34,6 +36,16 @@ def _parser() -> ArgumentParser:
     judge.add_argument("--model", type=str, required=True, metavar="NAME", help="the judge's name there")
     judge.add_argument("--max-failed", type=int, default=0, metavar="N", help="requests that may stay unanswered")
     judge.add_argument("--max-new-tokens", type=int, default=1024, metavar="N", help="longest reply of the judge")
+    compare = argument_parser("Compare exams of several models on the same questions: comparison.json, manifest.json.")
+    compare.add_argument("--results", type=str, nargs="+", required=True, metavar="DIR", help="outputs of exam")
+    compare.add_argument("--output", type=str, required=True, metavar="DIR", help="directory of the comparison")
+    table = argument_parser("Print the paper's tables from exams, the published rows beside them.")
+    table.add_argument("--results", type=str, nargs="+", required=True, metavar="DIR", help="outputs of exam")
+    table.add_argument(
+        "--exams", type=str, nargs="+", default=BENCHMARKS, metavar="NAME", help="columns, as in --format"
+    )
+    table.add_argument("--output", type=str | None, default=None, metavar="FILE", help="write it to a .md or .csv, too")
+    add_dashed_fields(table, TableSettings)
     for command in (exam, judge):
         command.add_argument("--output", type=str, required=True, metavar="DIR", help="the same one again continues")
         add_dashed_fields(command, EndpointOptions)
@@ -42,6 +54,8 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("exam", exam, help=exam.description)
     commands.add_subcommand("judge", judge, help=judge.description)
+    commands.add_subcommand("compare", compare, help=compare.description)
+    commands.add_subcommand("table", table, help=table.description)
     return parser
 
 
@@ -56,7 +70,8 @@ def _exam(args: Namespace) -> None:
     if args.base_url is None:
         refuse_ignored([endpoint.options, endpoint.patience], "without --base-url")
     else:
-        refuse_ignored([replace(generation, max_new_tokens=GenerationSettings.max_new_tokens)], "with --base-url")
+        own = {name: getattr(GenerationSettings, name) for name in ("max_new_tokens", "temperature")}
+        refuse_ignored([replace(generation, **own)], "with --base-url")
     scores = run_exam(
         args.model if args.base_url is None else endpoint,
         args.questions,
@@ -79,11 +94,19 @@ def _judge(args: Namespace) -> None:
     print(format_judgement(scores))
 
 
+def _compare(args: Namespace) -> None:
+    print(format_comparison(run_compare(args.results, args.output)))
+
+
+def _table(args: Namespace) -> None:
+    print(run_table(args.results, from_dashed_fields(TableSettings, args), args.exams, args.output))
+
+
 @exit_on_error
 def main() -> None:
-    """Parse the command line and run one of the two."""
+    """Parse the command line and run one of the commands."""
     args = _parser().parse_args()
-    (_exam if args.command == "exam" else _judge)(args[args.command])
+    {"exam": _exam, "judge": _judge, "compare": _compare, "table": _table}[args.command](args[args.command])
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ from megatron_huatuo.evaluate.replies import (
     open_scorer,
     output_directory,
 )
+from megatron_huatuo.evaluate.result_directory import MANIFEST_KIND
 from megatron_huatuo.evaluate.score import count_group, score_replies
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import BadLines, write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
 
 _NORMALISATIONS = ("none", "token", "character")
-MANIFEST_KIND = "exam"
 
 
 @dataclass(frozen=True)

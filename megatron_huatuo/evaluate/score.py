@@ -67,7 +67,7 @@ def count_group(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_of_groups(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, Any]:
-    """{name: mean of the groups' accuracies, name_interval: its bootstrap interval}.
+    """{name: mean of the groups' accuracies, name_interval: its bootstrap interval, Wilson's for one group}.
 
     Groups called "type/class" are averaged within each type first, then over the types.
     """
@@ -78,7 +78,8 @@ def _mean_of_groups(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str
     weights = [1 / (len(families) * families[key.split("/")[0]]) for key in counted]
     parts = [(counts["correct"], counts["answered"]) for counts in counted.values()]
     mean = sum(weight * correct / count for weight, (correct, count) in zip(weights, parts, strict=True))
-    return {name: mean, f"{name}_interval": list(interval_of_mean_share(parts, weights))}
+    interval = wilson_interval(*parts[0]) if len(parts) == 1 else interval_of_mean_share(parts, weights)
+    return {name: mean, f"{name}_interval": list(interval)}
 
 
 def _count_exam(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -147,6 +147,19 @@ def test_votes_ask_with_recorded_seeds_and_the_most_frequent_answer_counts(endpo
     assert len(endpoint.requests) == 20
 
 
+def test_request_options_are_sent_and_recorded_and_part_of_the_key(endpoint, exam, tmp_path):
+    (tmp_path / "options.yaml").write_text("temperature: null\nchat_template_kwargs: {enable_thinking: false}\n")
+    options = {"request_options": str(tmp_path / "options.yaml")}
+    scores = run_exam(model_at(endpoint, **options), exam, tmp_path / "out")
+    request = endpoint.requests[0]
+    assert "temperature" not in request and request["chat_template_kwargs"] == {"enable_thinking": False}
+    expected = {"temperature": None, "chat_template_kwargs": {"enable_thinking": False}}
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
+    assert scores["asked_with"]["request_options"] == manifest["model"]["request_options"] == expected
+    run_exam(model_at(endpoint), exam, tmp_path / "out")
+    assert len(endpoint.requests) == 20 and endpoint.requests[-1]["temperature"] == 0
+
+
 def test_among_equally_frequent_answers_the_first_counts_and_silence_never_wins(endpoint, exam, tmp_path):
     replies = {0: "我不知道", 1: "答案是D", 2: "答案是B", 3: "我不知道"}
     endpoint.answers = lambda request: replies[request["seed"]]

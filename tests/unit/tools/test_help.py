@@ -63,7 +63,9 @@ FLAGS: dict[tuple[str, ...], list[str]] = {
     ("convert_checkpoint", "import"): ["--hf", "--checkpoint"],
     ("convert_checkpoint", "export"): ["--checkpoint", "--hf", "--base-hf", "--dtype", "--skip-verification"],
     ("convert_checkpoint", "verify"): ["--checkpoint", "--hf"],
-    ("evaluate",): ["exam", "questions", "judge", "orders"],
+    ("evaluate",): ["exam", "questions", "judge", "orders", "compare", "table"],
+    ("evaluate", "compare"): ["--results", "--output"],
+    ("evaluate", "table"): ["--results", "--layout", "--exams", "--output"],
     ("evaluate", "exam"): [
         *("--model", "--base-url", "--questions", "--output", "--scoring", "--few-shot", "--votes"),
         *("--format", "--subset", "--limit", "--seed"),
