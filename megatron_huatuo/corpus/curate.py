@@ -22,6 +22,7 @@ from megatron_huatuo.errors import DataError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.jsonl import describe_tolerated
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import (
     check_replaceable,
@@ -43,7 +44,7 @@ def curate(
 ) -> dict[str, Any]:
     """Write `output`: documents.jsonl, rejected.jsonl, report.json, manifest.json and more; returns the report.
 
-    inputs: files or glob patterns: JSON Lines, PubMed XML, Parquet, plain text; compressed with gzip too.
+    inputs: files or glob patterns: JSON Lines, JSON, CSV, Parquet, XML of PubMed, JATS, BITS and MedQuAD, plain text.
     execution: local processes by default. Under SLURM the tasks are submitted and the report is {"state": "submitted"}:
     the same call, once they are done, finishes the work.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
@@ -67,6 +68,8 @@ def curate(
         "curated %d documents into %d passages (%d rejected): %s",
         report["documents_in"], report["documents_out"], report["rejected"], target,
     )  # fmt: skip
+    if report["tolerated"]:
+        get_logger(__name__).warning("beside these: %s", describe_tolerated(report["tolerated"]))
     return report
 
 
@@ -106,12 +109,36 @@ def _merge(
         merge.write(settings.near_duplicate_similarity)
         report = {**merge.account.report(), "tolerated": merge.tolerated()}
         if not report["documents_out"]:
-            raise DataError(
-                f"nothing left: {report['documents_in']} documents in, none out; "
-                f"rejected: {report['rejected_by_reason']} ({', '.join(files[:3])}). Check the input and the settings."
-            )
+            raise DataError(_nothing_left(report, files))
         write_json(directory / "report.json", report)
         write_json(directory / "rates.json", merge.account.rates())
         draw_report(report, directory / "report.png")
         write_manifest(directory, KIND, {"inputs": merge.inputs(), **decisive}, _FILES)
     return report
+
+
+_ADVICE = {
+    "not medical": "Give another --lexicon, or lower --min-density-zh and --min-density-en",
+    "language": "Check `language` of the records: texts must be Chinese or English, and what they say",
+    "too short": "Lower --min-characters-zh or --min-words-en",
+    "mostly symbols": "Lower --min-letter-share",
+    "damaged text": "Look at the encoding of the files",
+    "blank text": "Check that the text stands under `text`",
+    "contamination": "Keep them with --contamination-action report, or take the exam out",
+}
+
+
+def _nothing_left(report: dict[str, Any], files: list[str]) -> str:
+    """Why no passage is left: the reason that dominated, and what to do about it."""
+    start = f"nothing left: {report['documents_in']} documents in, none out"
+    where = ", ".join(files[:3])
+    reasons = report["rejected_by_reason"]
+    if not reasons:
+        told = describe_tolerated(report["tolerated"]) or "the files are empty"
+        return f"{start}: {told} ({where}). Check the input."
+    name = max(reasons, key=lambda reason: int(reasons[reason]))
+    others = {reason: number for reason, number in reasons.items() if reason != name}
+    return (
+        f"{start}: {reasons[name]} of {report['rejected']} were rejected for {name!r}{f', others: {others}' if others else ''} "
+        f"({where}). {_ADVICE.get(name, 'Check the input and the settings')}."
+    )

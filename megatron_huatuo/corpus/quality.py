@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from megatron_huatuo.corpus.curation_settings import CurationSettings
-from megatron_huatuo.text.damage import REPLACEMENT_CHARACTER, is_repetitive
+from megatron_huatuo.text.damage import find_damage, is_repetitive
 from megatron_huatuo.text.language import count_size
 
 _SENTENCE_MARK = re.compile("[。！？!?；;.，,]")
@@ -18,8 +18,8 @@ _PAGE_FURNITURE = (
 
 def refuse_passage(text: str, language: str, settings: CurationSettings) -> str | None:
     """The reason why a passage is no good, or None."""
-    if REPLACEMENT_CHARACTER in text:
-        return "damaged text"
+    if damage := find_damage(text):
+        return damage
     if (size := count_size(text, language)) < settings.min_size(language):
         return f"too short: {size}"
     visible = len("".join(text.split()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.corpus.read_records import read_documents_of
 from megatron_huatuo.corpus.read_text import read_plain_text
-from megatron_huatuo.corpus.read_xml import read_pubmed
+from megatron_huatuo.corpus.read_xml import read_xml
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.text_files import base_suffix
@@ -53,6 +53,6 @@ def find_reader(path: str) -> Reader:
 
 _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     ((".jsonl", ".json", ".csv", ".tsv", ".parquet"), read_documents_of),
-    ((".xml",), read_pubmed),
+    ((".xml", ".nxml"), read_xml),
     ((".txt",), read_plain_text),
 )

@@ -25,7 +25,9 @@ from megatron_huatuo.corpus.shard_files import ShardWriter
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import LANGUAGES
+from megatron_huatuo.text.damage import repair_decoding
 from megatron_huatuo.text.language import detect_language
+from megatron_huatuo.text.markup import strip_markup
 from megatron_huatuo.text.normal_form import normal_form
 from megatron_huatuo.text.personal_data import mask_personal_data
 from megatron_huatuo.text.segment import segment
@@ -95,10 +97,13 @@ class Clean(CurationStep):
     name = "clean"
 
     def process(self, item: Item) -> Iterable[Item | Rejected]:
-        """See `normal_form`."""
+        """See `repair_decoding`, `strip_markup` and `normal_form`."""
         repairs: Counter[str] = Counter()
-        text = normal_form(item.document.text, repairs)
-        title = normal_form(item.document.title or "", repairs).replace("\n", " ")
+        text, title = (
+            normal_form(strip_markup(repair_decoding(part, repairs), repairs), repairs)
+            for part in (item.document.text, item.document.title or "")
+        )
+        title = title.replace("\n", " ")
         self.shard.account.add_repairs(repairs)
         if not text:
             return [item.reject("blank text")]

@@ -78,8 +78,9 @@ def build_index(
         if writer.documents == 0:
             raise DataError(
                 f"no conversation to index: {len(paths)} files hold {totals.counts['conversations']} conversations, "
-                f"{totals.counts['other_source']} of another source, dropped {dict(totals.dropped())}. "
-                "Check --input and --source."
+                f"{totals.counts['other_source']} of another source, dropped {totals.dropped()}"
+                f"{'; ' if totals.bad.tolerated else ''}{describe_tolerated(totals.bad.tolerated)}. "
+                f"{'Check --source.' if totals.counts['other_source'] else 'Check --input.'}"
             )
         manifest = writer.finish(_manifest_content(opened, fspath(tokenizer), paths, source, totals))
     _report(fspath(output_prefix), manifest)

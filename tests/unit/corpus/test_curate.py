@@ -190,10 +190,27 @@ def test_bad_lines_count_over_all_files(tmp_path):
     assert curate(paths, tmp_path / "out", CurationSettings(max_bad_lines=2))["documents_out"] == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", json.dumps(record("a", " ")).encode()])
-def test_nothing_left_is_an_error_and_leaves_nothing(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"nothing left: 0 documents in, none out: the files are empty \(.*a\.jsonl\)\. Check the input"),
+        (b"\n\n", "0 documents in, none out: blank line 2"),
+        (
+            json.dumps(record("a", " ")).encode(),
+            "1 of 1 were rejected for 'blank text' .*Check that the text stands under `text`",
+        ),
+        (
+            "\n".join(
+                json.dumps(record(str(n), "头痛。" if n < 2 else TEXT, language="zh" if n < 2 else "en"))
+                for n in range(5)
+            ).encode(),
+            "3 of 5 were rejected for 'language', others: {'too short': 2} .*Check `language` of the records",
+        ),
+    ],
+)
+def test_nothing_left_is_an_error_that_names_what_dominated_and_leaves_nothing(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match="nothing left"):
+    with pytest.raises(DataError, match=message):
         curate([tmp_path / "a.jsonl"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
