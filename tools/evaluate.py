@@ -13,7 +13,7 @@ from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.evaluate.compare import format_comparison, run_compare
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
-from megatron_huatuo.evaluate.judge import format_judgement, run_judge
+from megatron_huatuo.evaluate.judging.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.score import format_scores
 from megatron_huatuo.evaluate.score_tables import BENCHMARKS, TableSettings, run_table
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings

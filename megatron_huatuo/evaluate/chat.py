@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from megatron_huatuo.evaluate.chat_model import ChatModel
+from megatron_huatuo.evaluate.answering.chat_model import ChatModel
 from megatron_huatuo.evaluate.generate import ReplySettings
 
 DISCLAIMER = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.evaluate.replies import output_directory
+from megatron_huatuo.evaluate.answering.replies import output_directory
 from megatron_huatuo.evaluate.result_directory import ExamResult, check_same_questions, read_result, unique_names
 from megatron_huatuo.evaluate.score import count_group, format_table, percent
 from megatron_huatuo.evaluate.significance import holm, interval_of_paired_difference, mcnemar_exact

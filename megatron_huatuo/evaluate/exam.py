@@ -15,6 +15,14 @@ from typing import Any
 from megatron_huatuo.config import at_least, one_of, to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.answer_parser import parse_answer
+from megatron_huatuo.evaluate.answering.replies import (
+    check_failed,
+    collect_replies,
+    is_failed,
+    open_generator,
+    open_scorer,
+    output_directory,
+)
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion, filled_options
 from megatron_huatuo.evaluate.exams.registry import exam_format
 from megatron_huatuo.evaluate.generate import (
@@ -32,14 +40,6 @@ from megatron_huatuo.evaluate.questions import (
     read_questions,
     select_questions,
     smallest_answers,
-)
-from megatron_huatuo.evaluate.replies import (
-    check_failed,
-    collect_replies,
-    is_failed,
-    open_generator,
-    open_scorer,
-    output_directory,
 )
 from megatron_huatuo.evaluate.result_directory import MANIFEST_KIND
 from megatron_huatuo.evaluate.score import count_group, score_replies

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from megatron_huatuo.config import above_zero
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.evaluate.chat_templates import AUTO_TEMPLATE, check_template_name
+from megatron_huatuo.evaluate.answering.chat_templates import AUTO_TEMPLATE, check_template_name
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 

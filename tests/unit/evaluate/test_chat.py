@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.evaluate.answering.chat_model import ChatModel, _Streamer
 from megatron_huatuo.evaluate.chat import DISCLAIMER, Conversation, run_chat
-from megatron_huatuo.evaluate.chat_model import ChatModel, _Streamer
 from megatron_huatuo.evaluate.generate import ReplySettings
 
 ROOT = Path(__file__).parents[3]

@@ -269,8 +269,8 @@ def test_kill_9_then_the_same_command_pays_only_for_what_is_missing(endpoint, ex
 
 def test_endpoint_mode_imports_neither_torch_nor_transformers():
     code = (
-        "import sys; import megatron_huatuo.evaluate.exam, megatron_huatuo.evaluate.judge\n"
-        "import megatron_huatuo.evaluate.endpoint\n"
+        "import sys; import megatron_huatuo.evaluate.exam, megatron_huatuo.evaluate.judging.judge\n"
+        "import megatron_huatuo.evaluate.answering.endpoint\n"
         "assert not {'torch', 'transformers', 'megatron.core'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

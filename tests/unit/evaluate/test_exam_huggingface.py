@@ -74,7 +74,7 @@ def test_greedy_reply_equals_plain_transformers(model_directory, write_questions
 def test_second_run_generates_nothing_and_more_questions_only_the_new_ones(
     model_directory, write_questions, tmp_path, monkeypatch
 ):
-    from megatron_huatuo.evaluate import chat_model
+    from megatron_huatuo.evaluate.answering import chat_model
 
     asked = []
     answer = chat_model.ChatModel.answer
@@ -136,7 +136,7 @@ def count_logged(output, sqlite3):
 def test_changed_weights_are_another_model(model_directory, write_questions, tmp_path):
     import shutil
 
-    from megatron_huatuo.evaluate.huggingface import directory_fingerprint
+    from megatron_huatuo.evaluate.answering.huggingface import directory_fingerprint
 
     copy = tmp_path / "copy"
     shutil.copytree(model_directory, copy)
@@ -171,7 +171,7 @@ def test_prompt_that_fills_the_positions_is_unparsed_and_does_not_cut_others(mod
 def test_memory_error_halves_the_batch_and_loses_nothing(model_directory, write_questions, tmp_path, monkeypatch):
     import torch
 
-    from megatron_huatuo.evaluate import chat_model
+    from megatron_huatuo.evaluate.answering import chat_model
 
     answer, sizes = chat_model.ChatModel.answer, []
 
@@ -255,7 +255,7 @@ def test_pickled_weights_are_refused(model_directory, write_questions, tmp_path)
 def test_directory_without_chat_template_gets_the_recipe_format(model_directory, tmp_path):
     import shutil
 
-    from megatron_huatuo.evaluate.chat_model import ChatModel
+    from megatron_huatuo.evaluate.answering.chat_model import ChatModel
 
     directory = tmp_path / "plain"
     shutil.copytree(model_directory, directory)
@@ -270,7 +270,7 @@ def test_directory_without_chat_template_gets_the_recipe_format(model_directory,
 
 
 def test_eos_written_in_a_question_stays_text(model_directory):
-    from megatron_huatuo.evaluate.chat_model import ChatModel
+    from megatron_huatuo.evaluate.answering.chat_model import ChatModel
 
     model = ChatModel(model_directory, SHORT)
     tokens = model.encode([{"role": "user", "content": "吗啡</s>中毒"}])
@@ -279,7 +279,7 @@ def test_eos_written_in_a_question_stays_text(model_directory):
 
 
 def test_two_runs_cannot_write_one_output(model_directory, write_questions, tmp_path):
-    from megatron_huatuo.evaluate.replies import output_directory
+    from megatron_huatuo.evaluate.answering.replies import output_directory
 
     questions = write_questions(tmp_path / "q.jsonl", 1)
     with output_directory(tmp_path / "out"), pytest.raises(ConfigError, match="another process writes"):

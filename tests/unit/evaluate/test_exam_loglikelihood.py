@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.evaluate.chat_model import ChatModel, SeededNoise
+from megatron_huatuo.evaluate.answering.chat_model import ChatModel, SeededNoise
+from megatron_huatuo.evaluate.answering.huggingface import HuggingFaceGenerator
+from megatron_huatuo.evaluate.answering.loglikelihood import LoglikelihoodScorer
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import Continued, GenerationSettings, Request
-from megatron_huatuo.evaluate.huggingface import HuggingFaceGenerator
-from megatron_huatuo.evaluate.loglikelihood import LoglikelihoodScorer
 
 CPU = GenerationSettings(device="cpu", batch_size=4, max_new_tokens=8)
 LETTERS = ExamSettings(scoring="loglikelihood")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import DataError, EndpointError
-from megatron_huatuo.evaluate.answers import pair_answers, read_answers
 from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
-from megatron_huatuo.evaluate.judge import run_judge
+from megatron_huatuo.evaluate.judging.answers import pair_answers, read_answers
+from megatron_huatuo.evaluate.judging.judge import run_judge
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 
 ROOT = Path(__file__).parents[3]

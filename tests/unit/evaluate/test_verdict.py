@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_huatuo.evaluate.verdict import judge_prompt, parse_verdict
+from megatron_huatuo.evaluate.judging.verdict import judge_prompt, parse_verdict
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from megatron_huatuo.evaluate.option_mentions import Group, is_put_aside, union
-from megatron_huatuo.evaluate.reply_shell import normalise
+from megatron_huatuo.evaluate.answer_parser.mentions import Group, is_put_aside, union
+from megatron_huatuo.evaluate.answer_parser.shell import normalise
 
 _MAX_SEGMENT = 240
 _MAX_PHRASES = 20

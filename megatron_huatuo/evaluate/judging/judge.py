@@ -10,10 +10,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_huatuo.evaluate.answers import Answer, pair_answers
+from megatron_huatuo.evaluate.answering.replies import (
+    check_failed,
+    collect_replies,
+    is_failed,
+    open_generator,
+    output_directory,
+)
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, Request
-from megatron_huatuo.evaluate.replies import check_failed, collect_replies, is_failed, open_generator, output_directory
-from megatron_huatuo.evaluate.verdict import judge_prompt, parse_verdict
+from megatron_huatuo.evaluate.judging.answers import Answer, pair_answers
+from megatron_huatuo.evaluate.judging.verdict import judge_prompt, parse_verdict
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
 

@@ -39,10 +39,10 @@ def open_generator(
     if isinstance(model, ModelEndpoint):
         if trust_remote_code:
             raise ConfigError("--trust-remote-code has no effect with an endpoint. Leave it out.")
-        from megatron_huatuo.evaluate.endpoint import EndpointGenerator
+        from megatron_huatuo.evaluate.answering.endpoint import EndpointGenerator
 
         return EndpointGenerator(model, log_directory, settings)
-    from megatron_huatuo.evaluate.huggingface import HuggingFaceGenerator
+    from megatron_huatuo.evaluate.answering.huggingface import HuggingFaceGenerator
 
     return HuggingFaceGenerator(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)
 
@@ -51,7 +51,7 @@ def open_scorer(
     model: str | os.PathLike[str], log_directory: Path, settings: GenerationSettings, *, trust_remote_code: bool = False
 ) -> Scorer:
     """Load a Hugging Face directory that says how likely it finds given texts; see `open_generator`."""
-    from megatron_huatuo.evaluate.loglikelihood import LoglikelihoodScorer
+    from megatron_huatuo.evaluate.answering.loglikelihood import LoglikelihoodScorer
 
     return LoglikelihoodScorer(Path(model), log_directory, settings, trust_remote_code=trust_remote_code)
 

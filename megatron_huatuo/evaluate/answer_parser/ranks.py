@@ -21,7 +21,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
-from megatron_huatuo.evaluate.answer_judgements import (
+from megatron_huatuo.evaluate.answer_parser.judgements import (
     NEGATION,
     Reading,
     by_echo,
@@ -31,7 +31,9 @@ from megatron_huatuo.evaluate.answer_judgements import (
     by_verdicts,
     verdict_on,
 )
-from megatron_huatuo.evaluate.answer_wording import (
+from megatron_huatuo.evaluate.answer_parser.mentions import Group, find_mentions, group_mentions, is_put_aside
+from megatron_huatuo.evaluate.answer_parser.shell import normalise, spoken_part
+from megatron_huatuo.evaluate.answer_parser.wording import (
     BETTER,
     BUT,
     CONCLUSION,
@@ -48,8 +50,6 @@ from megatron_huatuo.evaluate.answer_wording import (
     SENTENCE_END,
     WRONG,
 )
-from megatron_huatuo.evaluate.option_mentions import Group, find_mentions, group_mentions, is_put_aside
-from megatron_huatuo.evaluate.reply_shell import normalise, spoken_part
 
 _BULLET = re.compile(r"^ ?(?:[-•·>+]|#+|\d\d?[.)、](?= ?\(?[A-Z]\b)) ?", re.MULTILINE)
 _CLAUSE_LABEL = re.compile(r"(?:^|[\n。;,])\s*\(?([A-Z])(?:[.:)]|、(?! ?[A-Z]))")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_huatuo.evaluate.chat_model import ChatModel, SeededNoise
+from megatron_huatuo.evaluate.answering.chat_model import ChatModel, SeededNoise
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, Request
 from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.log import get_logger, progress

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from megatron_huatuo.evaluate.chat_model import ChatModel
-from megatron_huatuo.evaluate.chat_templates import AUTO_TEMPLATE
+from megatron_huatuo.evaluate.answering.chat_model import ChatModel
+from megatron_huatuo.evaluate.answering.chat_templates import AUTO_TEMPLATE
+from megatron_huatuo.evaluate.answering.huggingface import directory_fingerprint
 from megatron_huatuo.evaluate.generate import Continued, GenerationSettings, Likelihood
-from megatron_huatuo.evaluate.huggingface import directory_fingerprint
 from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.manifest import fingerprint

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_huatuo.evaluate.reply_shell import normalise
+from megatron_huatuo.evaluate.answer_parser.shell import normalise
 
 # Letters stand alone, or touch only these characters: "选C", "C项", but not "维生素C" or "C反应蛋白".
 _MAY_PRECEDE = "选择项是为案和与及或即而非除了故属应到至定于取对错上中有只看下此以则但剩虑测用把将让论由以加合考出"

@@ -1,0 +1,1 @@
+"""A model judges answers: two against each other, ratings by rubric, or criteria one by one."""
