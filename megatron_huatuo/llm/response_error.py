@@ -67,6 +67,10 @@ _REFUSED_PARAMETER = re.compile(
     r"only the default|extra inputs",
     re.IGNORECASE,
 )
+_TOO_LONG = re.compile(
+    r"context (?:length|window)|too (?:long|large|many tokens)|exceeds? the|maximum (?:length|number of tokens)|input length|太长|过长|超出|超过",
+    re.IGNORECASE,
+)
 _RETRY_DELAY = re.compile(r'retry[ _-]?delay"?\s*:\s*"?([\d.]+)s|(?:retry|try again) in ([\d.]+)\s*s\b', re.IGNORECASE)
 _MAX_SHOWN_CHARACTERS = 300
 
@@ -74,7 +78,8 @@ _MAX_SHOWN_CHARACTERS = 300
 class Failure(Exception):
     """One failed try. retried: whether another try makes sense; wait_s: what the endpoint asked for; paid: perhaps.
 
-    tokens: (prompt, completion) that the endpoint counted for it, if any: they are paid.
+    tokens: (prompt, completion) that the endpoint counted for it, if any: they are paid. about_prompt: it is this prompt's
+    fault and says nothing about the endpoint.
     """
 
     def __init__(
@@ -86,10 +91,12 @@ class Failure(Exception):
         paid: bool = False,
         detail: str = "",
         tokens: tuple[int, int] | None = None,
+        about_prompt: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason, self.retried, self.wait_s, self.tokens = reason, retried, wait_s, tokens
         self.paid = paid or tokens is not None
+        self.about_prompt = about_prompt
         self.full_reason = f"{reason}: {detail}" if detail else reason
 
 
@@ -236,7 +243,8 @@ def judge_error(
             f"({where}, {asked.base_url}). Run again later: what is paid is not paid twice."
         )
     retried = status in _RETRIED_STATUS or status >= 500
-    raise Failure(where, retried=retried, wait_s=wait_s, detail=text, tokens=counts)
+    about_prompt = status in (400, 413, 422) and _TOO_LONG.search(error.message) is not None
+    raise Failure(where, retried=retried, wait_s=wait_s, detail=text, tokens=counts, about_prompt=about_prompt)
 
 
 def _refused_parameter(error: _Error, parameters: tuple[str, ...]) -> str | None:

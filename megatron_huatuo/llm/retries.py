@@ -104,6 +104,8 @@ class Endpoint:
                 await asyncio.sleep(self._wait_s(number, last))
         if not perhaps_paid:
             self.log.note_unpaid(key, attempt)
+        if last.about_prompt:
+            raise RequestFailed(last.full_reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self.settings.patience.max_failures_in_a_row:
             raise EndpointError(

@@ -53,8 +53,10 @@ _HEADED = (
     ),
     re.compile(r"\s*Thinking\.\.\.\s*\n(?:.*?\.\.\.\s*done thinking\.?(?P<answer>.*))?", re.IGNORECASE | re.DOTALL),
     re.compile(
-        r"\s*(?:\*\*)?(?:思考过程|推理过程|思维链|Thought process|Thinking process|Chain of thought|Thinking)(?:\*\*)?\s*[:：]"
-        r"(?:.*?\n[ \t]*(?:\*\*)?(?:最终)?(?:Final (?:answer|response)|Answer|Response|回答|答案|回复)(?:\*\*)?\s*[:：](?:\*\*)?(?P<answer>.*))?",
+        r"\s*(?:(?:\*\*)?(?:思考过程|推理过程|思维链|Thought process|Thinking process|Chain of thought|Thinking)(?:\*\*)?\s*[:：]|"
+        r"[【\[](?:思考|思考过程|推理过程|思维链|Thoughts?|Thinking|Reasoning)[】\]])"
+        r"(?:.*?\n[ \t]*(?:(?:\*\*)?(?:最终)?(?:Final (?:answer|response)|Answer|Response|回答|答案|回复)(?:\*\*)?\s*[:：]|"
+        r"[【\[](?:最终)?(?:Final (?:answer|response)|Answer|Response|回答|答案|回复)[】\]])\s*[:：]?(?:\*\*)?(?P<answer>.*))?",
         re.IGNORECASE | re.DOTALL,
     ),
 )

@@ -22,9 +22,9 @@ MOST_CHARACTERS = 50_000  # no question and no answer is so long, and looking fo
 _SEVERAL = "several questions"
 
 _WORDS: dict[str, str] = {
-    "question": r"(?:生成的|患者的?|用户的?|提出的|改写后的)?(?:问题|提问|问句|问)|(?:病人|患者)(?=\s*[:：]\s*(?:我|医生|大夫|请问|[您你]好))|"
+    "question": r"(?:生成的|患者的?|用户的?|提出的|改写后的)?(?:问题|問題|提问|提問|问句|问)|(?:病人|患者)(?=\s*[:：]\s*(?:我|医生|大夫|请问|[您你]好))|"
     r"(?i:(?:the |my |generated |rewritten |patient(?:'s)? )?(?:question|query)|prompt|user|patient(?=\s*:\s*(?:I|My|Doctor|Hello|Hi)\b))|Q",
-    "answer": r"(?:最终|参考|标准|正确|详细|医生的?|我的|模型)?(?:回答|答案|答复|回复|解答|答)|医生|大夫|医师|助手|(?i:(?:the |my |final |"
+    "answer": r"(?:最终|参考|标准|正确|详细|医生的?|我的|模型)?(?:回答|答案|答复|答覆|回复|回覆|解答|答)|医生|大夫|医师|助手|(?i:(?:the |my |final |"
     r"detailed |model )?(?:answer|response|reply)|doctor|physician|assistant)|A|AI",
 }
 _BOTH = rf"{_WORDS['question']}|{_WORDS['answer']}|输出|(?i:output)"
@@ -43,7 +43,10 @@ def _label(words: str) -> re.Pattern[str]:
 
 
 _LABEL = {"question": _label(_WORDS["question"]), "answer": _label(_WORDS["answer"]), "both": _label(_BOTH)}
-_TURN = re.compile(r"^(?:\*\*)?(?:问|问题|提问|用户|Q|Question|User|Human)\s*\d{0,2}(?:\*\*)?\s*[:：]", re.MULTILINE)
+_TURN = re.compile(
+    r"^#{2,4} ?(?:Instruction|Input|Human|User|指令|问题)\b|^(?:\*\*)?(?:问|问题|提问|用户|Q|Question|User|Human)\s*\d{0,2}(?:\*\*)?\s*[:：]",
+    re.MULTILINE,
+)
 
 _CONTAINERS: dict[str, str] = {
     "question": "question|query|问题|提问",
@@ -72,10 +75,10 @@ _ADJECTIVE = "detailed|complete|concise|comprehensive|short|brief|possible|profe
 _PREAMBLE: dict[str, re.Pattern[str]] = {
     # Answers themselves begin with «以下是常见的注意事项：»: only a clause that speaks of an answer is wrapping.
     "answer": re.compile(
-        rf"{_OPENER}*(?:"
+        rf"{_OPENER}*(?:(?:作为|根据|按照|针对|关于|很高兴|感谢)[^\n，,。:：]{{0,30}}[，,。！!]\s*)?(?:"
         r"(?:以下|下面|这里|这)(?:就|便)?(?:是|为)[^\n。！？!?:：]{0,50}(?:回答|解答|答复|回复|答案)[^\n。！？!?:：]{0,12}"
         r"|[^\n。！？!?:：]{0,60}(?:回答|解答|答复|回复|答案)(?:如下|在此|是这样的)"
-        r"|(?:下面|现在|那么)?(?:让?我)(?:来|将|会|就|尽力|很乐意|为您)+[^\n。！？!?:：]{0,20}(?:回答|解答|答复)[^\n。！？!?:：]{0,12}"
+        r"|(?:下面|现在|那么)?(?:让?我)(?:来|将|会|就|尽力|很乐意|为您|直接)+[^\n。！？!?:：]{0,20}(?:回答|解答|答复)[^\n。！？!?:：]{0,12}"
         r"|(?i:(?:here(?:'s|’s| is| are)|below (?:is|are)|the following (?:is|are)|this is|i(?:'ll|’ll| will| have|'ve)|let me)"
         rf"\b[^\n.!?:]{{0,20}}\b(?:the|my|an?|your)\s+(?:(?:{_ADJECTIVE}|and),?\s+)*(?:answer|response|reply)\b[^\n.!?:]{{0,80}})"
         r")(?:\s*[:：]\s*|[。.！!]?[ \t]*\n+)"
@@ -83,10 +86,10 @@ _PREAMBLE: dict[str, re.Pattern[str]] = {
     "question": re.compile(
         rf"{_OPENER}*(?:"
         r"(?:(?:以下|下面|这里|这)(?:就|便)?(?:是|为)|让?我(?:将|会|来|可以|已经?)*(?:根据|为您|提出|生成|设计|改写|拟))"
-        r"[^\n。？?:：]{0,60}(?:问题|提问|问句)[^\n。？?:：]{0,20}(?:\s*[:：]\s*|[。.！!]?[ \t]*\n+)"
-        r"|(?:根据|针对|基于|结合|围绕|为您)[^\n。？?:：]{0,60}(?:问题|提问|问句)[^\n。？?:：]{0,20}\s*[:：]\s*"
-        r"|(?:问题|提问|问句)(?:如下|是)\s*[:：]\s*|(?i:(?:the|my) question is\s*:\s*)"
-        r"|[^\n。？?:：]{0,40}(?:问题|提问|问句)[^\n。？?:：]{0,6}[:：][ \t]*\n+"
+        r"[^\n。？?:：]{0,60}(?:问题|問題|提问|提問|问句)[^\n。？?:：]{0,20}(?:\s*[:：]\s*|[。.！!]?[ \t]*\n+)"
+        r"|(?:根据|针对|基于|结合|围绕|为您)[^\n。？?:：]{0,60}(?:问题|問題|提问|提問|问句)[^\n。？?:：]{0,20}\s*[:：]\s*"
+        r"|(?:问题|問題|提问|提問|问句)(?:如下|是)\s*[:：]\s*|(?i:(?:the|my) question is\s*:\s*)"
+        r"|[^\n。？?:：]{0,40}(?:问题|問題|提问|提問|问句)[^\n。？?:：]{0,6}[:：][ \t]*\n+"
         r"|(?i:(?:here(?:'s|’s| is| are)|below (?:is|are)|the following (?:is|are)|this is|i(?:'ll|’ll| will| have|'ve)|let me|"
         r"based on)\b[^\n.?:]{0,120}\b(?:questions?|query|rewrite)\b[^\n.?:]{0,80})(?:\s*:\s*|[.!]?[ \t]*\n+)"
         r")"
@@ -95,6 +98,7 @@ _PREAMBLE: dict[str, re.Pattern[str]] = {
 _SMALL_TALK = re.compile(
     r"(?:好的?|没问题|明白了?|收到|(?i:ok|okay))[，,。.！!]+\s*(?=\S)|(?i:sure(?: thing)?|okay|ok|great)!\s+|"
     r"(?:这是(?:一)?个?(?:很好|非常好|好|不错)的?问题|好问题|感谢您?的?提问|谢谢您?的?提问)[。！!，,]\s*|"
+    r"很高兴(?:能|可以)?(?:为|帮)您?[^\n，,。！!]{0,12}[。！!]\s*|(?i:i(?:'d|’d| would) be (?:happy|glad) to (?:help|answer)[^\n.!]{0,40}[.!])\s*|"
     r"(?i:(?:that(?:'s|’s| is) a )?(?:great|good|excellent) question[.!]|thank you for (?:your question|asking)[.!])\s*"
 )
 _CLOSING = re.compile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 
 from megatron_huatuo.text.sentences import split_sentences
 
@@ -53,7 +54,8 @@ _EN_NUMBERS = {
 _EN_NUMBER = re.compile(rf"\b(?:{'|'.join(_EN_NUMBERS)})\b", re.IGNORECASE)
 
 
-def content_pieces(text: str, language: str) -> set[str]:
+@lru_cache(maxsize=256)  # a passage is compared with question, answer and sentences, and again for the report
+def content_pieces(text: str, language: str) -> frozenset[str]:
     """What carries meaning: pairs of neighbouring Han characters for "zh"; words, cut to six letters, for "en".
 
     Latin words in Chinese text (drug names, abbreviations) count as words.
@@ -61,14 +63,14 @@ def content_pieces(text: str, language: str) -> set[str]:
     >>> sorted(content_pieces("高血压", "zh")), sorted(content_pieces("The patients were treated", "en"))
     (['血压', '高血'], ['patien', 'treate'])
     """
-    words = {word.lower()[:6] for word in _WORD.findall(text) if word.lower() not in _STOP_WORDS}
+    words = frozenset(word.lower()[:6] for word in _WORD.findall(text) if word.lower() not in _STOP_WORDS)
     if language == "en":
         return words
     pairs = {run[i : i + 2] for run in _HAN_RUN.findall(text) for i in range(len(run) - 1)}
-    return pairs | words
+    return words | pairs
 
 
-def share_supported(pieces: set[str], by: set[str]) -> float:
+def share_supported(pieces: frozenset[str], by: frozenset[str]) -> float:
     """Share of `pieces` that stand in `by`; 1.0 for none at all."""
     return len(pieces & by) / len(pieces) if pieces else 1.0
 

@@ -339,3 +339,17 @@ def test_whatever_an_endpoint_says_every_document_is_a_pair_or_counted(tmp_path,
     assert report["documents"] == 8 == report["pairs"] + report["rejected"]
     assert len(turns(folder / "out")) == report["pairs"] and len(rejected) == report["rejected"]
     assert all(row["reason"] for row in rejected) and "think" not in str(turns(folder / "out"))
+
+
+def test_passages_that_are_too_long_for_the_model_fail_no_endpoint(write_documents, tmp_path):
+    error = {
+        "error": {"code": 400, "message": "This model's maximum context length is 512 tokens, you requested 2048."}
+    }
+
+    def handler(asked: Asked) -> Reply:
+        return echo_writer(asked) if "第29组" in asked.prompt else body(error, 400)
+
+    patience = PatienceSettings(max_retries=1, backoff_s=0.01, max_failures_in_a_row=3)
+    with EndpointServer(handler) as server:
+        report = run(server, write_documents(30), tmp_path / "out", patience)
+    assert (report["pairs"], report["rejected_by_reason"]) == (1, {"endpoint failed": 29})
