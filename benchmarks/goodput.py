@@ -4,8 +4,8 @@ Llama 3 405B (Llama Team 2024, section 3.3.4 and table 5): 466 interruptions in 
 unexpected. They are replayed at that rate for each GPU on a compressed clock: where nothing happens the clock leaps over
 whole save intervals; then the toy run trains to the same place between two saves, is really killed, hung or stopped, and
 really restarts and resumes. What it loses is counted in steps of the run that is replayed, how long it takes to train
-again in seconds as measured; what two ranks on one machine cannot show is added from the settings and said: the time-out
-and the grace of a hang, and what a start takes longer with many ranks.
+again in seconds as measured; what two ranks on one machine cannot show is added and said: the default time-out of a
+hang, and what a start takes longer with many ranks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ _GPU_DAYS = 16_384 * 54.0
 _TARGET = 95.0
 # Fewer than the rows of one pass over the bundled sample.
 _ROWS_OF_THE_SAMPLE = 80
-# Steps between saves of the toy run; its time-out, and torchrun's grace for a rank that does not end.
-_TOY_INTERVAL, _TOY_TIMEOUT_S, _TOY_SHUTDOWN_S = 4, 6.0, 2
-# What a hang costs with the defaults: runtime.distributed_timeout_minutes, and SHUTDOWN_TIMEOUT of launch_node.sh.
-_TIMEOUT_S, _SHUTDOWN_S = 600.0, 600.0
+# Steps between saves of the toy run, and its time-out in the place of runtime.distributed_timeout_minutes' default.
+_TOY_INTERVAL, _TOY_TIMEOUT_S, _TIMEOUT_S = 4, 6.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def replay(toy: ToyRun, failures: Sequence[Failure], settings: GoodputBenchmark)
         toy.wait_until(lambda target=target: toy.iteration() >= target, f"step {target}")  # type: ignore[misc]
         lost_steps, waiting_s = _strike(toy, failure.cause.kind, generator.randrange(2))
         lost_s = lost_steps * interval_s / _TOY_INTERVAL
-        extra_s = _TIMEOUT_S + _SHUTDOWN_S - _TOY_TIMEOUT_S - _TOY_SHUTDOWN_S if failure.cause.kind == "hang" else 0.0
+        extra_s = _TIMEOUT_S - _TOY_TIMEOUT_S if failure.cause.kind == "hang" else 0.0
         outcomes.append(Outcome(failure, lost_s, waiting_s + extra_s + settings.start_s))
     return outcomes
 
@@ -158,7 +156,7 @@ def run(settings: GoodputBenchmark) -> list[dict[str, Any]]:
 
 def toy_run(folder: Path, blend: Path) -> ToyRun:
     """The run that stands for a large one."""
-    return ToyRun(folder, blend, save_interval=_TOY_INTERVAL, timeout_s=_TOY_TIMEOUT_S, shutdown_s=_TOY_SHUTDOWN_S)
+    return ToyRun(folder, blend, save_interval=_TOY_INTERVAL, timeout_s=_TOY_TIMEOUT_S)
 
 
 def _record(settings: GoodputBenchmark, outcomes: Sequence[Outcome]) -> dict[str, Any]:

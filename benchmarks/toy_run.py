@@ -31,13 +31,12 @@ _POLL_S = 0.01
 class ToyRun:
     """Two gloo ranks of the toy model; torchrun restarts them as often as they fail.
 
-    save_interval: steps. timeout_s: after which ranks give up one that hangs. shutdown_s: that torchrun leaves a rank
-    between SIGTERM and SIGKILL.
+    save_interval: steps. timeout_s: after which ranks give up one that hangs.
     """
 
-    def __init__(self, folder: Path, blend: Path, *, save_interval: int, timeout_s: float, shutdown_s: int) -> None:
+    def __init__(self, folder: Path, blend: Path, *, save_interval: int, timeout_s: float) -> None:
         self.run_dir = folder / "run"
-        self._folder, self._shutdown_s = folder, shutdown_s
+        self._folder = folder
         self._launcher: subprocess.Popen[bytes] | None = None
         config = TrainConfig(run_dir=str(self.run_dir))
         config.model.preset = "toy"
@@ -47,6 +46,7 @@ class ToyRun:
         config.logging.tensorboard = False
         config.runtime.device, config.runtime.distributed_timeout_minutes = "cpu", timeout_s / 60
         (folder / "train.yaml").write_text(yaml.safe_dump(to_plain(config)), encoding="utf-8")
+        (folder / "output").touch()
 
     def __enter__(self) -> ToyRun:
         self.launch()
@@ -67,12 +67,7 @@ class ToyRun:
         """Start torchrun; the same command resumes."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--max-restarts", "1000", str(_TRAIN), "--config", str(self._folder / "train.yaml")]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(_TRAIN.parents[1]),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self._shutdown_s),
-        }
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_TRAIN.parents[1])}
         with open(self._folder / "output", "ab") as output:
             self._launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 

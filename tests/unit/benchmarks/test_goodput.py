@@ -19,6 +19,7 @@ from benchmarks.goodput import (
     toy_steps_after_save,
 )
 from benchmarks.settings import GoodputBenchmark
+from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.storage.run_files import complete_checkpoints
 
 BY_KIND = {cause.kind: cause for cause in CAUSES}
@@ -58,6 +59,13 @@ def test_lost_time_by_hand() -> None:
     assert effective_share(outcomes, 10.0) == pytest.approx(1 - 5064 / 864_000)
     by_cause = lost_by_cause(outcomes)
     assert by_cause[BY_KIND["kill"].name] == {"failures": 2, "lost_s": 3600.0, "waiting_s": 600.0}
+
+
+def test_a_toy_run_that_does_not_run_is_not_waited_for(tmp_path: Path) -> None:
+    toy = toy_run(tmp_path, tmp_path / "blend")
+    with pytest.raises(HuatuoError, match=r"toy run did not get to step 3 in 240 s"):
+        toy.wait_until(lambda: toy.iteration() >= 3, "step 3")
+    assert toy.starts() == []
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.published import error_summary, fit, format_runs, load_runs
+from benchmarks.published import error_summary, fit, format_runs, load_runs, write_between_markers
 from megatron_huatuo.config import read_yaml
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.plan.efficiency import RANGES, Constants
 
 ROOT = Path(__file__).parents[3]
@@ -63,3 +64,12 @@ def test_documents_hold_the_comparison_as_it_is() -> None:
     document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     between = re.search("<!-- published runs: begin -->\n(.*?)\n<!-- published runs: end -->", document, re.DOTALL)
     assert between is not None and between[1] == format_runs(RUNS)
+
+
+def test_a_document_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text("before\n<!-- published runs: begin -->\nold\n<!-- published runs: end -->\nafter\n")
+    write_between_markers(document, "published runs", "new")
+    assert document.read_text() == "before\n<!-- published runs: begin -->\nnew\n<!-- published runs: end -->\nafter\n"
+    with pytest.raises(ConfigError, match=r"document has no place for the table: need <!-- other: begin -->"):
+        write_between_markers(document, "other", "new")
