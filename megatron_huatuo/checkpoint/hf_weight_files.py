@@ -19,7 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_huatuo.checkpoint.streaming import read_into
 from megatron_huatuo.errors import DataError, IntegrityError
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.family import Family
+from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.manifest import read_json
 
@@ -38,7 +41,7 @@ _TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
 def open_weights(hf_directory: str | os.PathLike[str], architecture: Architecture) -> WeightFiles:
     """Weight files whose names and shapes are those of the architecture. Raises: DataError, IntegrityError."""
-    files = WeightFiles(hf_directory)
+    files = WeightFiles(hf_directory, get_family(architecture.family))
     files.check(hf_shapes(architecture), tied=_TIED if architecture.tied_embeddings else None)
     return files
 
@@ -46,8 +49,11 @@ def open_weights(hf_directory: str | os.PathLike[str], architecture: Architectur
 class WeightFiles:
     """The weight files of one Hugging Face directory, safetensors or `.bin`, sharded or not."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Raises: IntegrityError when there are no weights, or an index names a file that is absent or torn."""
+    def __init__(self, directory: str | os.PathLike[str], family: Family) -> None:
+        """family: knows under which other names the files may have its weights, and which are none of its own.
+
+        Raises: IntegrityError when there are no weights, or an index names a file that is absent or torn.
+        """
         self.directory = Path(directory)
         self.file_of = self._find()
         self._bin: tuple[Path, Mapping[str, Any]] | None = None
@@ -59,6 +65,28 @@ class WeightFiles:
         for name, path in self.file_of.items():
             if name not in self._shapes:
                 raise IntegrityError(f"tensor is missing: the index places {name!r} in {path}. Download it again.")
+        self._stored = self._names(family)
+        self.file_of = {name: self.file_of[stored] for name, stored in self._stored.items()}
+        self._shapes = {name: self._shapes[stored] for name, stored in self._stored.items()}
+
+    def _names(self, family: Family) -> dict[str, str]:
+        """{the family's name of a tensor: its name in the files}, without what is none of the family's."""
+        left_out = [name for name in self.file_of if name.startswith(family.left_out_weights)]
+        if left_out:
+            parts = ", ".join(sorted({name.removeprefix("model.").split(".")[0] for name in left_out}))
+            get_logger(__name__).warning(
+                "%d tensors of %s are left out of %s: the text part is read", len(left_out), parts, self.directory
+            )
+        found: dict[str, str] = {}
+        for stored in self.file_of:
+            if stored.startswith(family.left_out_weights):
+                continue
+            began = next((old for old in family.renamed_weights if stored.startswith(old)), None)
+            name = stored if began is None else family.renamed_weights[began] + stored.removeprefix(began)
+            if name in found:
+                raise DataError(f"tensor is there twice: {found[name]!r} and {stored!r} in {self.directory}. Keep one.")
+            found[name] = stored
+        return found
 
     def _find(self) -> dict[str, Path]:
         present = [(name, suffix) for name, suffix in _LAYOUTS if (self.directory / name).is_file()]
@@ -174,10 +202,10 @@ class WeightFiles:
         index = (slice(start, stop),) if axis == 0 else (slice(None), slice(start, stop))
         path = self.file_of[name]
         if path.suffix != ".safetensors":
-            return self._bin_tensors(path)[name][index]
+            return self._bin_tensors(path)[self._stored[name]][index]
         # Opened anew each time: an open file keeps every page that was read in memory.
         with _open_safetensors(path) as file:
-            return file.get_slice(name)[index]
+            return file.get_slice(self._stored[name])[index]
 
     def _check_type(self, name: str, dtype: torch.dtype, out: torch.Tensor) -> None:
         if out.dtype != dtype:
@@ -188,7 +216,7 @@ class WeightFiles:
 
     def _read_rows(self, name: str, start: int, stop: int, out: torch.Tensor | None) -> torch.Tensor:
         """Read rows into memory; half the cost of touching a mapped file page by page."""
-        path, (dtype, begin) = self.file_of[name], self._places[name]
+        path, (dtype, begin) = self.file_of[name], self._places[self._stored[name]]
         values = torch.empty((stop - start, *self._shapes[name][1:]), dtype=dtype) if out is None else out
         self._check_type(name, dtype, values)
         with open(path, "rb", buffering=0) as file:

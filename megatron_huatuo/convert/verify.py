@@ -22,7 +22,7 @@ from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import read_architecture
+from megatron_huatuo.models.registry import get_family, read_architecture
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.run_files import ARCHITECTURE, STATE, TOKENIZER, resolve_checkpoint
 
@@ -95,8 +95,8 @@ def verify_converted(directory: Path, hf_directory: Path, token_ids: TokenParity
 
     token_ids: what `compare_tokens` found before.
     """
-    architecture, files = load_checkpoint_architecture(directory), WeightFiles(hf_directory)
-    published = load_architecture(hf_directory)
+    architecture, published = load_checkpoint_architecture(directory), load_architecture(hf_directory)
+    files = WeightFiles(hf_directory, get_family(published.family))
     is_folded = architecture.norm_head and not published.norm_head
     state = StateReader(directory / STATE, llama_architecture(architecture) if is_folded else architecture)
     tensors = compare_weights(fold_head(state) if is_folded else state, files)

@@ -29,7 +29,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and choices of one decoder-only transformer (RMSNorm, SwiGLU, causal)."""
+    """Sizes and choices of one decoder-only transformer (RMSNorm, gated linear units, causal)."""
 
     family: str
     """Name in `models.registry`: the Hugging Face layout of its weights and configuration."""
@@ -59,6 +59,26 @@ class Architecture:
     """Standard deviation of initial weights."""
     rope_scaling: RopeScaling | None = None
     """None: plain rotary embeddings."""
+    rope_factor: float = 1.0
+    """Positions are divided by it (rope_type "linear" of transformers); those of local layers are not."""
+    activation: str = "silu"
+    """Of the gated linear unit: "silu", or "gelu_tanh", the approximation of GELU by tanh."""
+    qk_norm: bool = False
+    """Queries and keys of each head are normalised before the rotation."""
+    zero_centered_norms: bool = False
+    """All norms multiply by 1 + weight."""
+    post_norms: bool = False
+    """The outputs of attention and of the gated linear unit are normalised before they are added."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by the square root of hidden_size."""
+    query_pre_attn_scalar: float | None = None
+    """Attention scores are divided by its square root; None: head_dim."""
+    sliding_window: int | None = None
+    """Tokens that a token of a local layer attends to, itself included; None: all layers are global."""
+    global_every: int | None = None
+    """Layers whose number, from 1, it divides are global; None: with a sliding window all layers are local."""
+    local_rope_theta: float | None = None
+    """Base of rotary embeddings in local layers; None: as in global ones."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -94,6 +114,14 @@ class Architecture:
                 f"({tokenizer}). Use the model's own tokenizer."
             )
 
+    def windows(self) -> list[int | None]:
+        """Window of each layer; None for a global one.
+
+        Example: 4 layers with sliding_window 512 and global_every 3 have [512, 512, None, 512].
+        """
+        every = self.global_every or self.num_layers + 1
+        return [None if number % every == 0 else self.sliding_window for number in range(1, self.num_layers + 1)]
+
     def differences(self, other: Architecture) -> list[tuple[str, Any, Any]]:
         """(field, own value, the other's) of all that changes the function which the weights compute."""
         values = ((name, getattr(self, name), getattr(other, name)) for name in self.to_dict())
@@ -115,7 +143,8 @@ def _check(architecture: Architecture) -> None:
         "vocab_size",
         "max_position_embeddings",
     )
-    for name in sizes:
+    optional = [name for name in ("sliding_window", "global_every") if getattr(architecture, name) is not None]
+    for name in (*sizes, *optional):
         value = getattr(architecture, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"wrong {name}: got {value!r}, need a whole number above 0.")
@@ -133,5 +162,14 @@ def _check(architecture: Architecture) -> None:
         raise ConfigError(f"wrong head_dim: got {architecture.head_dim}, need an even number for rotary embeddings.")
     if not architecture.norm_epsilon > 0:
         raise ConfigError(f"wrong norm_epsilon: got {architecture.norm_epsilon}, need a number above 0.")
+    if architecture.activation not in ("silu", "gelu_tanh"):
+        raise ConfigError(f"wrong activation: got {architecture.activation!r}, need silu or gelu_tanh.")
+    if architecture.alibi and architecture.sliding_window is not None:
+        raise ConfigError(f"wrong sliding_window: got {architecture.sliding_window} with ALiBi, need none.")
+    if architecture.sliding_window is None and (architecture.global_every or architecture.local_rope_theta):
+        raise ConfigError(
+            f"wrong layers: got global_every = {architecture.global_every} and local_rope_theta = "
+            f"{architecture.local_rope_theta} without a sliding_window, need one."
+        )
     if architecture.norm_head and architecture.tied_embeddings:
         raise ConfigError("wrong head: got norm_head with tied_embeddings, need at most one of the two.")

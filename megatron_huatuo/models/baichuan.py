@@ -55,7 +55,8 @@ class Baichuan2(Family):
 
     def config_json(self, architecture: Architecture) -> dict[str, Any]:
         """Names the positions, which the published files leave to be guessed."""
-        return {"position_embedding": "alibi" if architecture.alibi else "rope"}
+        position = "alibi" if architecture.alibi else "rope"
+        return {**super().config_json(architecture), "position_embedding": position}
 
     def layer_rules(self, architecture: Architecture) -> list[WeightRule]:
         """W_pack holds queries, keys and values."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.architecture import RopeScaling
+from megatron_huatuo.models.architecture import Architecture, RopeScaling
 
 # Keys that say nothing about the function that the weights compute: names and types, training and generation, the way
 # of computing (pretraining_tp), and what old transformers wrote for every model.
@@ -141,8 +141,8 @@ def is_given(key: str, value: Any, where: str) -> bool:
     return True
 
 
-def rotary_fields(config: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """(base, scaling) of rotary embeddings, in the layout of transformers 5 (`rope_parameters`) or an older one."""
+def rotary_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Base, scaling and factor of rotary embeddings, in the layout of transformers 5 (`rope_parameters`) or an older one."""
     settings = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
     bases = [each.get("rope_theta") for each in (config, *settings.values())]
     thetas = list(dict.fromkeys(base for base in bases if is_given("rope_theta", base, where)))
@@ -152,23 +152,42 @@ def rotary_fields(config: Mapping[str, Any], where: str) -> tuple[float, RopeSca
             f"rotary embeddings are described twice, and differently: {settings | {'rope_theta': bases[0]}}"
             f" ({where}). Keep one of them."
         )
-    return float(thetas[0]) if thetas else 1e4, scalings[0] if scalings else None
+    scaling, factor = scalings[0] if scalings else (None, 1.0)
+    return {"rope_theta": float(thetas[0]) if thetas else 1e4, "rope_scaling": scaling, "rope_factor": factor}
 
 
-def _rope_scaling(settings: Mapping[str, Any], key: str, where: str) -> RopeScaling | None:
-    """None for plain rotary embeddings, in each of the ways in which they are said."""
+def rotary_json(architecture: Architecture) -> dict[str, Any]:
+    """Rotary embeddings as transformers 5 reads them, and as a server with an older one does."""
+    if architecture.rope_theta is None:
+        return {}
+    kind: dict[str, Any] = {"rope_type": "default"}
+    if architecture.rope_scaling is not None:
+        kind = {"rope_type": "llama3", **dataclasses.asdict(architecture.rope_scaling)}
+    elif architecture.rope_factor != 1:
+        kind = {"rope_type": "linear", "factor": architecture.rope_factor}
+    return {
+        "rope_parameters": {"rope_theta": architecture.rope_theta, **kind},
+        "rope_theta": architecture.rope_theta,
+        "rope_scaling": None if kind["rope_type"] == "default" else kind,
+    }
+
+
+def _rope_scaling(settings: Mapping[str, Any], key: str, where: str) -> tuple[RopeScaling | None, float]:
+    """(Llama 3.1's scaling, linear factor); (None, 1) for plain ones, in each of the ways in which they are said."""
     kind = settings.get("rope_type", settings.get("type", "default"))
     rest = {name: value for name, value in settings.items() if name not in ("rope_type", "type", "rope_theta")}
     if rest.get("partial_rotary_factor") == 1:
         del rest["partial_rotary_factor"]
-    if (kind == "default" and not rest) or (kind == "linear" and rest == {"factor": 1}):
-        return None
+    if kind == "default" and not rest:
+        return None, 1.0
+    if kind == "linear" and rest.keys() == {"factor"} and is_positive(rest["factor"]):
+        return None, float(rest["factor"])
     names = [field.name for field in dataclasses.fields(RopeScaling)]
     if kind == "llama3" and sorted(rest) == sorted(names) and all(map(is_positive, rest.values())):
         scaling = RopeScaling(**rest)
         if scaling.low_freq_factor < scaling.high_freq_factor:
-            return scaling
+            return scaling, 1.0
     raise ConfigError(
-        f"unsupported setting {key!r}: got {settings}, need plain rotary embeddings (rope_type 'default'), or 'llama3' "
-        f"with {', '.join(names)} ({where})."
+        f"unsupported setting {key!r}: got {settings}, need plain rotary embeddings (rope_type 'default'), 'linear' "
+        f"with factor, or 'llama3' with {', '.join(names)} ({where})."
     )

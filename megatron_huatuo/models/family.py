@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.config_keys import rotary_fields, rotary_json
 from megatron_huatuo.models.weight_rules import WeightRule, layer_rules
 
 
@@ -27,6 +28,16 @@ class Family:
     """Class of transformers that computes these models."""
     presets: ClassVar[Mapping[str, Architecture]]
     """Published sizes by the names that `model.preset` takes."""
+    wrapper_type: str | None = None
+    """model_type of the model of text and pictures whose config.json holds this family's as `text_config`."""
+    wrapper_keys: frozenset[str] = frozenset()
+    """Keys of that config.json which say nothing about the text part."""
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
+    """Beginnings of names, as weight files may have them, and as the rules do."""
+    left_out_weights: tuple[str, ...] = ()
+    """Beginnings of the names of weights that are not the text part's. An import says how many it leaves out."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values of keys that published config.json files leave out, as the class of transformers has them."""
     own_keys: frozenset[str] = frozenset()
     """Keys of config.json that `architecture_fields` reads itself."""
     own_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -35,6 +46,16 @@ class Family:
     """Kinds of layers that config.json may list."""
     model_code: Path | None = None
     """Python file of this package that an export brings along, because transformers has no class of its own."""
+
+    def text_config(self, config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        """The part of config.json that describes the text model. Raises: ConfigError when a wrapper holds none."""
+        if config["model_type"] != self.wrapper_type:
+            return config
+        text = config.get("text_config")
+        if not isinstance(text, dict):
+            raise ConfigError(f"wrong setting 'text_config': got {text!r}, need an object ({where}).")
+        outer = {key: value for key, value in config.items() if key not in self.wrapper_keys | {"text_config"}}
+        return {**outer, **text}
 
     def architecture_fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Fields of an Architecture that the common keys do not give, and `alibi`.
@@ -49,7 +70,15 @@ class Family:
 
     def config_json(self, architecture: Architecture) -> dict[str, Any]:
         """Keys of config.json beyond the common ones, or in their place."""
-        return {}
+        return {"hidden_act": "silu"}
+
+    def rotary_fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Fields of an Architecture that describe rotary embeddings. Raises: ConfigError for a kind that is not known."""
+        return rotary_fields(config, where)
+
+    def rotary_json(self, architecture: Architecture) -> dict[str, Any]:
+        """The way back."""
+        return rotary_json(architecture)
 
     def layer_rules(self, architecture: Architecture) -> list[WeightRule]:
         """Weights of one decoder layer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.config_keys import FIELDS, OPTIONAL_FIELDS, check_keys, rotary_fields
+from megatron_huatuo.models.config_keys import FIELDS, OPTIONAL_FIELDS, check_keys
 from megatron_huatuo.models.registry import family_of_model_type, get_family
 from megatron_huatuo.storage.manifest import read_json
 
@@ -39,6 +38,7 @@ def architecture_fields(config: Mapping[str, Any], where: str, ignored_keys: Col
     if not isinstance(config, dict):
         raise ConfigError(f"wrong configuration: got a {type(config).__name__}, need a JSON object ({where}).")
     family = family_of_model_type(config.get("model_type"), where)
+    config = {**family.defaults, **family.text_config(config, where)}
     check_keys(config, where, family.own_keys, family.own_values, family.layer_types, ignored_keys)
     fields: dict[str, Any] = {"family": family.name}
     for key, field in FIELDS.items():
@@ -55,8 +55,7 @@ def architecture_fields(config: Mapping[str, Any], where: str, ignored_keys: Col
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
     fields.setdefault("max_position_embeddings", config.get("model_max_length", 2048))
     fields |= family.architecture_fields(config, where)
-    fields["rope_theta"], fields["rope_scaling"] = (None, None) if fields["alibi"] else rotary_fields(config, where)
-    return fields
+    return fields | ({"rope_theta": None} if fields["alibi"] else family.rotary_fields(config, where))
 
 
 def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
@@ -70,15 +69,8 @@ def config_json(architecture: Architecture, dtype: str) -> dict[str, Any]:
         "model_type": family.model_type,
         "dtype": dtype,
         "torch_dtype": dtype,  # what `dtype` was called before transformers 5
-        "hidden_act": "silu",
         "use_cache": True,
     }
     values = {field: getattr(architecture, field) for field in (*FIELDS.values(), *OPTIONAL_FIELDS.values())}
     content |= {key: values[field] for key, field in (FIELDS | OPTIONAL_FIELDS).items()}
-    if architecture.rope_theta is not None:
-        scaling = architecture.rope_scaling
-        kind = {"rope_type": "llama3", **dataclasses.asdict(scaling)} if scaling else {"rope_type": "default"}
-        content["rope_parameters"] = {"rope_theta": architecture.rope_theta, **kind}
-        # Where servers with an older transformers look for them.
-        content |= {"rope_theta": architecture.rope_theta, "rope_scaling": kind if scaling else None}
-    return content | family.config_json(architecture)
+    return content | family.rotary_json(architecture) | family.config_json(architecture)

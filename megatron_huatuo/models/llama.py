@@ -40,4 +40,4 @@ class Llama(Family):
 
     def config_json(self, architecture: Architecture) -> dict[str, Any]:
         """Says that there are no biases."""
-        return {"attention_bias": False, "mlp_bias": False}
+        return {**super().config_json(architecture), "attention_bias": False, "mlp_bias": False}

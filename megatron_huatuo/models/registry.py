@@ -10,11 +10,15 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.baichuan import Baichuan2
 from megatron_huatuo.models.family import Family
+from megatron_huatuo.models.gemma import Gemma3
 from megatron_huatuo.models.llama import Llama
-from megatron_huatuo.models.qwen import Qwen2
+from megatron_huatuo.models.mistral import Mistral
+from megatron_huatuo.models.qwen import Qwen2, Qwen3
 from megatron_huatuo.storage.manifest import read_json, sha256_file
 
-_FAMILIES: dict[str, Family] = {family.name: family for family in (Llama(), Qwen2(), Baichuan2())}
+_FAMILIES: dict[str, Family] = {
+    family.name: family for family in (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Baichuan2())
+}
 
 
 def register_family(family: Family) -> None:
@@ -38,9 +42,11 @@ def get_family(name: str) -> Family:
 def family_of_model_type(model_type: Any, where: str) -> Family:
     """Family of a config.json. Raises: ConfigError naming the types that exist."""
     for family in _FAMILIES.values():
-        if family.model_type == model_type:
+        if model_type is not None and model_type in (family.model_type, family.wrapper_type):
             return family
-    known = ", ".join(family.model_type for family in _FAMILIES.values())
+    known = ", ".join(
+        filter(None, (name for each in _FAMILIES.values() for name in (each.model_type, each.wrapper_type)))
+    )
     raise ConfigError(f"unsupported 'model_type': got {model_type!r}, need one of {known} ({where}).")
 
 

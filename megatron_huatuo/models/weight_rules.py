@@ -191,11 +191,23 @@ def layer_rules(
                 pieces=pieces,
             )
         )
+    if a.qk_norm:
+        rules += [
+            rule(
+                f"self_attention.{ours}_layernorm.weight",
+                (f"self_attn.{ours}_norm.weight",),
+                ((a.head_dim,),),
+                sharded=False,
+            )
+            for ours in ("q", "k")
+        ]
+    # The norm before the gated unit is named by what it stands behind, unless one stands there as well.
+    before_mlp = "pre_feedforward_layernorm" if a.post_norms else "post_attention_layernorm"
     rules += [
         rule("self_attention.linear_proj.weight", ("self_attn.o_proj.weight",), ((hidden, queries),), axis=1),
         rule(
             "pre_mlp_layernorm.weight",
-            ("post_attention_layernorm.weight",),
+            (f"{before_mlp}.weight",),
             ((hidden,),),
             key="mlp.linear_fc1.layer_norm_weight",
             sharded=False,
@@ -203,6 +215,11 @@ def layer_rules(
         rule("mlp.linear_fc1.weight", gates, gate_shapes, pieces=gate_pieces, gated=True),
         rule("mlp.linear_fc2.weight", ("mlp.down_proj.weight",), ((hidden, ffn),), axis=1),
     ]
+    if a.post_norms:
+        rules += [
+            rule(f"{name}.weight", (f"{name}.weight",), ((hidden,),), sharded=False)
+            for name in ("post_attention_layernorm", "post_feedforward_layernorm")
+        ]
     return rules
 
 

@@ -224,5 +224,6 @@ def _patch_kernels() -> None:
 
     rope.fused_apply_rotary_pos_emb = cpu_kernels.apply_rotary_pos_emb
     mlp.bias_swiglu_impl = cpu_kernels.bias_swiglu
+    mlp.bias_geglu_impl = cpu_kernels.bias_geglu
     linear_layers.fused_weight_gradient_mlp_cuda = cpu_kernels.WeightGradient
     linear_layers._grad_accum_fusion_available = True

@@ -50,7 +50,8 @@ def rank_parameters(architecture: Architecture, tensor_parallel: int, pipeline_p
     matrices = hidden * (2 * query + 2 * key_value) + 3 * hidden * architecture.ffn_hidden_size
     biases = query + 2 * key_value if architecture.qkv_bias else 0
     layers = architecture.num_layers // pipeline_parallel
-    held = layers * ((matrices + biases) // tensor_parallel + 2 * hidden)
+    norms = (4 if architecture.post_norms else 2) * hidden + (2 * architecture.head_dim if architecture.qk_norm else 0)
+    held = layers * ((matrices + biases) // tensor_parallel + norms)
     embedding = architecture.vocab_size * hidden // tensor_parallel
     is_first, is_last = stage == 0, stage == pipeline_parallel - 1
     if is_first:
@@ -85,7 +86,7 @@ def layer_activations(
 ) -> LayerActivations:
     """What the backward pass of one layer needs of the forward pass; `width`: bytes of a value (2 in bf16).
 
-    Norms: input and output each. Attention: queries, keys and values before and after rotation, the context twice (for
+    Norms: input and output each. Attention: queries, keys and values before and after rotation (and before their norms), the context twice (for
     the kernel and for the projection) and the softmax statistics in float32. Gated unit: both halves and their product.
     Selective recomputation of core_attn drops the context and the statistics, of mlp the gated unit; full recomputation
     all but the layer's input. After Korthikanti et al. 2022, section 4, for RMSNorm, a gated unit, flash attention and
@@ -95,9 +96,10 @@ def layer_activations(
     if recompute == "full":
         return LayerActivations(outside=width * hidden, inside=0.0)
     query, key_value = heads * architecture.head_dim, architecture.num_query_groups * architecture.head_dim
-    norms = 2 * hidden * 2 * width
+    norms = (4 if architecture.post_norms else 2) * hidden * 2 * width
     rotated = 0 if architecture.alibi else query + key_value
-    attention = width * (query + 2 * key_value + rotated + query)
+    normalised = query + key_value if architecture.qk_norm else 0
+    attention = width * (query + 2 * key_value + normalised + rotated + query)
     again = modules if recompute == "selective" else ()
     if "core_attn" not in again:
         attention += width * query + 4 * heads

@@ -1,6 +1,7 @@
 """One core attention for packed and plain rows, on top of a kernel that is chosen by what is installed.
 
-Invariant: a token attends to the tokens before it in its own document and to nothing else. Documents are given as
+Invariant: a token attends to the tokens before it in its own document, in a local layer to the nearest of them alone, and
+to nothing else. Documents are given as
 `PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=cu, …)`, cu int32 [num_documents + 1] over the batch-major flattened
 tokens [b · s] (first 0, last b · s); without them each row is one document.
 """
@@ -19,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.core.alibi import alibi_slopes
+from megatron_huatuo.models.core.decoder_layer import layer_window
 
 
 class Segments(NamedTuple):
@@ -30,8 +32,11 @@ class Segments(NamedTuple):
     """Tokens of the longest document."""
 
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, float, torch.Tensor | None], torch.Tensor]
-"""(query [t, n, d], key [t, g, d], value [t, g, d], segments, scale, slopes float32 [n] or None) -> [t, n, d]."""
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, Segments, float, torch.Tensor | None, int | None], torch.Tensor
+]
+"""(query [t, n, d], key [t, g, d], value [t, g, d], segments, scale, slopes float32 [n] or None, window or None)
+-> [t, n, d]. window: tokens that a token attends to, itself included."""
 
 
 class PackedAttention(MegatronModule):
@@ -52,6 +57,7 @@ class PackedAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.kernel = kernel
+        self.window = layer_window(config, layer_number)
         self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.slopes: torch.Tensor | None = None
         if alibi:
@@ -80,7 +86,7 @@ class PackedAttention(MegatronModule):
         def flat(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.transpose(0, 1).reshape(batch * length, *tensor.shape[2:])
 
-        context = self.kernel(flat(query), flat(key), flat(value), segments, self.scale, self.slopes)
+        context = self.kernel(flat(query), flat(key), flat(value), segments, self.scale, self.slopes, self.window)
         return context.reshape(batch, length, -1).transpose(0, 1).contiguous()
 
 

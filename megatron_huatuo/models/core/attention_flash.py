@@ -15,6 +15,7 @@ def attend_with_flash(
     segments: Segments,
     scale: float,
     slopes: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Shapes as in `attention.Kernel`; bf16 on a GPU. flash-attn's bias is slope · (j - i) too, summed in float32. Its
     backward pass adds atomically, in any order, unless torch is asked for deterministic algorithms."""
@@ -29,5 +30,6 @@ def attend_with_flash(
         softmax_scale=scale,
         causal=True,
         alibi_slopes=slopes,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )

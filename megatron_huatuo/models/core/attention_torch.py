@@ -19,6 +19,7 @@ def attend_by_document(
     segments: Segments,
     scale: float,
     slopes: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Scaled dot-product attention, one document after another; shapes as in `attention.Kernel`.
 
@@ -30,16 +31,26 @@ def attend_by_document(
     if shared > 1:  # query heads of one group follow each other
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     bias = None if slopes is None else alibi_bias(slopes, max(lengths))
+    near = _near(max(lengths), window, query.device) if window is not None and max(lengths) > window else None
     contexts = []
     # One split has one backward pass that concatenates; slices would each fill a gradient of the whole length.
     for length, *parts in zip(lengths, query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         q, k, v = (part.transpose(0, 1)[None] for part in parts)
-        if bias is None:
+        if window is not None and near is not None and length > window:
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=near[:length, :length], scale=scale)
+        elif bias is None:
             context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
         else:
             context = _attend_with_bias(q, k, v, bias[:, :length, :length], scale)
         contexts.append(context[0].transpose(0, 1))
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+
+
+def _near(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """bool [length, length]: row i may attend to columns i - window + 1 … i."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
 
 
 def _attend_with_bias(

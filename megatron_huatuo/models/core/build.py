@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import choose_backend, core_attention, has_transformer_engine
+from megatron_huatuo.models.core.decoder_layer import DecoderLayer
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 from megatron_huatuo.models.core.norm import RMSNorm
 from megatron_huatuo.models.core.norm_head import NormHead
@@ -69,7 +70,12 @@ def transformer_config(
         "init_method_std": architecture.initializer_range,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": F.silu,
+        # megatron-core's fused gated unit takes F.gelu for the approximation by tanh.
+        "activation_func": F.gelu if architecture.activation == "gelu_tanh" else F.silu,
+        "qk_layernorm": architecture.qk_norm,
+        "layernorm_zero_centered_gamma": architecture.zero_centered_norms,
+        "softmax_scale": None if (scalar := architecture.query_pre_attn_scalar) is None else scalar**-0.5,
+        **_windows(architecture),
         "add_bias_linear": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -85,7 +91,18 @@ def transformer_config(
         "masked_softmax_fusion": False,
         **_fusions(precision, is_deterministic=overrides.get("deterministic_mode", False)),
     }
-    return TransformerConfig(**(settings | overrides))
+    config = TransformerConfig(**(settings | overrides))
+    if config.activation_func is F.gelu and not config.bias_activation_fusion:
+        raise ConfigError("wrong bias_activation_fusion: got False, need True: unfused, GELU is not approximated.")
+    return config
+
+
+def _windows(architecture: Architecture) -> dict[str, Any]:
+    """megatron-core's window_size counts the tokens before the own one; 1 in the list marks a local layer."""
+    if architecture.sliding_window is None:
+        return {}
+    is_local = [int(window is not None) for window in architecture.windows()]
+    return {"window_size": (architecture.sliding_window - 1, 0), "window_attn_skip_freq": is_local}
 
 
 def _fusions(precision: str, *, is_deterministic: bool) -> dict[str, bool]:
@@ -147,8 +164,14 @@ def build_model(
             rotary_percent=1.0,
             rotary_base=architecture.rope_theta,
             scaling=architecture.rope_scaling,
+            factor=architecture.rope_factor,
+            local_base=architecture.local_rope_theta,
             use_cpu_initialization=config.use_cpu_initialization,
         )
+    if architecture.scaled_embedding and pre_process:
+        # Rounded as the embedding is: 33.94 is 34 in bfloat16.
+        scale = torch.tensor(architecture.hidden_size**0.5, dtype=config.params_dtype).item()
+        model.embedding.register_forward_hook(lambda module, inputs, embeddings: embeddings * scale)
     if architecture.norm_head and post_process:
         model.output_layer = NormHead.from_linear(model.output_layer)
     model.attention_backend = backend
@@ -170,20 +193,26 @@ def _block_spec(
     architecture: Architecture, config: TransformerConfig, vp_stage: int | None, backend: str
 ) -> TransformerBlockSubmodules:
     device = _device()
-    layer, norm = _layer_spec(device, is_bf16=config.bf16)
+    layer, norm = _layer_spec(device, is_bf16=config.bf16, qk_norm=architecture.qk_norm)
+    if architecture.post_norms or architecture.local_rope_theta is not None:
+        layer.module = DecoderLayer
+        layer.params = {**layer.params, "post_norm": norm if architecture.post_norms else None}
     attention_parts = layer.submodules.self_attention.submodules
     attention_parts.core_attention = core_attention(backend, device=device, alibi=architecture.alibi)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _layer_spec(device: str, *, is_bf16: bool) -> tuple[ModuleSpec, type]:
+def _layer_spec(device: str, *, is_bf16: bool, qk_norm: bool) -> tuple[ModuleSpec, type]:
     """(layer, final norm): Transformer Engine's on a GPU that has it, else megatron-core's own with our norm. Transformer
     Engine multiplies fp32 in TF32, ten bits of mantissa, so such runs have megatron-core's."""
     if device == "cuda" and is_bf16 and has_transformer_engine():
         from megatron_huatuo.models.core import transformer_engine
 
-        return transformer_engine.layer_spec(), transformer_engine.FinalNorm
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        return transformer_engine.layer_spec(qk_norm=qk_norm), transformer_engine.FinalNorm
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_norm)
+    if qk_norm:
+        attention_parts = layer.submodules.self_attention.submodules
+        attention_parts.q_layernorm = attention_parts.k_layernorm = RMSNorm
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
     return layer, RMSNorm

@@ -66,6 +66,32 @@ def bias_swiglu(gate_and_up: torch.Tensor, bias: torch.Tensor | None, *_: Any) -
     return _SwiGLU.apply(gate_and_up if bias is None else gate_and_up + bias)
 
 
+class _GeGLU(torch.autograd.Function):
+    """gelu(gate) · up, gelu approximated by tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_and_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_and_up.chunk(2, -1)
+        gelu = F.gelu(gate, approximate="tanh")
+        ctx.save_for_backward(gate_and_up, gelu)
+        return gelu * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        gate_and_up, gelu = ctx.saved_tensors
+        gate, up = gate_and_up.chunk(2, -1)
+        grads = torch.empty_like(gate_and_up)
+        grad_of_gate, grad_of_up = grads.chunk(2, -1)
+        torch.mul(grad, gelu, out=grad_of_up)
+        torch.ops.aten.gelu_backward.grad_input(grad * up, gate, approximate="tanh", grad_input=grad_of_gate)
+        return grads
+
+
+def bias_geglu(gate_and_up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """[..., 2f] -> [..., f]: gelu of the first half times the second, after adding `bias` [2f]."""
+    return _GeGLU.apply(gate_and_up if bias is None else gate_and_up + bias)
+
+
 class _RMSNorm(torch.autograd.Function):
     """Autograd would keep and pass over five tensors of x's size. With r = 1 / sqrt(mean(x²) + eps), over n values:
     dx = r · (w · dy) - x · r³ / n · Σ(w · dy · x) and dw = Σ(r · dy · x) over the positions, two products with dy · x."""

@@ -2,7 +2,7 @@
 
 Model FLOPs count the arithmetic of one forward and backward pass, 2 per multiply-add, and no recomputation:
 
-    FLOPs per token = 6 · N + 12 · num_layers · num_attention_heads · head_dim · seq_length
+    FLOPs per token = 6 · N + 12 · num_attention_heads · head_dim · Σ over layers of min(seq_length, window)
 
 N are the weights that take part in a matrix product: all but the input embedding (with tied embeddings it counts, as the
 output). The second term is attention over whole rows with causal masking *not* subtracted (PaLM, appendix B; Megatron-LM
@@ -32,8 +32,14 @@ def count_parameters(architecture: Architecture) -> int:
     """All weights of a model. Example: Baichuan2-7B has 7,505,973,248."""
     embedding = architecture.vocab_size * architecture.hidden_size
     output = 0 if architecture.tied_embeddings else embedding
-    norms = (2 * architecture.num_layers + 1) * architecture.hidden_size
+    norms = architecture.num_layers * _norm_parameters(architecture) + architecture.hidden_size
     return embedding + output + norms + architecture.num_layers * _layer_parameters(architecture)
+
+
+def _norm_parameters(architecture: Architecture) -> int:
+    """Norms of one layer: two or four of the hidden state, and those of queries and keys."""
+    of_hidden = 4 if architecture.post_norms else 2
+    return of_hidden * architecture.hidden_size + (2 * architecture.head_dim if architecture.qk_norm else 0)
 
 
 def _layer_parameters(architecture: Architecture) -> int:
@@ -51,7 +57,8 @@ def flops_per_token(architecture: Architecture, seq_length: int) -> float:
         architecture.num_layers * _layer_parameters(architecture) + architecture.vocab_size * architecture.hidden_size
     )
     width = architecture.num_attention_heads * architecture.head_dim
-    return 6.0 * products + 12.0 * architecture.num_layers * width * seq_length
+    reach = sum(min(seq_length, window or seq_length) for window in architecture.windows())
+    return 6.0 * products + 12.0 * width * reach
 
 
 def peak_flops_per_s(device_name: str) -> float | None:

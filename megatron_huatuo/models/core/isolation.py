@@ -1,9 +1,10 @@
 """Proof, at every start, that the attention in use keeps the documents of a row apart.
 
 Attention backends are chosen by what is installed, and a wrong version or an unfused fallback is silent: losses fall all the
-same. So the module that the run has built is asked, with its own heads and type, for two things. The gradient that one
-document's outputs send to the queries, keys and values of another is exactly zero; and each document alone gives what it
-gave in the row, within the rounding of the type.
+same. So the modules that the run has built, one of each kind of layer, are asked with their own heads and type. The gradient
+that one document's outputs send to the queries, keys and values of another is exactly zero; each document alone gives what it
+gave in the row, within the rounding of the type; and in a layer with a sliding window a token reaches the farthest one inside
+it, and none before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.models.core.decoder_layer import layer_window
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 
 # Lengths around the block sizes of kernels, one token among them; together a row of 512.
@@ -28,14 +30,16 @@ _TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 2e-5}
 
 @dataclass(frozen=True)
 class Isolation:
-    """What was found. leak: largest absolute gradient that reached another document; difference: of a document alone from
-    itself in the row, relative to the largest output."""
+    """What was found. leak: largest absolute gradient that reached another document, or a token before the window;
+    difference: of a document alone from itself in the row, relative to the largest output. windows: of the kinds of layers
+    that were tried, None for a global one."""
 
     backend: str
     leak: float
     difference: float
     tolerance: float
     seconds: float
+    windows: tuple[int | None, ...]
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -43,39 +47,75 @@ class Isolation:
 
 
 def prove_isolation(model: PackedGPTModel, device: torch.device) -> Isolation | None:
-    """Try the core attention of the first layer of a model chunk; None when the chunk has no layer.
+    """Try the core attention of the first layer of each kind in a model chunk; None when the chunk has no layer.
 
     Costs a few milliseconds on a warm GPU and less than a second on a CPU. Raises: ConfigError naming the backend.
     """
     if not len(model.decoder.layers):
         return None
     began = time.perf_counter()
-    attention = model.decoder.layers[0].self_attention.core_attention
-    dtype = model.config.params_dtype
-    row = _random_row(model, device, dtype)
+    kinds = {layer_window(model.config, layer.layer_number): layer for layer in reversed(model.decoder.layers)}
+    leak = difference = 0.0
+    for window, layer in kinds.items():
+        attention = layer.self_attention.core_attention
+        found_leak, found_difference = _between_documents(model, attention, device)
+        if window is not None:
+            found_leak = _larger(found_leak, _before_window(model, attention, window, device))
+        leak, difference = _larger(leak, found_leak), _larger(difference, found_difference)
+    tolerance = _TOLERANCES[model.config.params_dtype]
+    seconds = time.perf_counter() - began
+    found = Isolation(model.attention_backend, leak, difference, tolerance, seconds, tuple(kinds))
+    _refuse(found)
+    return found
+
+
+def _larger(one: float, other: float) -> float:
+    """NaN where one of them is."""
+    return one if one > other or one != one else other
+
+
+def _between_documents(model: PackedGPTModel, attention: Any, device: torch.device) -> tuple[float, float]:
+    """(leak, difference) of one document of a row."""
+    row = _random_row(model, device, sum(_LENGTHS))
     packed = _attend(attention, row, _LENGTHS)
     first = sum(_LENGTHS[:_ASKED])
     inside = slice(first, first + _LENGTHS[_ASKED])
     packed[inside].float().square().sum().backward()
     leak = max(_outside(tensor.grad, inside) for tensor in row)
-    tolerance = _TOLERANCES[dtype]
     with torch.no_grad():
         alone = _attend(attention, [tensor[inside] for tensor in row], (_LENGTHS[_ASKED],))
         wanted = packed[inside].float()
         difference = float((alone.float() - wanted).abs().max() / wanted.abs().max())
-    found = Isolation(model.attention_backend, leak, difference, tolerance, time.perf_counter() - began)
-    _refuse(found)
-    return found
+    return leak, difference
 
 
-def _random_row(model: PackedGPTModel, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys and values [s, 1, heads of this rank, head_dim] that want a gradient."""
+def _before_window(model: PackedGPTModel, attention: Any, window: int, device: torch.device) -> float:
+    """Largest gradient that the last token of a document longer than the window sends to values before it. Raises:
+    ConfigError when the farthest value inside gets none."""
+    length = window + _LENGTHS[_ASKED]
+    row = _random_row(model, device, length)
+    _attend(attention, row, (length,))[-1].float().sum().backward()
+    gradient = row[2].grad
+    if gradient is None:
+        return float("nan")
+    if not gradient[length - window].abs().max() > 0:
+        raise ConfigError(
+            f"attention {model.attention_backend!r} has another window: the token {window} before the end of a document got no "
+            f"gradient, need one from a window of {window}. Choose another with model.attention (torch always can)."
+        )
+    return float(gradient[: length - window].abs().max())
+
+
+def _random_row(model: PackedGPTModel, device: torch.device, length: int) -> list[torch.Tensor]:
+    """Queries, keys and values [length, 1, heads of this rank, head_dim] that want a gradient."""
     config = model.config
     ranks = config.tensor_model_parallel_size
     heads = (config.num_attention_heads // ranks, max(1, config.num_query_groups // ranks))
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(sum(_LENGTHS), 1, count, config.kv_channels, generator=generator).to(device, dtype).requires_grad_()
+        torch.randn(length, 1, count, config.kv_channels, generator=generator)
+        .to(device, config.params_dtype)
+        .requires_grad_()
         for count in (heads[0], heads[1], heads[1])
     ]
 
@@ -97,7 +137,7 @@ def _outside(gradient: torch.Tensor | None, inside: slice) -> float:
 def _refuse(found: Isolation) -> None:
     problem = None
     if found.leak != 0.0:  # NaN, where no gradient came at all, is unequal too
-        problem = f"a document sends a gradient of {found.leak:.3g} to another document of its row, need exactly 0"
+        problem = f"a gradient of {found.leak:.3g} reaches another document, or a token before a window; need exactly 0"
     elif not found.difference <= found.tolerance:
         problem = (
             f"a document in a row differs from itself alone by {found.difference:.3g} of the largest output, need at most "

@@ -18,9 +18,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 FinalNorm = TENorm
 
 
-def layer_spec() -> ModuleSpec:
-    """Layer of Transformer Engine with its own core attention."""
-    return get_gpt_layer_with_transformer_engine_spec()
+def layer_spec(*, qk_norm: bool = False) -> ModuleSpec:
+    """Layer of Transformer Engine with its own core attention, which reads windows from the configuration."""
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
 
 
 def initialize_overlap(*, tokens: int, hidden_size: int, tensor_model_parallel_size: int, fp8: bool) -> None:

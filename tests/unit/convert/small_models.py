@@ -46,6 +46,28 @@ SMALL = {
     ),
     "qwen2-tied": dataclasses.replace(_LLAMA, family="qwen2", qkv_bias=True, tied_embeddings=True, norm_epsilon=1e-6),
     "qwen2": dataclasses.replace(_LLAMA, family="qwen2", qkv_bias=True, num_query_groups=6),
+    "mistral-window": dataclasses.replace(_LLAMA, family="mistral", sliding_window=9),
+    "qwen3-tied": dataclasses.replace(
+        _LLAMA, family="qwen3", qk_norm=True, head_dim=24, tied_embeddings=True, norm_epsilon=1e-6
+    ),
+    "gemma3": dataclasses.replace(  # as 4B: a window shorter than a document, layers of both kinds, one group
+        _LLAMA,
+        family="gemma3",
+        num_query_groups=1,
+        tied_embeddings=True,
+        activation="gelu_tanh",
+        qk_norm=True,
+        zero_centered_norms=True,
+        post_norms=True,
+        scaled_embedding=True,
+        query_pre_attn_scalar=20,
+        sliding_window=7,
+        global_every=2,
+        rope_theta=1e6,
+        local_rope_theta=1e4,
+        rope_factor=8.0,
+        norm_epsilon=1e-6,
+    ),
     "baichuan2-rope": _BAICHUAN,
     "baichuan2-alibi": dataclasses.replace(_BAICHUAN, alibi=True, rope_theta=None),
 }
@@ -57,7 +79,8 @@ def random_weights(architecture: Architecture, dtype: torch.dtype = torch.float3
     weights = {}
     for name, shape in hf_shapes(architecture).items():
         values = torch.randn(shape, generator=generator)
-        weights[name] = (1 + 0.1 * values if name.endswith("norm.weight") else 0.15 * values).to(dtype)
+        is_norm, middle = name.endswith("norm.weight"), 0 if architecture.zero_centered_norms else 1
+        weights[name] = (middle + 0.1 * values if is_norm else 0.15 * values).to(dtype)
     return weights
 
 

@@ -278,7 +278,7 @@ def test_settings_that_change_nothing_are_accepted(changes: dict[str, Any]) -> N
         ({"pad_token_id": [0]}, r"wrong setting 'pad_token_id': got \[0\], need a token id"),
         ({"rope_scaling": "linear"}, "wrong setting 'rope_scaling': got 'linear', need an object"),
         ({"rope_scaling": [2]}, r"wrong setting 'rope_scaling': got \[2\], need an object"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "unsupported setting 'rope_scaling': got .*linear"),
+        ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "unsupported setting 'rope_scaling': got .*linear"),
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "unsupported setting 'rope_scaling'"),
         ({"rope_scaling": {**_LLAMA_3_1, "factor": "8"}}, "unsupported setting 'rope_scaling'"),
         ({"rope_scaling": {**_LLAMA_3_1, "high_freq_factor": 1.0}}, "unsupported setting 'rope_scaling'"),

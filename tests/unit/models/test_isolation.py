@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["llama", "qwen2-tied", "baichuan2-alibi"])
+@pytest.mark.parametrize("name", ["llama", "qwen2-tied", "baichuan2-alibi", "mistral-window", "gemma3"])
 def test_the_attention_of_every_family_is_proved_apart(alone: None, name: str, precision: str) -> None:
     model = build_model(dataclasses.replace(SMALL[name], head_dim=64), precision=precision)
     found = prove_isolation(model, CPU)
@@ -46,9 +46,9 @@ def without_gradient(*arguments: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kernel", "problem"),
     [
-        (as_one_document, r"a document sends a gradient of .* need exactly 0"),
+        (as_one_document, r"a gradient of .* reaches another document, .* need exactly 0"),
         (with_other_scale, r"a document in a row differs from itself alone by .* need at most 2e-05"),
-        (without_gradient, r"a gradient of nan to another document"),
+        (without_gradient, r"a gradient of nan reaches another document"),
     ],
 )
 def test_a_backend_that_leaks_is_refused_by_name(alone: None, kernel: Any, problem: str) -> None:
@@ -57,6 +57,30 @@ def test_a_backend_that_leaks_is_refused_by_name(alone: None, kernel: Any, probl
     with pytest.raises(
         ConfigError, match=rf"attention 'torch' does not keep documents apart: {problem}.*model\.attention"
     ):
+        prove_isolation(model, CPU)
+
+
+def with_window(change: int) -> Any:
+    def kernel(*arguments: Any) -> torch.Tensor:
+        *rest, window = arguments
+        return attend_by_document(*rest, None if window is None else window + change)
+
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (1, "does not keep documents apart: a gradient of .* reaches another document, or a token before a window"),
+        (-1, "has another window: the token 7 before the end of a document got no gradient, need one from a window of 7"),
+    ],
+)
+def test_a_window_of_another_length_is_refused(alone: None, change: int, problem: str) -> None:
+    model = build_model(SMALL["gemma3"])
+    found = prove_isolation(model, CPU)
+    assert found is not None and set(found.windows) == {7, None}
+    model.decoder.layers[0].self_attention.core_attention.kernel = with_window(change)
+    with pytest.raises(ConfigError, match=f"attention 'torch' {problem}"):
         prove_isolation(model, CPU)
 
 
