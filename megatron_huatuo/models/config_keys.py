@@ -20,11 +20,12 @@ WITHOUT_EFFECT = frozenset(
     attn_implementation auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
     finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label is_decoder
-    is_encoder_decoder label2id length_penalty max_length max_sequence_length max_window_layers min_length
+    is_encoder_decoder is_llama_config label2id length_penalty max_length max_sequence_length max_window_layers min_length
     model_max_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
     output_hidden_states output_scores prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
     return_dict return_dict_in_generate sep_token_id sliding_window suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version
     typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict""".split()  # noqa: SIM905
 )
 CHECKED_APART = frozenset({"layer_types", "position_embedding", "rope_parameters", "rope_scaling", "rope_theta"})
@@ -38,6 +39,8 @@ REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
     "pruned_heads": ({},),
+    "quantization_config": (None,),
+    "rope_interleaved": (False,),
     "use_mrope": (False,),
     "use_sliding_window": (False,),
     "z_loss_weight": (0,),

@@ -15,173 +15,16 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture, RopeScaling
 from megatron_huatuo.models.hf_config import architecture_fields, config_json, load_architecture
 from megatron_huatuo.models.registry import get_preset
+from tests.unit.convert.published_configs import (
+    COMMON,
+    GEMMA,
+    GEMMA_3_1B,
+    LLAMA_2_7B,
+    LLAMA_3_1,
+    MOST_USED,
+    PUBLISHED,
+)
 
-_COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16"}
-_LLAMA = {
-    **_COMMON,
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-}
-_LLAMA_2 = {
-    **_LLAMA,
-    "max_position_embeddings": 4096,
-    "torch_dtype": "float16",
-    "transformers_version": "4.31.0.dev0",
-    "vocab_size": 32000,
-}
-_LLAMA_2_7B = {
-    **_LLAMA_2,
-    "_name_or_path": "meta-llama/Llama-2-7b-hf",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-}
-_LLAMA_2_13B = {
-    **_LLAMA_2,
-    "_name_or_path": "meta-llama/Llama-2-13b-hf",
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_attention_heads": 40,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 40,
-}
-_LLAMA_3_8B = {
-    **_LLAMA,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 8192,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rope_theta": 500000.0,
-    "transformers_version": "4.40.0.dev0",
-    "vocab_size": 128256,
-}
-_LLAMA_3_1 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3",
-}
-_YI_34B = {
-    **_LLAMA,
-    "hidden_size": 7168,
-    "intermediate_size": 20480,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 56,
-    "num_hidden_layers": 60,
-    "num_key_value_heads": 8,
-    "pad_token_id": 0,
-    "rope_theta": 5000000.0,
-    "transformers_version": "4.34.0",
-    "vocab_size": 64000,
-}
-_QWEN = {
-    **_COMMON,
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-    "max_position_embeddings": 131072,
-    "model_type": "qwen2",
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "transformers_version": "4.40.1",
-    "use_mrope": False,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
-_QWEN_7B = {
-    **_QWEN,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "max_window_layers": 28,
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-}
-_QWEN_14B = {
-    **_QWEN,
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "max_window_layers": 48,
-    "num_attention_heads": 40,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "transformers_version": "4.43.1",
-}
-_QWEN_INSTRUCT = {"eos_token_id": 151645, "max_position_embeddings": 32768, "transformers_version": "4.43.1"}
-
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Llama-2-7b-hf": _LLAMA_2_7B,
-    "Llama-2-7b-chat-hf": {**_LLAMA_2_7B, "_name_or_path": "meta-llama/Llama-2-7b-chat-hf", "pad_token_id": 0},
-    "Llama-2-13b-hf": _LLAMA_2_13B,
-    "Llama-2-13b-hf, first version": {**_LLAMA_2_13B, "pretraining_tp": 2, "pad_token_id": 0},
-    "Meta-Llama-3-8B": _LLAMA_3_8B,
-    "Meta-Llama-3-8B-Instruct": {**_LLAMA_3_8B, "eos_token_id": 128009},
-    "Llama-3.1-8B": {
-        **_LLAMA_3_8B,
-        "max_position_embeddings": 131072,
-        "mlp_bias": False,
-        "rope_scaling": _LLAMA_3_1,
-        "transformers_version": "4.43.0.dev0",
-    },
-    "Llama-3.1-8B-Instruct": {
-        **_LLAMA_3_8B,
-        "eos_token_id": [128001, 128008, 128009],
-        "max_position_embeddings": 131072,
-        "mlp_bias": False,
-        "rope_scaling": _LLAMA_3_1,
-        "transformers_version": "4.42.3",
-    },
-    "Yi-34B": _YI_34B,
-    "Yi-34B-Chat": {**_YI_34B, "attention_bias": False, "transformers_version": "4.35.0"},
-    "Yi-1.5-34B": {
-        **_YI_34B,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "rms_norm_eps": 1e-06,
-        "transformers_version": "4.40.0",
-        "use_cache": False,
-    },
-    "Qwen2.5-0.5B": {
-        **_QWEN,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "max_position_embeddings": 32768,
-        "max_window_layers": 24,
-        "num_attention_heads": 14,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 2,
-        "sliding_window": 32768,
-        "tie_word_embeddings": True,
-        "vocab_size": 151936,
-    },
-    "Qwen2.5-7B": _QWEN_7B,
-    "Qwen2.5-7B-Instruct": {key: v for key, v in {**_QWEN_7B, **_QWEN_INSTRUCT}.items() if key != "use_mrope"},
-    "Qwen2.5-14B": _QWEN_14B,
-    "Qwen2.5-14B-Instruct": {
-        key: v
-        for key, v in {**_QWEN_14B, **_QWEN_INSTRUCT, "rms_norm_eps": 1e-06, "max_window_layers": 70}.items()
-        if key != "use_mrope"
-    },
-}
 BASES = {
     "llama-2-7b": "Llama-2-7b-hf",
     "llama-2-13b": "Llama-2-13b-hf",
@@ -189,6 +32,16 @@ BASES = {
     "yi-34b": "Yi-34B",
     "qwen2.5-7b": "Qwen2.5-7B",
     "qwen2.5-14b": "Qwen2.5-14B",
+    "qwen3-0.6b": "Qwen3-0.6B-Base",
+    "qwen3-1.7b": "Qwen3-1.7B-Base",
+    "qwen3-4b": "Qwen3-4B-Base",
+    "qwen3-8b": "Qwen3-8B-Base",
+    "qwen3-14b": "Qwen3-14B-Base",
+    "qwen3-32b": "Qwen3-32B",
+    "mistral-7b-v0.1": "Mistral-7B-v0.1",
+    "mistral-7b-v0.3": "Mistral-7B-v0.3",
+    "mistral-nemo-12b": "Mistral-Nemo-Base-2407",
+    "mistral-small-24b": "Mistral-Small-24B-Base-2501",
 }
 
 
@@ -220,6 +73,111 @@ def test_preset_is_the_published_base_model(preset: str) -> None:
     assert Architecture(**architecture_fields(PUBLISHED[BASES[preset]], "config.json")) == get_preset(preset)
 
 
+@pytest.mark.parametrize("name", GEMMA)
+def test_text_part_of_gemma_3_is_read_as_transformers_reads_it(tmp_path: Path, name: str) -> None:
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA[name]))
+    found, expected = load_architecture(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    expected = getattr(expected, "text_config", expected)
+    assert found == get_preset(name.removesuffix("-pt"))
+    assert (found.num_layers, found.hidden_size, found.head_dim) == (
+        expected.num_hidden_layers,
+        expected.hidden_size,
+        expected.head_dim,
+    )
+    assert (found.num_attention_heads, found.num_query_groups) == (
+        expected.num_attention_heads,
+        expected.num_key_value_heads,
+    )
+    assert (found.ffn_hidden_size, found.vocab_size) == (expected.intermediate_size, expected.vocab_size)
+    assert (found.query_pre_attn_scalar, found.tied_embeddings) == (
+        expected.query_pre_attn_scalar,
+        expected.tie_word_embeddings,
+    )
+    kinds = [expected.sliding_window if kind == "sliding_attention" else None for kind in expected.layer_types]
+    assert found.windows() == kinds
+    rope = expected.rope_parameters
+    assert (found.rope_theta, found.local_rope_theta) == (
+        rope["full_attention"]["rope_theta"],
+        rope["sliding_attention"]["rope_theta"],
+    )
+    assert found.rope_factor == rope["full_attention"].get("factor", 1.0)
+    expected.save_pretrained(tmp_path / "again")  # as transformers 5 writes it
+    assert load_architecture(tmp_path / "again") == found
+    written = json.loads(json.dumps(config_json(found, "bfloat16")))
+    assert (
+        Architecture(**architecture_fields(written, "config.json")) == found == Architecture.from_dict(found.to_dict())
+    )
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    ours = AutoConfig.from_pretrained(tmp_path)
+    assert (ours.rope_parameters, ours.layer_types) == (rope, expected.layer_types)
+
+
+@pytest.mark.parametrize("name", MOST_USED)
+def test_each_of_the_most_used_models_is_accepted_or_refused_with_one_sentence(tmp_path: Path, name: str) -> None:
+    config, refusal = MOST_USED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if refusal is None:
+        assert load_architecture(tmp_path).num_layers > 0
+        return
+    with pytest.raises(ConfigError, match=refusal) as caught:
+        load_architecture(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "unsupported setting 'final_logit_softcapping': got 30.0, need None"),
+        ({"use_bidirectional_attention": True}, "unsupported setting 'use_bidirectional_attention': got True"),
+        (
+            {"hidden_activation": "gelu"},
+            "unsupported setting 'hidden_activation': got 'gelu', need 'gelu_pytorch_tanh'",
+        ),
+        ({"sliding_window": None}, "wrong setting 'sliding_window': got None, need a whole number above 0"),
+        ({"query_pre_attn_scalar": "256"}, "wrong setting 'query_pre_attn_scalar': got '256', need a whole number"),
+        ({"sliding_window_pattern": 0}, "wrong setting 'sliding_window_pattern': got 0, need a whole number above 0"),
+        ({"layer_types": ["full_attention"] * 26}, "'layer_types': got .* as sliding_window_pattern = 6 says"),
+        ({"layer_types": ["chunked_attention"]}, "unsupported setting 'layer_types': got 'chunked_attention', need"),
+        (
+            {"rope_parameters": {"global": {}}},
+            "unsupported setting 'rope_parameters': got 'global', need full_attention",
+        ),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "unsupported setting 'rope_parameters': got scaled sliding_attention, need plain",
+        ),
+        ({"num_key_value_heads": 3}, "wrong num_query_groups: got 3, need a divisor of num_attention_heads = 4"),
+    ],
+)
+def test_settings_of_gemma_that_are_not_supported_are_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GEMMA_3_1B, **changes}))
+    with pytest.raises(ConfigError, match=message):
+        load_architecture(tmp_path)
+
+
+def test_a_wrapper_without_its_text_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GEMMA["gemma-3-4b-pt"], "text_config": None}))
+    with pytest.raises(ConfigError, match="wrong setting 'text_config': got None, need an object"):
+        load_architecture(tmp_path)
+
+
+def test_linear_scaling_divides_positions(alone: None) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from megatron_huatuo.models.core.rotary import RowRotaryEmbedding
+
+    scaled = {**LLAMA_2_7B, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    fields = architecture_fields(scaled, "config.json")
+    expected, _ = ROPE_INIT_FUNCTIONS["linear"](LlamaConfig(**copy.deepcopy(scaled)), "cpu")
+    settings = {"rotary_percent": 1.0, "rotary_base": fields["rope_theta"], "use_cpu_initialization": True}
+    assert torch.equal(RowRotaryEmbedding(128, factor=fields["rope_factor"], **settings).inv_freq, expected)
+
+
 def test_frequencies_of_llama_3_1_are_those_of_transformers(alone: None) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -241,11 +199,11 @@ def test_transformers_reads_what_is_written_without_a_word(tmp_path: Path, capfd
     architecture = Architecture(**architecture_fields(PUBLISHED["Llama-3.1-8B"], "config.json"))
     written = config_json(architecture, "bfloat16")
     assert written["torch_dtype"] == written["dtype"] == "bfloat16"
-    assert written["rope_scaling"] == _LLAMA_3_1 and written["rope_theta"] == 500000.0
+    assert written["rope_scaling"] == LLAMA_3_1 and written["rope_theta"] == 500000.0
     (tmp_path / "config.json").write_text(json.dumps(written))
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.dtype == torch.bfloat16
-    assert config.rope_parameters == {**_LLAMA_3_1, "rope_theta": 500000.0}
+    assert config.rope_parameters == {**LLAMA_3_1, "rope_theta": 500000.0}
     config.save_pretrained(tmp_path / "again")
     assert load_architecture(tmp_path / "again") == architecture
     assert capfd.readouterr().err == ""
@@ -263,7 +221,7 @@ def test_transformers_reads_what_is_written_without_a_word(tmp_path: Path, capfd
     ],
 )
 def test_settings_that_change_nothing_are_accepted(changes: dict[str, Any]) -> None:
-    fields = architecture_fields({**_LLAMA_2_7B, **changes}, "config.json")
+    fields = architecture_fields({**LLAMA_2_7B, **changes}, "config.json")
     assert Architecture(**fields) == get_preset("llama-2-7b")
 
 
@@ -280,9 +238,9 @@ def test_settings_that_change_nothing_are_accepted(changes: dict[str, Any]) -> N
         ({"rope_scaling": [2]}, r"wrong setting 'rope_scaling': got \[2\], need an object"),
         ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "unsupported setting 'rope_scaling': got .*linear"),
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "unsupported setting 'rope_scaling'"),
-        ({"rope_scaling": {**_LLAMA_3_1, "factor": "8"}}, "unsupported setting 'rope_scaling'"),
-        ({"rope_scaling": {**_LLAMA_3_1, "high_freq_factor": 1.0}}, "unsupported setting 'rope_scaling'"),
-        ({"rope_scaling": _LLAMA_3_1, "rope_parameters": {"rope_type": "default"}}, "described twice, and differently"),
+        ({"rope_scaling": {**LLAMA_3_1, "factor": "8"}}, "unsupported setting 'rope_scaling'"),
+        ({"rope_scaling": {**LLAMA_3_1, "high_freq_factor": 1.0}}, "unsupported setting 'rope_scaling'"),
+        ({"rope_scaling": LLAMA_3_1, "rope_parameters": {"rope_type": "default"}}, "described twice, and differently"),
         ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}}, "described twice, and differently"),
         ({"rope_theta": "10000"}, "wrong setting 'rope_theta': got '10000', need a number above 0"),
         ({"rope_parameters": {"rope_theta": [1e4]}}, r"wrong setting 'rope_theta': got \[10000\.0\]"),
@@ -300,7 +258,7 @@ def test_settings_that_change_nothing_are_accepted(changes: dict[str, Any]) -> N
     ],
 )
 def test_wrong_values_are_one_line_that_names_them(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**_LLAMA_2_7B, **changes}))
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **changes}))
     with pytest.raises(ConfigError, match=message):
         load_architecture(tmp_path)
 
@@ -312,7 +270,7 @@ def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 _BAICHUAN = {
-    **_COMMON,
+    **COMMON,
     "model_type": "baichuan",
     "vocab_size": 125696,
     "rms_norm_eps": 1e-06,

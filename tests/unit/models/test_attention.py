@@ -67,6 +67,26 @@ def test_flex_attention_agrees_with_attention_by_document(with_alibi: bool) -> N
     torch.testing.assert_close(attend_with_flex(*tensors, segments, 0.25, of_heads), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [1, 2, 28, 59, 60, 61])
+def test_a_window_reaches_so_many_tokens_of_the_own_document(window: int) -> None:
+    (query, key, value), segments = _inputs()
+    tensors = [tensor.requires_grad_() for tensor in (query, key, value)]
+    got = attend_by_document(*tensors, segments, 0.25, None, window)
+    flex = attend_with_flex(*(tensor.detach() for tensor in tensors), segments, 0.25, None, window)
+    torch.testing.assert_close(flex, got.detach(), rtol=1e-5, atol=1e-6)
+    position = torch.arange(128)
+    document = torch.searchsorted(segments.cu_seqlens, position.int(), right=True)
+    distance = position[:, None] - position[None, :]
+    allowed = (document[:, None] == document[None, :]) & (distance >= 0) & (distance < window)
+    scores = torch.einsum("ind,jnd->nij", query, key.repeat_interleave(3, dim=1)) * 0.25
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    expected = torch.einsum("nij,jnd->ind", weights, value.repeat_interleave(3, dim=1))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    got[99].sum().backward()  # the last token of the fourth document, 40 … 99
+    reached = value.grad.abs().sum((1, 2)).nonzero().flatten().tolist()
+    assert reached == list(range(max(40, 100 - window), 100))
+
+
 def test_alibi_in_bf16_keeps_the_distance_of_far_tokens() -> None:
     """Error against float32 at most twice that of rounding the inputs; a bf16 bias would be far beyond it."""
     torch.manual_seed(2)

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
-from megatron_huatuo.models.core.cpu_kernels import WeightGradient, apply_rotary_pos_emb, bias_swiglu, rms_norm
+from megatron_huatuo.models.core.cpu_kernels import (
+    WeightGradient,
+    apply_rotary_pos_emb,
+    bias_geglu,
+    bias_swiglu,
+    rms_norm,
+)
 
 SEQ, BATCH, HEADS, DIM = 7, 2, 3, 8
 
@@ -51,6 +57,26 @@ def test_gated_unit_equals_plain_autograd(generator: torch.Generator) -> None:
     for got, want in zip(ours, result_and_gradient(plain, x), strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(bias_swiglu(x, None), bias_swiglu(x, torch.zeros(2 * DIM)))
+
+
+def test_gelu_gated_unit_equals_plain_autograd_and_the_fused_kernel(generator: torch.Generator) -> None:
+    from megatron.core.fusions.fused_bias_geglu import geglu, geglu_back
+
+    x = 3 * torch.randn(SEQ, BATCH, 2 * DIM, generator=generator)
+    bias = torch.randn(2 * DIM, generator=generator)
+
+    def plain(t: torch.Tensor) -> torch.Tensor:
+        gate, up = (t + bias).chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh") * up
+
+    ours = result_and_gradient(lambda t: bias_geglu(t, bias), x)
+    for got, want in zip(ours, result_and_gradient(plain, x), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    output, gradient = result_and_gradient(lambda t: bias_geglu(t, None), x)
+    with torch.compiler.set_stance("force_eager"):
+        weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+        torch.testing.assert_close(geglu(x), output, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(geglu_back(weights, x), gradient, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])

@@ -20,6 +20,13 @@ from megatron_huatuo.models.registry import get_preset
         ("llama-3-8b", 8_030_261_248),
         ("yi-34b", 34_388_917_248),
         ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-8b", 8_190_735_360),
+        ("qwen3-32b", 32_762_123_264),
+        ("mistral-7b-v0.1", 7_241_732_096),
+        ("mistral-nemo-12b", 12_247_782_400),
+        ("gemma-3-1b", 999_885_952),
+        ("gemma-3-4b", 3_880_263_168),
     ],
 )
 def test_parameters_are_those_of_the_published_models(preset: str, parameters: int) -> None:
@@ -37,6 +44,13 @@ def test_tied_embeddings_count_once_as_parameters_and_once_as_a_product() -> Non
     tied = dataclasses.replace(toy, tied_embeddings=True)
     assert count_parameters(toy) - count_parameters(tied) == 3072 * 192
     assert flops_per_token(tied, 256) == flops_per_token(toy, 256)
+
+
+def test_local_layers_attend_to_their_window_alone() -> None:
+    windowed = dataclasses.replace(get_preset("toy"), sliding_window=64, global_every=2)
+    saved = 12 * 192 * (256 - 64)
+    assert flops_per_token(get_preset("toy"), 256) - flops_per_token(windowed, 256) == saved
+    assert flops_per_token(windowed, 64) == flops_per_token(get_preset("toy"), 64)
 
 
 def test_flops_of_7b_are_near_six_times_its_parameters() -> None:

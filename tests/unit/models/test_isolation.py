@@ -72,7 +72,10 @@ def with_window(change: int) -> Any:
     ("change", "problem"),
     [
         (1, "does not keep documents apart: a gradient of .* reaches another document, or a token before a window"),
-        (-1, "has another window: the token 7 before the end of a document got no gradient, need one from a window of 7"),
+        (
+            -1,
+            "has another window: the token 7 before the end of a document got no gradient, need one from a window of 7",
+        ),
     ],
 )
 def test_a_window_of_another_length_is_refused(alone: None, change: int, problem: str) -> None:
