@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Start the ranks of one node:  examples/launch_node.sh CONFIG [FLAGS OF tools/train.py...]
+# or look at the machines:      examples/launch_node.sh check [FLAGS OF tools/check_cluster.py...]
 #
 # Run it once on every node, from the repository root, with the same command line: started again, it resumes. The
 # run.sh of each example and slurm/train.sbatch call it. From the environment (docs/cluster.md has them all):
@@ -7,7 +8,7 @@
 #   SHUTDOWN_TIMEOUT=600  RUN_ID  LOG_DIR  PYTHON
 set -euo pipefail
 
-config=${1:?"usage: launch_node.sh CONFIG [FLAGS OF tools/train.py...]"}
+config=${1:?"usage: launch_node.sh CONFIG [FLAGS OF tools/train.py...], or launch_node.sh check [FLAGS OF tools/check_cluster.py...]"}
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 nnodes=${NNODES:-1}
@@ -31,6 +32,11 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-
 # torch before 2.12 waits 30 s whatever it says, and its torchrun refuses the option --shutdown-timeout.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SHUTDOWN_TIMEOUT:-600}
 
+tool=("$root/tools/train.py" --config "$config")
+if [[ $config == check ]]; then
+  tool=("$root/tools/check_cluster.py")
+  MAX_RESTARTS=0
+fi
 launcher=(--nproc-per-node "${GPUS_PER_NODE:-8}" --max-restarts "${MAX_RESTARTS:-3}")
 if [[ $nnodes == 1 ]]; then
   launcher+=(--standalone)
@@ -73,4 +79,4 @@ if [[ -n ${LOG_DIR:-} ]]; then # one log a rank; the first rank of the node on t
   launcher+=(--log-dir "$LOG_DIR/node_$node_rank" --tee 3 --local-ranks-filter 0)
 fi
 
-exec "$PYTHON" -m torch.distributed.run "${launcher[@]}" "$root/tools/train.py" --config "$config" "$@"
+exec "$PYTHON" -m torch.distributed.run "${launcher[@]}" "${tool[@]}" "$@"

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.cluster.cluster_bandwidth import measure_bandwidth
 from megatron_huatuo.cluster.cluster_files import check_shared_files
+from megatron_huatuo.cluster.cluster_links import Links, measure_links
 from megatron_huatuo.cluster.cluster_ranks import RankFacts, describe_rank, nodes_of, ranges_of
 from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
 from megatron_huatuo.errors import ConfigError, HuatuoError
@@ -186,7 +187,18 @@ def _check_bandwidth(facts: list[RankFacts], device: torch.device, settings: Clu
         if limit is not None and result.name == "all-reduce, all ranks" and result.bus_gb_per_s < limit:
             verdict, text = "fail", f"{text}; need {limit:g} (--min-bus-gb-per-s)"
         findings.append(Finding(result.name, verdict, text))
+    if len(nodes := nodes_of(facts)) > 1:
+        findings.append(_check_links(measure_links(nodes, device, mib << 20), mib))
     return findings
+
+
+def _check_links(links: Links, mib: int) -> Finding:
+    slowest = max(links.seconds, key=lambda pair: links.seconds[pair])
+    rate = (mib << 20) / links.seconds[slowest] / 1e9
+    text = f"slowest of {len(links.seconds)} pairs: {slowest[0]} - {slowest[1]}, {rate:.2f} GB/s each way"
+    if links.slow:
+        return Finding("links", "warn", f"{text}; at less than half of the usual: {', '.join(links.slow)}")
+    return Finding("links", "pass", text)
 
 
 def is_ready(findings: list[Finding]) -> bool:

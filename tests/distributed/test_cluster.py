@@ -18,6 +18,7 @@ from megatron_huatuo.cluster import check as cluster
 from megatron_huatuo.cluster.check import format_findings, is_ready
 from megatron_huatuo.cluster.cluster_bandwidth import bus_gb_per_s
 from megatron_huatuo.cluster.cluster_files import check_shared_files
+from megatron_huatuo.cluster.cluster_links import rounds_of_pairs, stand_out
 from megatron_huatuo.cluster.cluster_ranks import RankFacts, ranges_of
 from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
 from megatron_huatuo.errors import ConfigError
@@ -88,6 +89,7 @@ def test_nodes_are_measured_apart(tmp_path: Path) -> None:
     assert found["ranks"][1] == "4 ranks on 2 nodes, 2 each"
     assert {"all-reduce, each node", "all-gather, each node"} <= found.keys()
     assert found["clocks"][0] == "pass"
+    assert found["links"][1].startswith("slowest of 1 pairs: node-0 - node-1, ")
 
 
 def test_every_fault_is_found_and_named(tmp_path: Path) -> None:
@@ -147,6 +149,24 @@ def test_gpus_without_one_connection_are_warned_of() -> None:
     assert cluster._check_environment([facts(0, "a")]).verdict == "warn"
     good = facts(0, "a", environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
     assert cluster._check_environment([good]).verdict == "pass"
+
+
+def test_pairs_of_nodes_meet_once() -> None:
+    assert rounds_of_pairs(2) == [[(0, 1)]]
+    assert rounds_of_pairs(3) == [[(1, 2)], [(0, 2)], [(0, 1)]]
+    for nodes in (4, 7, 8, 100):
+        rounds = rounds_of_pairs(nodes)
+        pairs = [pair for pairs in rounds for pair in pairs]
+        assert len(set(pairs)) == len(pairs) and all(a < b for a, b in pairs)
+        assert all(len({node for pair in pairs for node in pair}) == 2 * (nodes // 2) for pairs in rounds)
+        assert len(rounds) == min(5, nodes - 1 + nodes % 2)
+
+
+def test_a_slow_node_and_a_slow_link_are_told_apart() -> None:
+    assert stand_out({("a", "b"): 1.0, ("a", "c"): 9.0, ("b", "c"): 9.0}) == ["c"]
+    assert stand_out({("a", "b"): 1.0, ("a", "c"): 1.0, ("b", "c"): 9.0}) == ["b - c"]
+    assert stand_out({("a", "b"): 1.0, ("a", "c"): 1.9, ("b", "c"): 2.0}) == []
+    assert stand_out({("a", "b"): 9.0}) == []
 
 
 def test_unknown_device_is_refused() -> None:

@@ -69,6 +69,12 @@ def test_time_to_save_after_sigterm_is_told_by_the_environment(fake_python: Path
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=90" in lines and not any("shutdown" in line for line in lines)
 
 
+def test_the_same_launcher_looks_at_the_machines(fake_python: Path) -> None:
+    lines = start("launch_node.sh", fake_python, "check", "--directory", "runs", MAX_RESTARTS="3").stdout.splitlines()
+    assert lines[2:10] == ["--nproc-per-node", "8", "--max-restarts", "0", "--standalone",
+                           str(ROOT / "tools" / "check_cluster.py"), "--directory", "runs"]  # fmt: skip
+
+
 def test_the_checkout_comes_before_an_installed_package(fake_python: Path) -> None:
     assert f"PYTHONPATH={ROOT}:/theirs" in start("huatuo2_7b/run.sh", fake_python, PYTHONPATH="/theirs").stdout
 
