@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Turn conversations (JSON Lines) into indexed token data: P.bin, P.idx and the manifest P.json."""
+"""Turn conversations or texts (JSON Lines) into indexed token data: P.bin, P.idx and the manifest P.json."""
 
 from __future__ import annotations
 
+import datetime
 import sys
 
 from megatron_huatuo.config import argument_parser
@@ -26,10 +27,39 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--max-bad-lines", type=int, default=0, metavar="N", help="bad lines to skip before stopping")
-    parser.add_argument("--source", type=str, default=None, metavar="NAME", help="only conversations of this source")
+    parser.add_argument("--source", type=str, default=None, metavar="NAME", help="only records of this source")
+    parser.add_argument(
+        "--format",
+        type=str,
+        default="conversations",
+        choices=("conversations", "text"),
+        help="text: documents as they are, every token trained on, eos at the end (default: conversations)",
+    )
+    parser.add_argument(
+        "--chat-format",
+        type=str,
+        default=None,
+        choices=("huatuo", "native"),
+        help="huatuo: the recipe's (default); native: the tokenizer's own chat template, system turn and thinking included",
+    )
+    parser.add_argument(
+        "--train-on-thinking",
+        type=_true_or_false,
+        default=None,
+        metavar="true|false",
+        help="with native: train on what stands before </think> in an answer too (default: true)",
+    )
+    parser.add_argument(
+        "--template-date",
+        type=datetime.date.fromisoformat,
+        default=None,
+        metavar="YYYY-MM-DD",
+        help="with native: the date that templates write which ask for today's (default: today's)",
+    )
     args = parser.parse_args()
 
     from megatron_huatuo.index.build import build_index
+    from megatron_huatuo.index.formats import FormatSettings
 
     build_index(
         args.input,
@@ -38,7 +68,14 @@ def main() -> None:
         workers=args.workers,
         max_bad_lines=args.max_bad_lines,
         source=args.source,
+        settings=FormatSettings(args.format, args.chat_format, args.train_on_thinking, args.template_date),
     )
+
+
+def _true_or_false(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
 
 
 if __name__ == "__main__":

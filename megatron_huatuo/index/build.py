@@ -1,7 +1,7 @@
-"""Conversations in JSON Lines -> `P.bin`, `P.idx`, `P.origin.npy`, `P.json`, tokenised by many processes.
+"""Conversations or texts in JSON Lines -> `P.bin`, `P.idx`, `P.origin.npy`, `P.json`, tokenised by many processes.
 
 Invariant: the bytes of all files depend on the input, the tokenizer and the options alone, never on the number of
-workers; and every conversation that was read is a document or is counted by the reason for which it is none.
+workers; and every record that was read is a document or is counted by the reason for which it is none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 from megatron_huatuo.config import at_least
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
-from megatron_huatuo.index.chat_format import CHAT_FORMAT, encode_tag
 from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
+from megatron_huatuo.index.encoded import RecordFormat
+from megatron_huatuo.index.formats import DEFAULT_FORMAT, FormatSettings, open_format
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress
@@ -26,6 +27,7 @@ from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.jsonl import BadLines, describe_tolerated
 from megatron_huatuo.storage.manifest import sha256_file
 from megatron_huatuo.storage.record_files import is_json_lines
+from megatron_huatuo.storage.targets import rule_named
 from megatron_huatuo.storage.text_files import COMPRESSIONS
 
 _log = get_logger(__name__)
@@ -39,13 +41,15 @@ def build_index(
     workers: int | None = None,
     max_bad_lines: int = 0,
     source: str | None = None,
+    settings: FormatSettings = DEFAULT_FORMAT,
 ) -> dict[str, Any]:
-    """Tokenise conversations, in the order of `inputs` and their lines, into one index; returns its manifest.
+    """Tokenise conversations or texts, in the order of `inputs` and their lines, into one index; returns its manifest.
 
-    inputs: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` files, `.gz` and `.zst` too, in any layout of `read_dialogues`. tokenizer: what `load_tokenizer` takes.
+    inputs: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` files, `.gz` and `.zst` too, in any layout of
+    `read_dialogues`. tokenizer: what `load_tokenizer` takes.
     workers: tokenising processes, default one per core; 1 works in this process, and so does input of one chunk.
-    max_bad_lines: how many are skipped and counted before the run stops. source: take only conversations of this
-    source; the others are counted.
+    max_bad_lines: how many are skipped and counted before the run stops. source: take only records of this source; the
+    others are counted. settings: the format.
 
     Raises: DataError for input that cannot be read, for a bad line too many, and when no document is left; ConfigError
     for settings or a tokenizer that do not fit; HuatuoError when a worker dies. Nothing is published then.
@@ -53,13 +57,17 @@ def build_index(
     paths = [fspath(path) for path in inputs]
     _check(paths, workers)
     opened = load_tokenizer(tokenizer)
-    encode_tag(opened)
+    settings = settings.dated()
+    form = open_format(settings, opened)
     totals = _Totals(max_bad_lines)
-    with _write_errors(output_prefix), IndexedWriter(output_prefix, opened.vocab_size) as writer:
-        chunks = split_inputs(paths)
+    with (
+        _write_errors(output_prefix),
+        IndexedWriter(output_prefix, opened.vocab_size, rule=rule_named(form.name)) as writer,
+    ):
+        chunks = split_inputs(paths, form)
         first = list(itertools.islice(chunks, 2))
         crew = 1 if len(first) < 2 else (workers or available_cores())
-        encode = functools.partial(encode_chunk, tokenizer_path=fspath(tokenizer), source=source)
+        encode = functools.partial(encode_chunk, tokenizer_path=fspath(tokenizer), source=source, settings=settings)
         with (
             contextlib.closing(ordered_map(encode, itertools.chain(first, chunks), crew)) as results,
             progress(total=_total_bytes(paths), description="tokenise", unit="B", unit_scale=True) as bar,
@@ -77,12 +85,13 @@ def build_index(
                 bar.update(result.num_bytes)
         if writer.documents == 0:
             raise DataError(
-                f"no conversation to index: {len(paths)} files hold {totals.counts['conversations']} conversations, "
+                f"no {settings.records.removesuffix('s')} to index: {len(paths)} files hold "
+                f"{totals.counts['conversations']} {settings.records}, "
                 f"{totals.counts['other_source']} of another source, dropped {totals.dropped()}"
                 f"{'; ' if totals.bad.tolerated else ''}{describe_tolerated(totals.bad.tolerated)}. "
                 f"{'Check --source.' if totals.counts['other_source'] else 'Check --input.'}"
             )
-        manifest = writer.finish(_manifest_content(opened, fspath(tokenizer), paths, source, totals))
+        manifest = writer.finish(_manifest_content(opened, fspath(tokenizer), form, paths, source, totals))
     _report(fspath(output_prefix), manifest)
     return manifest
 
@@ -136,11 +145,17 @@ def _total_bytes(paths: list[str]) -> int | None:
 
 
 def _manifest_content(
-    tokenizer: Tokenizer, tokenizer_path: str, paths: list[str], source: str | None, totals: _Totals
+    tokenizer: Tokenizer,
+    tokenizer_path: str,
+    form: RecordFormat,
+    paths: list[str],
+    source: str | None,
+    totals: _Totals,
 ) -> dict[str, Any]:
     counts = totals.counts
     return {
-        "chat_format": CHAT_FORMAT,
+        "chat_format": form.name,
+        **form.describe(),
         "tokenizer": {
             "path": tokenizer_path,
             "sha256": tokenizer.sha256,
@@ -155,10 +170,8 @@ def _manifest_content(
         "bad_lines": [line._asdict() for line in totals.bad.lines],
         "tolerated": dict(totals.bad.tolerated),
         "template": {"checked": counts["template_checked"], "mismatched": counts["template_mismatched"]},
-        "tags_encoded_apart": counts["tags_encoded_apart"],
+        **{name: counts[name] for name in form.counts},
         "unknown_tokens": counts["unknown_tokens"],
-        "system_in_question": counts["system_in_question"],
-        "answers_not_trained_on": counts["answers_not_trained_on"],
         "role_tag_in_text": counts["role_tag_in_text"],
         "unusual_character": counts["unusual_character"],
     }
@@ -179,8 +192,8 @@ def _report(output_prefix: str, manifest: dict[str, Any]) -> None:
     template = manifest["template"]
     if template["mismatched"]:
         _log.warning(
-            "the tokenizer encodes %d of %d checked conversations otherwise than segment by segment: a served prompt "
-            "gives other ids than training sees (merges across a role tag)",
+            "the tokenizer encodes %d of %d checked conversations otherwise than part by part: a served prompt gives other "
+            "ids than training sees (merges across a role tag)",
             template["mismatched"],
             template["checked"],
         )

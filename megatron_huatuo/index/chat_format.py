@@ -12,20 +12,20 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.index.encoded import EncodedDocuments, RecordFormat, count_untrained_answers
+from megatron_huatuo.storage.pairs import parse_conversations
 from megatron_huatuo.storage.records import Conversation, Turn
-from megatron_huatuo.storage.targets import CONTEXT, TRAINED
+from megatron_huatuo.storage.targets import CONTEXT, HUATUO_RULE, TRAINED
 
 if TYPE_CHECKING:
     from megatron_huatuo.index.tokenizer import Tokenizer
 
-CHAT_FORMAT = "huatuo2"
 QUESTION_TAG = "<问>："
 ANSWER_TAG = "\n<答>："
 # The served form. A system message joins the first question, as it does when conversations are read for training.
@@ -41,24 +41,6 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '" + ANSWER_TAG.replace("\n", "\\n") + "' -}}{%- endif -%}"
 )
 _NOTHING = np.zeros(0, dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class EncodedConversations:
-    """Conversations as flat arrays, in their order; what `IndexedWriter.add_documents` takes.
-
-    tokens: int32 [num_tokens]; sequence_lengths: int64 [num_sequences]; sequence_modes: int8 [num_sequences];
-    sequences_per_document: int64 [num_documents]; kept: int64 [num_documents], positions of the conversations that the
-    documents come from; dropped: conversations by reason; tags_apart: answers whose tag had to be encoded apart.
-    """
-
-    tokens: NDArray[np.int32]
-    sequence_lengths: NDArray[np.int64]
-    sequence_modes: NDArray[np.int8]
-    sequences_per_document: NDArray[np.int64]
-    kept: NDArray[np.int64]
-    dropped: Counter[str]
-    tags_apart: int
 
 
 def render(turns: Sequence[Turn]) -> str:
@@ -98,7 +80,7 @@ def encode_tag(tokenizer: Tokenizer) -> NDArray[np.int32]:
     return tag
 
 
-def encode_conversations(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> EncodedConversations:
+def encode_conversations(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> EncodedDocuments:
     """Encode conversations into documents of context and trained segments.
 
     A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos; an
@@ -140,7 +122,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     sequence_lengths = np.empty_like(lengths)
     sequence_lengths[0::2] = lengths[0::2] + len(tag)
     sequence_lengths[1::2] = lengths[1::2] - len(tag) + is_last
-    return EncodedConversations(
+    return EncodedDocuments(
         tokens=np.insert(flat, eos_places, tokenizer.eos_id),
         sequence_lengths=sequence_lengths,
         sequence_modes=np.stack([np.full(len(trained), CONTEXT), np.where(trained, TRAINED, CONTEXT)], 1)
@@ -149,7 +131,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
         sequences_per_document=2 * pairs,
         kept=np.flatnonzero(keep),
         dropped=dropped,
-        tags_apart=tags_apart,
+        counts=Counter(tags_encoded_apart=tags_apart),
     )
 
 
@@ -179,16 +161,44 @@ def _encode_tags_apart(
 
 
 def count_template_mismatches(
-    conversations: Sequence[Conversation], encoded: EncodedConversations, tokenizer: Tokenizer, limit: int | None = None
+    conversations: Sequence[Conversation], encoded: EncodedDocuments, tokenizer: Tokenizer, limit: int | None = None
 ) -> tuple[int, int]:
     """(checked, mismatched) of the first `limit` documents (None: all): stored ids against the whole text's, at once.
 
     A mismatch means that a served prompt gives other ids than training saw (merges across a tag).
     """
-    ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
+    ends = encoded.document_ends()
     starts = np.concatenate([[0], ends[:-1]])
     chosen = range(len(encoded.kept))[:limit]
     texts = [render(written_turns(conversations[int(encoded.kept[number])])) for number in chosen]
     whole = tokenizer.encode_batch(texts) if texts else []
     stored = (encoded.tokens[starts[number] : ends[number] - 1] for number in chosen)
     return len(texts), sum(not np.array_equal(one, other) for one, other in zip(whole, stored, strict=True))
+
+
+class HuatuoFormat(RecordFormat):
+    """The recipe's format with a tokenizer. Raises: ConfigError when the tokenizer has no ids for the answer's tag."""
+
+    name = HUATUO_RULE.chat_format
+    counts = ("tags_encoded_apart", "system_in_question", "answers_not_trained_on")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        encode_tag(tokenizer)
+
+    def parse(self, raw: Any, where: str, notes: Counter[str] | None = None) -> list[Conversation]:
+        return parse_conversations(raw, where, notes)
+
+    def texts_of(self, record: Conversation) -> list[str]:
+        return [*([] if record.system is None else [record.system]), *(turn.value for turn in record.turns)]
+
+    def encode(self, records: Sequence[Conversation]) -> EncodedDocuments:
+        found = encode_conversations(records, self._tokenizer)
+        found.counts["system_in_question"] = sum(one.system is not None for one in records)
+        found.counts["answers_not_trained_on"] = count_untrained_answers(records)
+        return found
+
+    def count_mismatches(
+        self, records: Sequence[Conversation], encoded: EncodedDocuments, limit: int | None = None
+    ) -> tuple[int, int]:
+        return count_template_mismatches(records, encoded, self._tokenizer, limit)

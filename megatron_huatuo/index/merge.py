@@ -14,14 +14,16 @@ from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
+from megatron_huatuo.storage.targets import target_rule
 
 _log = get_logger(__name__)
 
-_SAME = ("chat_format", "source")
+_SAME = ("chat_format", "train_on_thinking", "chat_template", "source")
 _SUMS = (
     "conversations",
     "other_source",
     "tags_encoded_apart",
+    "answers_joined_to_template",
     "unknown_tokens",
     "answers_not_trained_on",
     "system_in_question",
@@ -45,7 +47,8 @@ def merge_indexes(path_prefixes: Sequence[str | PathLike[str]], output_prefix: s
         readers.append(IndexedReader(prefix))
         readers[-1].verify()
     content = _join_manifests(readers)
-    with IndexedWriter(output_prefix, content["tokenizer"]["vocab_size"]) as writer:
+    rule = target_rule(content, fspath(path_prefixes[0]))
+    with IndexedWriter(output_prefix, content["tokenizer"]["vocab_size"], rule=rule) as writer:
         first_input = 0
         for reader in progress(readers, description="merge", unit="index"):
             writer.add_index(reader, first_input)
@@ -59,7 +62,7 @@ def _join_manifests(readers: list[IndexedReader]) -> dict[str, Any]:
     manifests = [reader.manifest or {} for reader in readers]
     first = manifests[0]
     for reader, manifest in zip(readers, manifests, strict=True):
-        pairs = [(key, manifest[key], first[key]) for key in _SAME]
+        pairs = [(key, manifest.get(key), first.get(key)) for key in _SAME]
         pairs.append(("tokenizer", manifest["tokenizer"]["sha256"], first["tokenizer"]["sha256"]))
         for key, found, expected in pairs:
             if found != expected:
@@ -67,8 +70,8 @@ def _join_manifests(readers: list[IndexedReader]) -> dict[str, Any]:
                     f"indexes do not fit together: {key} of {reader.path_prefix} is {found!r}, of "
                     f"{readers[0].path_prefix} {expected!r}. Build them with the same settings."
                 )
-    joined: dict[str, Any] = {key: first[key] for key in (*_SAME, "tokenizer")}
-    joined.update({key: sum(manifest[key] for manifest in manifests) for key in _SUMS})
+    joined: dict[str, Any] = {key: first[key] for key in (*_SAME, "tokenizer") if key in first}
+    joined.update({key: sum(manifest[key] for manifest in manifests) for key in _SUMS if key in first})
     joined.update({key: [item for manifest in manifests for item in manifest[key]] for key in _LISTS})
     for key in _COUNTERS:
         total: Counter[str] = Counter()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import abc
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,11 @@ from numpy.typing import NDArray
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 
+_CONTROL, _USER_DEFINED = (2, 3), 4  # types of pieces in SentencePiece's ModelProto: unknown and control; user-defined
+
 # What a published model directory may hold beside its main tokenizer file, and an export copies along.
 _COMPANIONS = (
+    "chat_template.jinja",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -32,6 +36,27 @@ _COMPANIONS = (
     "merges.txt",
     "generation_config.json",
 )
+
+
+class ControlToken(NamedTuple):
+    """A text that a tokenizer reads as one id, such as `<|im_end|>`, with the white space that it swallows.
+
+    is_special: whether it is read so only where a template writes it; the others, such as `<think>`, are in any text.
+    """
+
+    number: int
+    is_special: bool = True
+    swallows_before: bool = False
+    swallows_behind: bool = False
+
+
+_UNKNOWN_TOKEN = ControlToken(-1)
+
+
+def _stands_alone(text: str) -> bool:
+    """Of a piece that is no special token: whether it can be told from ordinary text, as `<think>` can and a run of line
+    breaks cannot, which grows with what follows."""
+    return len(text) > 2 and not text.isspace()
 
 
 class Tokenizer(abc.ABC):
@@ -58,6 +83,29 @@ class Tokenizer(abc.ABC):
 
         continues: each text goes on from another, so a dummy prefix is left out.
         """
+
+    @cached_property
+    @abc.abstractmethod
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """Texts that are one id each where a chat template writes them: {text: token}."""
+
+    @abc.abstractmethod
+    def encode_rendered(self, text: str) -> NDArray[np.int32]:
+        """Ids of a text in which control tokens count as such, as `apply_chat_template` encodes what it rendered."""
+
+    @abc.abstractmethod
+    def token_starts(self, text: str, *, continues: bool = False) -> list[int]:
+        """Where each token of a text that `encode_batch` encodes begins, in characters. Slower than ids alone."""
+
+    @cached_property
+    def is_prefixed_behind_control(self) -> bool:
+        """Whether a text right behind a control token is encoded as a text of its own, dummy prefix included."""
+        texts = (text for text, token in self.control_tokens.items() if not token.swallows_behind and "<" in text)
+        control = next(texts, None)
+        if control is None:
+            return False
+        found = self.encode_rendered(f"{control}x")[1:].tolist()
+        return found != self.encode_batch(["x"], continues=True)[0].tolist()
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -95,6 +143,42 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.files = {"tokenizer.model": path, **_companions(path.parent)}
 
+    @cached_property
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """Control, unknown and user-defined pieces of the model, and what the settings add to them."""
+        found = {
+            piece.piece: ControlToken(number, piece.type != _USER_DEFINED)
+            for number, piece in enumerate(self._content.pieces)
+            if piece.type in _CONTROL or (piece.type == _USER_DEFINED and _stands_alone(piece.piece))
+        }
+        added = _read_object(self.path.parent / "tokenizer_config.json").get("added_tokens_decoder", {})
+        for number, token in added.items():
+            text = token["content"]
+            if self._model.piece_to_id(text) == int(number) or int(number) >= self.vocab_size:
+                strips = bool(token.get("lstrip")), bool(token.get("rstrip"))
+                found[text] = ControlToken(int(number), found.get(text, _UNKNOWN_TOKEN).is_special, *strips)
+        return found
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def encode_rendered(self, text: str) -> NDArray[np.int32]:
+        parts = self._control_pattern.split(text)  # text, control token, text, …
+        ids = [self.encode_batch(parts[:1])[0]]
+        for control, following in zip(parts[1::2], parts[2::2], strict=True):
+            token = self.control_tokens[control]
+            following = following.lstrip() if token.swallows_behind else following
+            ids += [np.array([token.number], np.int32), self.encode_batch([following], continues=True)[0]]
+        return np.concatenate(ids)
+
+    def token_starts(self, text: str, *, continues: bool = False) -> list[int]:
+        model = self._continuing if continues else self._model
+        places = np.cumsum([0, *(len(character.encode("utf-8")) for character in text)])
+        bytes_before = [piece.begin for piece in model.encode(text, return_type="proto").pieces]
+        return [int(place) for place in np.searchsorted(places, bytes_before, side="right") - 1]
+
     @staticmethod
     def _check_filled(path: Path) -> None:
         if path.stat().st_size == 0:
@@ -106,11 +190,17 @@ class SentencePieceTokenizer(Tokenizer):
         if not self._model.normalize("x").startswith(("▁", " ")):
             return self._model
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
 
-        content = sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[attr-defined]
+        content = self._content
         content.normalizer_spec.add_dummy_prefix = False
         return sentencepiece.SentencePieceProcessor(model_proto=content.SerializeToString())
+
+    @property
+    def _content(self) -> Any:
+        """The model file, taken apart."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[attr-defined]
 
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
         model = self._continuing if continues else self._model
@@ -192,6 +282,27 @@ class HuggingFaceTokenizer(Tokenizer):
         model = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self._model.to_str()) | parts))
         _take_text_as_text(model)
         return model
+
+    @cached_property
+    def control_tokens(self) -> dict[str, ControlToken]:
+        """The added tokens."""
+        return {
+            one.content: ControlToken(number, one.special, one.lstrip, one.rstrip)
+            for number, one in self._model.get_added_tokens_decoder().items()
+            if one.special or _stands_alone(one.content)
+        }
+
+    def encode_rendered(self, text: str) -> NDArray[np.int32]:
+        self._model.encode_special_tokens = False
+        try:
+            ids = self._model.encode(text, add_special_tokens=False).ids
+        finally:
+            self._model.encode_special_tokens = True
+        return np.array(ids, dtype=np.int32)
+
+    def token_starts(self, text: str, *, continues: bool = False) -> list[int]:
+        model = self._continuing if continues else self._model
+        return [start for start, _ in model.encode(text, add_special_tokens=False).offsets]
 
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
         model = self._continuing if continues else self._model

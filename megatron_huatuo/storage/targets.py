@@ -56,12 +56,18 @@ def target_rule(manifest: Mapping[str, Any] | None, place: str) -> TargetRule:
     Raises: DataError for a format of which this version knows no rule. place: path, for the message.
     """
     name = (manifest or {}).get("chat_format", HUATUO_RULE.chat_format)
-    if name not in _RULES:
+    try:
+        return rule_named(name)
+    except KeyError:
         raise DataError(
             f"unknown chat format: got {name!r}, need one of {', '.join(_RULES)} ({place}). "
             "Index the source again, or update megatron_huatuo."
-        )
-    return _RULES[name]
+        ) from None
+
+
+def rule_named(chat_format: str) -> TargetRule:
+    """The rule of a chat format. Raises: KeyError."""
+    return _RULES[chat_format]
 
 
 class Segments(NamedTuple):

@@ -28,7 +28,7 @@ def talk(*values):
 
 
 def split_documents(encoded):
-    """[(tokens, modes)] of an EncodedConversations."""
+    """[(tokens, modes)] of EncodedDocuments."""
     modes = np.repeat(encoded.sequence_modes, encoded.sequence_lengths)
     ends = np.cumsum(encoded.sequence_lengths)[np.cumsum(encoded.sequences_per_document) - 1]
     return list(zip(np.split(encoded.tokens, ends[:-1]), np.split(modes, ends[:-1]), strict=True))
@@ -110,7 +110,7 @@ def test_published_tokenizer_by_hand(baichuan2):
     assert encoded.tokens.tolist() == [
         *question, 14992, *tag, 6317, 5, *question, *words["Aspirin"], *tag, *words["不用。"], 2,
     ]  # fmt: skip
-    assert encoded.tags_apart == 0
+    assert encoded.counts["tags_encoded_apart"] == 0
     assert count_template_mismatches(
         [talk("头痛", "休息")], encode_conversations([talk("头痛", "休息")], tokenizer), tokenizer, 1
     ) == (1, 0)
@@ -162,7 +162,7 @@ def test_the_trained_vocabulary_encodes_a_conversation_as_it_is_served(trained, 
     tokenizer = load_tokenizer(trained)
     encoded = encode_conversations(batch, tokenizer)
     assert count_template_mismatches(batch, encoded, tokenizer) == (len(batch), 0)
-    assert encoded.tags_apart == 0
+    assert encoded.counts["tags_encoded_apart"] == 0
 
 
 def test_role_tags_inside_a_value_change_no_mode(by_hand):
@@ -215,7 +215,7 @@ def test_a_tag_that_merges_with_its_answer_is_encoded_apart_and_counted(tmp_path
     assert tokenizer.encode("\n<答>：休息")[-2] == merged
     batch = [talk("头", "休息"), talk("头", "痛")]
     encoded = encode_conversations(batch, tokenizer)
-    assert encoded.tags_apart == 1
+    assert encoded.counts["tags_encoded_apart"] == 1
     assert split_documents(encoded)[0][0].tolist() == [3, 4, 5, 6, 9, 7, 3, 8, 5, 6, 11, 12, 2]
     assert encoded.sequence_lengths.tolist() == [10, 3, 10, 2]
     assert count_template_mismatches(batch, encoded, tokenizer) == (2, 1)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from megatron_huatuo.index import blocks, chunks
 from megatron_huatuo.index.blocks import lines_of, split_blocks
+from megatron_huatuo.index.chat_format import HuatuoFormat
+from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.storage import jsonl
 from megatron_huatuo.storage.jsonl import BadLines, RawLine, split_lines
 
@@ -42,15 +44,20 @@ records = st.fixed_dictionaries(
 )
 
 
+@pytest.fixture(scope="module")
+def form(trained):
+    return HuatuoFormat(load_tokenizer(trained))
+
+
 @settings(max_examples=300, deadline=None)
 @given(record=records, ascii=st.booleans(), end=st.sampled_from([b"\n", b"", b"\r\n", b" \n"]), cut=st.integers(0, 30))
-def test_the_quick_parser_gives_what_the_careful_one_gives_or_nothing(record, ascii, end, cut):
+def test_the_quick_parser_gives_what_the_careful_one_gives_or_nothing(form, record, ascii, end, cut):
     raw = json.dumps(record, ensure_ascii=ascii).encode()
     raw = (raw if cut > 10 else raw[: len(raw) - cut]) + end
     bad = BadLines(max_bad_lines=sys.maxsize)
-    careful = chunks._parse_with_care(RawLine(3, 0, raw), "f:3", "f", bad)
+    careful = chunks._parse_with_care(RawLine(3, 0, raw), form, "f", bad)
     notes: Counter[str] = Counter()
-    quick = chunks._parse_faultless(raw, "f:3", notes)
+    quick = chunks._parse_faultless(raw, form, "f:3", notes)
     if quick is not None:
         assert quick == careful and not bad.lines and notes == bad.tolerated
 
@@ -58,8 +65,8 @@ def test_the_quick_parser_gives_what_the_careful_one_gives_or_nothing(record, as
 @pytest.mark.parametrize(
     "raw", [b'{"a": NaN}', b'{"a": "\\ud800"}', b'\xef\xbb\xbf{"a": 1}', b"[]", b"\n", b"null", b'{"a": 1e999}', None]
 )
-def test_the_quick_parser_leaves_every_remarkable_line_to_the_careful_one(raw):
-    assert chunks._parse_faultless(raw, "f:2", Counter()) is None
+def test_the_quick_parser_leaves_every_remarkable_line_to_the_careful_one(form, raw):
+    assert chunks._parse_faultless(raw, form, "f:2", Counter()) is None
 
 
 def test_every_unusual_character_is_found_and_no_other():
