@@ -41,10 +41,16 @@ class _Text(NamedTuple):
 
 
 class _Constant(NamedTuple):
-    """Ids that are the same in all conversations of a shape, all trained on or none."""
+    """Ids of one mode that are the same in all conversations of a shape."""
 
     ids: NDArray[np.int32]
-    is_trained: bool
+    mode: int
+
+
+_Texts = tuple[list[str], list[str]]  # to be encoded: those that begin a text, those that continue one
+_Step = (
+    tuple[_Text, int, int] | _Constant
+)  # a text with its number among those to be encoded, and where training begins
 
 
 class NativeFormat(RecordFormat):
@@ -132,64 +138,46 @@ class NativeFormat(RecordFormat):
 
     def encode(self, conversations: Sequence[Conversation]) -> EncodedDocuments:
         """One document per conversation that the template takes; the others are in `refused`, with the reason."""
-        texts: tuple[list[str], list[str]] = ([], [])  # that begin a text, that continue one
-        plans: list[tuple[int, list[tuple[_Text, int, int] | _Constant]]] = []
+        texts: _Texts = ([], [])
+        plans: dict[int, list[_Step]] = {}  # by position
         refused: list[tuple[int, str]] = []
         for position, conversation in enumerate(conversations):
             try:
                 layout, values = self._layouts.find(conversation)
             except TemplateRefusal as error:
                 refused.append((position, f"chat template does not take this conversation: {error}"))
-                continue
-            plan: list[tuple[_Text, int, int] | _Constant] = []
-            for part in self._parts(layout):
-                if isinstance(part, _Constant):
-                    plan.append(part)
-                    continue
-                text, boundary = _fill(part, values)
-                plan.append((part, len(texts[part.continues]), boundary))
-                texts[part.continues].append(text)
-            plans.append((position, plan))
+            else:
+                plans[position] = _plan(self._parts(layout), values, texts)
         ids = [self._tokenizer.encode_batch(some, continues=bool(continues)) for continues, some in enumerate(texts)]
-        joined = 0
-        documents = []
-        for _, plan in plans:
-            runs: list[tuple[NDArray[np.int32], bool]] = []
-            for step in plan:
-                if isinstance(step, _Constant):
-                    runs.append((step.ids, step.is_trained))
-                    continue
-                part, number, boundary = step
-                found = ids[part.continues][number]
-                if part.first_trained == len(part.fragments):
-                    runs.append((found, False))
-                    continue
-                first, is_exact = self._first_trained(part, texts[part.continues][number], boundary, found)
-                joined += not is_exact
-                runs += [(found[:first], False), (found[first:], True)]
-            documents.append(runs)
-        found = self._join(documents, np.array([position for position, _ in plans], np.int64), refused, joined)
+        documents = {position: self._document(plan, texts, ids) for position, plan in plans.items()}
+        kept = [position for position, (runs, _) in documents.items() if any(mode for part, mode in runs if len(part))]
+        found = join_documents([documents[position][0] for position in kept], np.array(kept, np.int64))
+        found.refused.extend(refused)
+        if len(kept) < len(documents):
+            found.dropped["no answer to train on"] = len(documents) - len(kept)
+        found.counts["answers_joined_to_template"] = sum(documents[position][1] for position in kept)
         found.counts["answers_not_trained_on"] = count_untrained_answers(conversations)
         return found
 
-    def _join(
-        self,
-        documents: list[list[tuple[NDArray[np.int32], bool]]],
-        kept: NDArray[np.int64],
-        refused: list[tuple[int, str]],
-        joined: int,
-    ) -> EncodedDocuments:
-        untrained = [not any(is_trained and len(ids) for ids, is_trained in runs) for runs in documents]
-        used = [runs for runs, nothing in zip(documents, untrained, strict=True) if not nothing]
-        found = join_documents(
-            [[(ids, TRAINED if is_trained else CONTEXT) for ids, is_trained in runs] for runs in used],
-            kept[~np.array(untrained, bool)] if len(kept) else kept,
-        )
-        found.counts["answers_joined_to_template"] = joined
-        if any(untrained):
-            found.dropped["no answer to train on"] = sum(untrained)
-        found.refused.extend(refused)
-        return found
+    def _document(
+        self, plan: list[_Step], texts: _Texts, ids: list[list[NDArray[np.int32]]]
+    ) -> tuple[list[tuple[NDArray[np.int32], int]], int]:
+        """(runs of ids and modes, answers whose beginning the tokenizer joins to the template) of one conversation."""
+        runs: list[tuple[NDArray[np.int32], int]] = []
+        joined = 0
+        for step in plan:
+            if isinstance(step, _Constant):
+                runs.append((step.ids, step.mode))
+                continue
+            part, number, boundary = step
+            found = ids[part.continues][number]
+            if part.first_trained == len(part.fragments):
+                runs.append((found, CONTEXT))
+                continue
+            first, is_exact = self._first_trained(part, texts[part.continues][number], boundary, found)
+            joined += not is_exact
+            runs += [(found[:first], CONTEXT), (found[first:], TRAINED)]
+        return runs, joined
 
     def _first_trained(self, part: _Text, text: str, boundary: int, ids: NDArray[np.int32]) -> tuple[int, bool]:
         """(number of the first trained token of a text, whether no token stands on both sides of the boundary)."""
@@ -221,7 +209,7 @@ class NativeFormat(RecordFormat):
                 texts = []
             if fragment is not None and token is not None:
                 self._check_number(fragment.text, token.number)
-                parts.append(_Constant(np.array([token.number], np.int32), fragment.is_trained))
+                parts.append(_Constant(np.array([token.number], np.int32), _mode(fragment.is_trained)))
                 strips_left, continues = token.swallows_behind, not self._tokenizer.is_prefixed_behind_control
         return tuple(_merge_constants(parts))
 
@@ -233,7 +221,7 @@ class NativeFormat(RecordFormat):
         if any(one.value is not None for one in fragments) or 0 < first_trained < len(fragments):
             return [part]
         text, _ = _fill(part, [])
-        return [_Constant(self._encode_prefix(text, continues), first_trained == 0)]
+        return [_Constant(self._encode_prefix(text, continues), _mode(first_trained == 0))]
 
     def _check_number(self, text: str, number: int) -> None:
         if number >= self._tokenizer.vocab_size:
@@ -241,6 +229,23 @@ class NativeFormat(RecordFormat):
                 f"chat template writes {text}, which {self._tokenizer.path} lacks: its settings add it as id {number}, "
                 f"need one below {self._tokenizer.vocab_size}. Use the model's tokenizer.json."
             )
+
+
+def _mode(is_trained: bool) -> int:
+    return TRAINED if is_trained else CONTEXT
+
+
+def _plan(parts: Iterable[_Text | _Constant], values: Sequence[str], texts: _Texts) -> list[_Step]:
+    """The parts of one conversation; its texts are added to those that are to be encoded."""
+    plan: list[_Step] = []
+    for part in parts:
+        if isinstance(part, _Constant):
+            plan.append(part)
+            continue
+        text, boundary = _fill(part, values)
+        plan.append((part, len(texts[part.continues]), boundary))
+        texts[part.continues].append(text)
+    return plan
 
 
 def _fill(part: _Text, values: Sequence[str]) -> tuple[str, int]:
@@ -260,8 +265,8 @@ def _merge_constants(parts: Iterable[_Text | _Constant]) -> list[_Text | _Consta
     merged: list[_Text | _Constant] = []
     for part in parts:
         last = merged[-1] if merged else None
-        if isinstance(part, _Constant) and isinstance(last, _Constant) and part.is_trained == last.is_trained:
-            merged[-1] = _Constant(np.concatenate([last.ids, part.ids]), last.is_trained)
+        if isinstance(part, _Constant) and isinstance(last, _Constant) and part.mode == last.mode:
+            merged[-1] = _Constant(np.concatenate([last.ids, part.ids]), last.mode)
         else:
             merged.append(part)
     return merged
