@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class EndpointError(HuatuoError):
 def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a tool's `main` into one that returns an exit code.
 
-    HuatuoError, and an error of the system that names a file (no permission, no such folder, disk full), give one line
+    HuatuoError, a full disk, and an error of the system that names a file (no permission, no such folder), give one line
     on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything else is a defect of ours and
     keeps its traceback.
     """
@@ -53,6 +54,13 @@ def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
             sys.stderr.close()
             return 0
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                print(
+                    f"error: cannot write {error.filename or 'a file'}: {error.strerror}. Nothing was published under a "
+                    "final name; make room and run the same command again.",
+                    file=sys.stderr,
+                )
+                return 1
             if error.filename is None:
                 raise
             print(f"error: {error.strerror}: {error.filename}. Check the path and its permissions.", file=sys.stderr)

@@ -5,12 +5,14 @@ Invariant: documents in + parts made by segmentation = passages out + rejections
 
 from __future__ import annotations
 
+import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.records import Document
 
 
@@ -186,4 +188,7 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
         f"({report['bytes_out'] / max(1, report['bytes_in']):.1%} of the bytes)"
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / (0.6 + 0.2 * len(sources))), ncols=4, fontsize="small")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    with atomic_write(path) as handle:
+        handle.write(picture.getvalue())

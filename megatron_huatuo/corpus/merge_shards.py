@@ -19,6 +19,7 @@ from megatron_huatuo.corpus.account import Account, Rejected
 from megatron_huatuo.corpus.shard_files import read_keys, shard_path
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import progress
+from megatron_huatuo.storage.atomic import open_output
 from megatron_huatuo.storage.jsonl import dump_line, read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.records import Document, parse_document
@@ -65,8 +66,8 @@ class CorpusMerge:
         repeated = _repeated_ids(keys)
         seen: Counter[str] = Counter()
         with (
-            open(self.target / "documents.jsonl", "wb") as kept,
-            open(self.target / "rejected.jsonl", "wb") as rejected,
+            open_output(self.target / "documents.jsonl") as kept,
+            open_output(self.target / "rejected.jsonl") as rejected,
         ):
             for index, passage in self._passages("merge", rejected):
                 first = int(exact[index]) if exact[index] != index else int(near[index])
@@ -77,7 +78,7 @@ class CorpusMerge:
                 else:
                     kind = "exact duplicate" if exact[index] != index else "near-duplicate"
                     self._reject(passage, f"{kind}: of {named[first]}", rejected)
-        with open(self.target / "contamination.jsonl", "wb") as report:
+        with open_output(self.target / "contamination.jsonl") as report:
             for shard in self.shards:
                 report.write((shard / "contamination.jsonl").read_bytes())
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from megatron_huatuo.corpus.account import Account, Item, Rejected
 from megatron_huatuo.corpus.contamination import Hit
-from megatron_huatuo.storage.atomic import private_directory
+from megatron_huatuo.storage.atomic import open_output, private_directory
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 from megatron_huatuo.storage.records import Document
@@ -42,7 +42,7 @@ class ShardWriter:
         self._lifetime = contextlib.ExitStack()
         self._private = self._lifetime.enter_context(private_directory(self._target, "tmp"))
         self._input, self._bad_lines = path, bad_lines
-        self._handles = {name: open(self._private / name, "wb") for name in _FILES}  # noqa: SIM115
+        self._handles = {name: open_output(self._private / name) for name in _FILES}
         self.account = Account()
 
     def write(self, passage: Document) -> None:
@@ -78,12 +78,14 @@ class ShardWriter:
         self._private.rename(self._target)
         self._lifetime.close()
 
-    def discard(self) -> None:
-        """Delete an unfinished shard."""
+    def discard(self, error: BaseException) -> None:
+        """Delete a shard that an error left unfinished, and let the error name files by their final place."""
         if not self._handles:
             return
-        self._close()
-        self._lifetime.close()
+        with contextlib.suppress(OSError):  # a full disk was told already, by the error
+            self._close()
+        with contextlib.suppress(type(error)):
+            self._lifetime.__exit__(type(error), error, error.__traceback__)
 
     def _close(self) -> None:
         for handle in self._handles.values():

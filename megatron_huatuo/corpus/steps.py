@@ -75,20 +75,17 @@ class ReadFile(PipelineStep):
         bad_lines = BadLines(self.settings.max_bad_lines)
         self.shard.open(rank, path, bad_lines)
         items = iter(find_reader(path)(path, self.settings.source, bad_lines))
-        bar = progress(description=path, unit="doc") if self.show_progress else None
-        while True:
-            started_s = time.thread_time()
-            item = next(items, None)
-            if item is None:
-                break
-            size = len(item.document.text.encode())
-            self.shard.account.add_time(self.name, time.thread_time() - started_s, size)
-            self.shard.account.add_in(item.document)
-            if bar is not None:
+        with progress(description=path, unit="doc", disable=not self.show_progress) as bar:
+            while True:
+                started_s = time.thread_time()
+                item = next(items, None)
+                if item is None:
+                    break
+                size = len(item.document.text.encode())
+                self.shard.account.add_time(self.name, time.thread_time() - started_s, size)
+                self.shard.account.add_in(item.document)
                 bar.update()
-            yield item
-        if bar is not None:
-            bar.close()
+                yield item
 
 
 class Clean(CurationStep):
@@ -229,10 +226,11 @@ class WriteShard(CurationStep):
         """Write all, then publish the shard; an error leaves nothing behind."""
         try:
             yield from super().run(data, rank, world_size)
-        except BaseException:
-            self.shard.discard()
+            self.shard.publish()
+        except BaseException as error:
+            data.close()  # the reader's progress bar ends before the error is told
+            self.shard.discard(error)
             raise
-        self.shard.publish()
 
 
 def build_pipeline(files: list[str], work: Path, settings: CurationSettings, show_progress: bool) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_huatuo.config import at_least, one_of
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.storage.atomic import naming_write_errors
 
 
 @dataclass(frozen=True)
@@ -69,5 +70,6 @@ def run_tasks(
         from megatron_huatuo.execution.ray import RayExecutor
 
         executor = RayExecutor(name, make_pipeline(False), **common, memory_gib=settings.memory_gib)
-    executor.run()
+    with naming_write_errors(logging_dir):
+        executor.run()
     return not executor.get_incomplete_ranks(range(tasks))

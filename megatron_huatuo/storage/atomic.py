@@ -8,7 +8,9 @@ A private directory is locked while its writer lives; what a killed writer left 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import re
 import secrets
@@ -18,6 +20,35 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_huatuo.errors import DataError, HuatuoError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file-size limit that is exhausted."""
+
+
+class _OutputFile(io.FileIO):
+    """A raw file whose errors of writing name it, as those of opening do."""
+
+    def write(self, data: Any, /) -> int:
+        with naming_write_errors(str(self.name)):
+            return super().write(data)
+
+
+def open_output(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Create a binary file for writing; an error of writing it, at its closing too, names the file."""
+    return io.BufferedWriter(_OutputFile(os.fspath(path), "w"))
+
+
+@contextlib.contextmanager
+def naming_write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error that a full disk raises in the block name `path` where it names no file."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy's own writing says how many items were lost, and no more.
+        if error.filename is None and (error.errno in DISK_FULL or "requested and" in str(error)):
+            number = error.errno or errno.ENOSPC
+            raise OSError(number, os.strerror(number), os.fspath(path)) from error
+        raise
 
 
 def _temporary_sibling(path: Path, suffix: str = "tmp") -> Path:
@@ -46,15 +77,30 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", **open_kwargs: 
     if "b" not in mode:
         open_kwargs = {"encoding": "utf-8", "newline": "\n", **open_kwargs}
     try:
-        with open(temporary, mode, **open_kwargs) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
+        with _naming_files_of(temporary, target), naming_write_errors(target):
+            with open(temporary, mode, **open_kwargs) as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _naming_files_of(private: Path, target: Path) -> Iterator[None]:
+    """Let errors of the block name files by their place at or below `target`: the private name is gone by then."""
+    try:
+        yield
+    except HuatuoError as error:
+        error.args = tuple(str(part).replace(str(private), str(target)) for part in error.args)
+        raise
+    except OSError as error:
+        if isinstance(error.filename, (str, os.PathLike)):
+            error.filename = os.fspath(error.filename).replace(str(private), str(target))
+        raise
 
 
 @contextlib.contextmanager
@@ -69,11 +115,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
         raise _exists_already(target)
     with private_directory(target, "tmp") as temporary:
-        try:
-            yield temporary
-        except HuatuoError as error:
-            error.args = tuple(str(part).replace(str(temporary), str(target)) for part in error.args)
-            raise
+        yield temporary
         for child in temporary.rglob("*"):
             if child.is_file():
                 with open(child, "rb") as handle:
@@ -86,7 +128,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
 @contextlib.contextmanager
 def private_directory(target: Path, suffix: str) -> Iterator[Path]:
     """A new directory beside `target`, locked by this process (and its forks); what is left of it after the block is
-    deleted, and so is first what killed processes left of theirs.
+    deleted, and so is first what killed processes left of theirs. Errors name files by their place below `target`.
 
     The kernel drops the lock of the dead. Where the file system has no locks it is not locked, and nobody else can take it
     for abandoned either.
@@ -99,7 +141,8 @@ def private_directory(target: Path, suffix: str) -> Iterator[Path]:
         with locked(directory):
             if directory.exists():  # not cleared between its making and its lock
                 try:
-                    yield directory
+                    with _naming_files_of(directory, target), naming_write_errors(target):
+                        yield directory
                 finally:
                     shutil.rmtree(directory, ignore_errors=True)
                 return

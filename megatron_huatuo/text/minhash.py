@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_huatuo.storage.atomic import open_output
+
 NUM_PERMUTATIONS = 120
 _ROWS_A_BAND = 6  # 20 bands: a pair with similarity 0.8 becomes a candidate with probability 0.998
 _WORD, _HAN = 1, 2
@@ -100,7 +102,7 @@ def first_of_group_in_files(paths: Iterable[Path], threshold: float, scratch: Pa
 
     scratch: path of a file that holds them all meanwhile.
     """
-    with open(scratch, "wb") as whole:
+    with open_output(scratch) as whole:
         for path in paths:
             with open(path, "rb") as part:
                 shutil.copyfileobj(part, whole)

@@ -20,7 +20,7 @@ from megatron_huatuo.errors import DataError
 from megatron_huatuo.llm.budget import spent_usd
 from megatron_huatuo.llm.request_log import read_totals
 from megatron_huatuo.log import progress
-from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.atomic import atomic_directory, open_output
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
 from megatron_huatuo.storage.pairs import parse_conversations
@@ -114,8 +114,8 @@ class Merge:
         first = first_of_group_in_files(signatures, near_duplicate_similarity, self.target / "signatures.tmp")
         ids = {int(number): "" for number in np.unique(first[first != np.arange(len(first))])}
         with (
-            open(self.target / "conversations.jsonl", "wb") as kept,
-            open(self.target / "rejected.jsonl", "wb") as rejected,
+            open_output(self.target / "conversations.jsonl") as kept,
+            open_output(self.target / "rejected.jsonl") as rejected,
         ):
             for folder in self.folders:
                 with open(folder / "rejected.jsonl", "rb") as own:

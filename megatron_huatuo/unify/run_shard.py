@@ -19,7 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from megatron_huatuo.execution.processes import be_quiet
 from megatron_huatuo.llm.budget import BudgetReached
 from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.atomic import atomic_directory
+from megatron_huatuo.storage.atomic import atomic_directory, open_output
 from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.records import Conversation, Document, Turn
@@ -99,9 +99,9 @@ class Unifier:
         """Write all files; near-duplicate pairs are still among the conversations. bar: a progress bar to move."""
         window = _WINDOW_A_REQUEST * self.max_concurrency
         with (
-            open(directory / "conversations.jsonl", "wb") as kept,
-            open(directory / "signatures.bin", "wb") as signatures,
-            open(directory / "rejected.jsonl", "wb") as rejected,
+            open_output(directory / "conversations.jsonl") as kept,
+            open_output(directory / "signatures.bin") as signatures,
+            open_output(directory / "rejected.jsonl") as rejected,
         ):
             async for task, outcome in in_order(self.outcome, tasks, window):
                 bar.update()
