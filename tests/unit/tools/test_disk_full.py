@@ -93,7 +93,7 @@ def test_what_numpy_could_not_write_is_a_full_disk_too(tmp_path):
     numpy = pytest.importorskip("numpy")
     with (
         file_size_limit(100),
-        pytest.raises(OSError, match="File too large|No space left") as failed,
+        pytest.raises(OSError, match=r"File too large|No space left") as failed,
         atomic_directory(tmp_path / "c") as directory,
     ):
         numpy.save(directory / "a.npy", numpy.zeros(100_000))
