@@ -41,7 +41,7 @@ class Size:
 
 
 SIZES = {
-    "toy": Size("toy", False, 256, 4, 2e-3, 6, 18, 40, 5),
+    "toy": Size("toy", False, 256, 4, 2e-3, 4, 8, 10, 5),
     "smollm2": Size(None, True, 512, 8, 1e-4, 2, 6, 0, 3),
 }
 
