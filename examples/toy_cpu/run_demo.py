@@ -29,6 +29,7 @@ RESULTS = {
     "train": "log.jsonl: loss by source at every step; tensorboard --logdir here",
     "hf": "the model for transformers, README.md is its card",
     "evaluation": "scores.json, replies.jsonl: the exam; answers.json: the two questions above",
+    "report": "index.html: one page about all of it, for a browser",
 }
 SOURCES = ("web", "literature", "encyclopedia", "books")
 
@@ -122,6 +123,16 @@ def evaluate() -> None:
     )
 
 
+def report() -> None:
+    """One page about the run, its export and its exam."""
+    (DEMO / "report").mkdir(exist_ok=True)
+    run(
+        "Write one page about all of it",
+        *(tool("report.py"), DEMO / "train", "--output", DEMO / "report" / "index.html"),
+        *("--hf", DEMO / "hf", "--evaluation", DEMO / "evaluation"),
+    )
+
+
 def character_f1(answer: str, reference: str) -> float:
     """Harmonic mean of precision and recall over characters, blanks left out."""
     got, want = Counter("".join(answer.split())), Counter("".join(reference.split()))
@@ -197,6 +208,7 @@ def main() -> None:
     prepare_data()
     train_and_export()
     evaluate()
+    report()
     summarise(ask_questions(), time.monotonic() - started)
 
 
