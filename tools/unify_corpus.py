@@ -34,7 +34,7 @@ def main() -> int:
         type=str,
         default=[],
         metavar="NAME[=WEIGHT]",
-        help="drawn for each passage (default: question-answer)",
+        help="drawn for each passage: question-answer (default), several-questions, case, patient-explanation, table, dialogue, reading-comprehension, or your own",
     )
     parser.add_argument(
         "--from-model",

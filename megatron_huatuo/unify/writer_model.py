@@ -70,7 +70,7 @@ class ModelBackend:
         made: dict[str, Any] = {
             "backend": "openai",
             "model": options.endpoint.model,
-            "temperature": options.sampling.temperature,
+            "temperature": options.temperature,
             "prompt_version": prompt.version,
             "prompt_sha256": prompt.sha256,
         }

@@ -103,6 +103,11 @@ class ModelOptions:
             if self.budget_usd is not None and endpoint is not None:
                 most_completion_tokens(endpoint.payload("", self.sampling.parameters(1)))
 
+    @property
+    def temperature(self) -> float | None:
+        """What requests carry, the request options included; None where they leave it out."""
+        return self.endpoint.request_options.get("temperature", self.sampling.temperature)
+
     def check_endpoint(self) -> EndpointSettings | None:
         """Where the second model is reached."""
         if self.check.check_model is None:
@@ -124,7 +129,7 @@ class ModelOptions:
             "backend": "openai",
             "model": self.endpoint.model,
             "language": self.language,
-            "temperature": self.sampling.temperature,
+            "temperature": self.temperature,
             "max_question_tokens": self.sampling.max_question_tokens,
             "max_answer_tokens": self.sampling.max_answer_tokens,
             "tries": self.sampling.tries,

@@ -255,6 +255,8 @@ def test_request_options_stand_in_requests_manifest_and_request_key(write_docume
         payload = server.asked[-1].payload
     assert payload.keys() == {"model", "messages", "chat_template_kwargs", "max_output_tokens"}
     described = read_manifest(tmp_path / "out", "unified")["backend"]["request_options"]
+    lines = read_jsonl(tmp_path / "out" / "conversations.jsonl")
+    assert {line.record["provenance"]["temperature"] for line in lines} == {None}
     assert described["chat_template_kwargs"] == {"enable_thinking": False} and described["temperature"] is None
 
 
