@@ -1,6 +1,6 @@
 """Draws docs/demo_run.png from a finished `make demo`: loss by source over the mixture that was drawn.
 
-    .venv/bin/python docs/plot_demo_run.py runs/demo/train
+.venv/bin/python docs/plot_demo_run.py runs/demo/train
 """
 
 import sys

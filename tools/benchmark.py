@@ -28,8 +28,17 @@ def main() -> int:
         command.add_argument("--json", type=str | None, default=None, metavar="FILE", help="write the records here")
         command.add_class_arguments(settings)
         commands.add_subcommand(name, command, help=settings.__doc__)
+    comparing = argument_parser(
+        "What changed beyond noise between two records, or two commands run in turn; 1 if worse."
+    )
+    comparing.add_argument("before", type=str, metavar="A", help="file of --json, or a command")
+    comparing.add_argument("after", type=str, metavar="B", help="the same of the newer state")
+    comparing.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each command")
+    commands.add_subcommand("compare", comparing, help=comparing.description)
     arguments = parser.parse_args()
     name, options = arguments.benchmark, vars(arguments[arguments.benchmark])
+    if name == "compare":
+        return _compare(**options)
     file = options.pop("json")
     records = importlib.import_module(f"benchmarks.{name}").run(BENCHMARKS[name](**options))
     print(f"{'figure':<72} {'ours':>12} {'peer':>12} {'ratio':>7}  unit")
@@ -39,6 +48,15 @@ def main() -> int:
     if file is not None:
         write_json(file, records)
     return 0
+
+
+def _compare(before: str, after: str, repeats: int) -> int:
+    from benchmarks.compare import compare_commands, compare_records, format_changes
+
+    are_files = Path(before).is_file() and Path(after).is_file()
+    changes = compare_records(before, after) if are_files else compare_commands(before, after, repeats)
+    print(format_changes(changes))
+    return int(any(change.verdict == "worse" for change in changes))
 
 
 def _number(value: float | None) -> str:

@@ -81,6 +81,7 @@ FLAGS: dict[tuple[str, ...], list[str]] = {
     ("convert_checkpoint", "average"): ["--checkpoints", "--weights", "--checkpoint"],
     ("benchmark",): ["blend", "unify", "index", "loader", "convert", "train", "start", "save"],
     ("benchmark", "blend"): ["--json"],
+    ("benchmark", "compare"): ["A", "B", "--repeats"],
     ("benchmark", "start"): ["--documents", "--directory", "--json"],
     ("benchmark", "save"): ["--gigabytes", "--saves", "--json"],
     ("plan_run",): ["--config", "--gpu", "--gpus", "a100-80gb", "h100", "h200"],

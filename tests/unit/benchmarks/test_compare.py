@@ -1,0 +1,95 @@
+"""Two benchmark records: what changed beyond noise, and an exit code for CI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.compare import compare_commands, compare_records, format_changes
+from megatron_huatuo.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def record(name: str, times: list[float], peer: list[float], unit: str = "rows/s", **others: Any) -> dict[str, Any]:
+    ours, theirs = (100 / sorted(values)[len(values) // 2] for values in (times, peer))
+    runs = {"ours": [{"wall_s": t, "cpu_s": t} for t in times], "peer": [{"wall_s": t, "cpu_s": t} for t in peer]}
+    found = {
+        "name": name,
+        "ours": ours,
+        "peer": theirs,
+        "ratio": ours / theirs,
+        "unit": unit,
+        "machine": "m",
+        "runs": runs,
+    }
+    return found | others
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(list(records)))
+    return path
+
+
+QUIET = [1.0, 1.01, 0.99, 1.0, 1.0]
+
+
+def test_a_change_counts_when_it_exceeds_the_noise_of_both(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.json", record("x", QUIET, QUIET), record("noisy", [1.0, 2.0, 0.5, 1.6, 0.7], QUIET))
+    after = write(
+        tmp_path / "b.json",
+        record("x", [0.5 * t for t in QUIET], QUIET),
+        record("noisy", [1.2, 2.2, 0.6, 1.7, 0.9], QUIET),
+    )
+    faster, noisy = compare_records(before, after)
+    assert faster.change == pytest.approx(1.0) and faster.verdict == "better" and faster.what == "× the peer"
+    assert noisy.verdict == "within noise" and noisy.noise > 0.2
+    assert [change.verdict for change in compare_records(after, before)] == ["worse", "within noise"]
+    assert "+100.0%" in format_changes([faster])
+
+
+def test_a_busy_machine_does_not_look_like_a_regression(tmp_path: Path) -> None:
+    """Ours and the peer both twice as slow: the ratio is the same."""
+    before = write(tmp_path / "a.json", record("x", QUIET, QUIET))
+    after = write(tmp_path / "b.json", record("x", [2 * t for t in QUIET], [2 * t for t in QUIET]))
+    assert compare_records(before, after)[0].verdict == "within noise"
+
+
+def test_seconds_are_better_when_they_are_fewer(tmp_path: Path) -> None:
+    plain = {"ratio": None, "peer": None, "runs": {}}
+    before = write(tmp_path / "a.json", record("start", QUIET, QUIET, "s", **plain) | {"ours": 10.0})
+    after = write(tmp_path / "b.json", record("start", QUIET, QUIET, "s", **plain) | {"ours": 5.0})
+    assert compare_records(before, after)[0].verdict == "better"
+
+
+def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.json", record("x", QUIET, QUIET))
+    with pytest.raises(ConfigError, match=r"records have no figure in common: .*a\.json and .*b\.json"):
+        compare_records(first, write(tmp_path / "b.json", record("y", QUIET, QUIET)))
+    (tmp_path / "c.json").write_text('{"kind": "blend"}')
+    with pytest.raises(ConfigError, match=r"no benchmark records: .*c\.json is no list of them"):
+        compare_records(first, tmp_path / "c.json")
+
+
+def test_commands_are_run_in_turn_and_a_failing_one_is_named() -> None:
+    slow = f"{sys.executable} -c 'import time; time.sleep(0.4)'"
+    fast = f"{sys.executable} -c pass"
+    wall, _ = compare_commands(slow, fast, repeats=3)
+    assert wall.verdict == "better" and wall.after < wall.before
+    with pytest.raises(ConfigError, match="command failed with exit code 3"):
+        compare_commands(fast, f"{sys.executable} -c 'raise SystemExit(3)'", repeats=1)
+
+
+def test_the_tool_exits_with_one_when_something_got_worse(tmp_path: Path) -> None:
+    good = write(tmp_path / "a.json", record("x", QUIET, QUIET))
+    bad = write(tmp_path / "b.json", record("x", [2 * t for t in QUIET], QUIET))
+    for before, after, code in ((good, bad, 1), (bad, good, 0)):
+        command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "compare", str(before), str(after)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert ("worse" in done.stdout) == (code == 1)
