@@ -61,7 +61,7 @@ def test_a_busy_machine_does_not_look_like_a_regression(tmp_path: Path) -> None:
 
 
 def test_seconds_are_better_when_they_are_fewer(tmp_path: Path) -> None:
-    plain = {"ratio": None, "peer": None, "runs": {}}
+    plain = {"ratio": None, "runs": {}}
     before = write(tmp_path / "a.json", record("start", QUIET, QUIET, "s", **plain) | {"ours": 10.0})
     after = write(tmp_path / "b.json", record("start", QUIET, QUIET, "s", **plain) | {"ours": 5.0})
     assert compare_records(before, after)[0].verdict == "better"
