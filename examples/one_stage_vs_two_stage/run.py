@@ -114,4 +114,4 @@ def _report(work: Path, arms: list[str], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,7 @@ SIZES = [
     ("huatuo2_13b/train.yaml", 16, "baichuan2-13b"),
     ("huatuo2_34b/train.yaml", 32, "yi-34b"),
     ("huatuo2_34b/train_64gpu.yaml", 64, "yi-34b"),
+    ("replay/train.yaml", 8, "baichuan2-7b"),
 ]
 SCRIPTS = [*sorted(path for pattern in ("*.sh", "*.sbatch") for path in EXAMPLES.rglob(pattern)), ROOT / ".ci" / "run"]
 
@@ -135,6 +136,14 @@ def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
     train = yaml.safe_load((EXAMPLES / f"huatuo2_{size}" / "train.yaml").read_text())
     assert all(source.path_prefix.startswith(f"runs/huatuo2_{size}/index/") for source in config.sources)
     assert train["data"]["blend"] == f"runs/huatuo2_{size}/blend"
+
+
+def test_replay_draws_general_text_from_the_start_and_measures_what_is_forgotten() -> None:
+    config, train = read_blend_config(EXAMPLES / "replay" / "blend.yaml"), load_config("replay/train.yaml")
+    priorities = {source.name: weight for source, weight in zip(config.sources, config.priorities, strict=True)}
+    assert priorities == {"web_cn": 32, "literature_cn": 16, "encyclopedia_cn": 8, "books_cn": 4, "sft": 1, "general": 1}
+    [held_out] = train.data.validation
+    assert held_out.general and held_out.max_increase == 0.01 and train.logging.validation_interval == 500
 
 
 def test_every_script_passes_shellcheck() -> None:
