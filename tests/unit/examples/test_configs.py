@@ -141,7 +141,14 @@ def test_blend_has_nine_sources_with_the_recipes_priorities(size: str) -> None:
 def test_replay_draws_general_text_from_the_start_and_measures_what_is_forgotten() -> None:
     config, train = read_blend_config(EXAMPLES / "replay" / "blend.yaml"), load_config("replay/train.yaml")
     priorities = {source.name: weight for source, weight in zip(config.sources, config.priorities, strict=True)}
-    assert priorities == {"web_cn": 32, "literature_cn": 16, "encyclopedia_cn": 8, "books_cn": 4, "sft": 1, "general": 1}
+    assert priorities == {
+        "web_cn": 32,
+        "literature_cn": 16,
+        "encyclopedia_cn": 8,
+        "books_cn": 4,
+        "sft": 1,
+        "general": 1,
+    }
     [held_out] = train.data.validation
     assert held_out.general and held_out.max_increase == 0.01 and train.logging.validation_interval == 500
 
