@@ -28,7 +28,6 @@ SIZES = [
     ("huatuo2_13b/train.yaml", 16, "baichuan2-13b"),
     ("huatuo2_34b/train.yaml", 32, "yi-34b"),
     ("huatuo2_34b/train_64gpu.yaml", 64, "yi-34b"),
-    ("replay/train.yaml", 8, "baichuan2-7b"),
 ]
 SCRIPTS = [*sorted(path for pattern in ("*.sh", "*.sbatch") for path in EXAMPLES.rglob(pattern)), ROOT / ".ci" / "run"]
 
@@ -149,6 +148,7 @@ def test_replay_draws_general_text_from_the_start_and_measures_what_is_forgotten
         "sft": 1,
         "general": 1,
     }
+    assert validate(train, seq_length=4096, num_rows=1_280_000, world_size=8) == 10_000
     [held_out] = train.data.validation
     assert held_out.general and held_out.max_increase == 0.01 and train.logging.validation_interval == 500
 
