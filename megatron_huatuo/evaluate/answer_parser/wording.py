@@ -1,6 +1,6 @@
 """How Chinese and English replies word an answer: cues, judgements, negations, conclusions.
 
-Invariant: patterns only; they apply to the normalised text of `reply_shell.normalise`. A cue that ends with `(?=@)` holds
+Invariant: patterns only; they apply to the normalised text of `shell.normalise`. A cue that ends with `(?=@)` holds
 only where an option follows at once; after any other cue words may stand between.
 """
 

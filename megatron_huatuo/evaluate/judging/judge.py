@@ -1,25 +1,23 @@
-"""Pairwise judging of two models' answers by a third one, each pair in both orders.
+"""Pairwise judging of two models' answers, each pair in both orders, by one judge or several.
 
 Invariant: a pair counts only with a readable verdict in both orders; what is missing is counted, never invented.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_huatuo.evaluate.answering.replies import (
-    check_failed,
-    collect_replies,
-    is_failed,
-    open_generator,
-    output_directory,
-)
-from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, ModelEndpoint, Request
+from megatron_huatuo.evaluate.answering.replies import output_directory
+from megatron_huatuo.evaluate.generate import GeneratedReply, ModelEndpoint
 from megatron_huatuo.evaluate.judging.answers import Answer, pair_answers
+from megatron_huatuo.evaluate.judging.panel import JudgeSettings, Panel
+from megatron_huatuo.evaluate.judging.preference import summarise_preference
 from megatron_huatuo.evaluate.judging.verdict import judge_prompt, parse_verdict
+from megatron_huatuo.evaluate.significance import cohen_kappa
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
 
@@ -27,49 +25,46 @@ _POINTS = {1: (10, 0), 2: (0, 10), 0: (5, 5)}
 
 
 def run_judge(
-    *,
     answers_a: str | os.PathLike[str],
     answers_b: str | os.PathLike[str],
-    judge: ModelEndpoint,
+    judge: ModelEndpoint | Sequence[ModelEndpoint],
     output: str | os.PathLike[str],
-    generation: GenerationSettings | None = None,
-    max_failed: int = 0,
+    settings: JudgeSettings | None = None,
 ) -> dict[str, Any]:
-    """Have every pair of answers judged twice, and return the content of `scores.json`.
+    """Have every pair of answers judged twice by each judge, and return the content of `scores.json`.
 
     answers_a, answers_b: files of `read_answers` with the same ids and questions.
     output: directory for `verdicts.jsonl`, `scores.json`, `manifest.json` and the request log; the same directory
         again asks, and pays, only for what is missing.
-    max_failed: requests that may stay without a reply; their pairs count as unreadable.
+    Pairs whose requests were allowed to fail count as unreadable.
     Raises: DataError for the answers, ConfigError for the settings, EndpointError for the endpoint.
     """
     pairs = pair_answers(answers_a, answers_b)
     with output_directory(output) as directory:
-        generator = open_generator(judge, directory, generation or GenerationSettings(max_new_tokens=1024))
-        requests = [Request(prompt) for a, b in pairs for prompt in _both_orders(a, b)]
-        replies = collect_replies(generator, requests, description="judge")
-        check_failed(requests, replies, max_failed)
-        records = [_pair_record(a, b, replies[2 * index], replies[2 * index + 1]) for index, (a, b) in enumerate(pairs)]
+        panel = Panel(judge, directory, settings or JudgeSettings())
+        prompts = [prompt for a, b in pairs for prompt in (judge_prompt(a, b), judge_prompt(b, a))]
+        replies = panel.ask(prompts, "judge")
+        records = [
+            _pair_record(name, a, b, replies[name][2 * index], replies[name][2 * index + 1])
+            for name in panel.names
+            for index, (a, b) in enumerate(pairs)
+        ]
         scores = score_pairs(records)
         (directory / MANIFEST_NAME).unlink(missing_ok=True)
         write_jsonl(directory / "verdicts.jsonl", records)
         write_json(directory / "scores.json", scores)
         content = {
-            "judge": generator.description,
+            "judge": panel.description[0] if len(panel.names) == 1 else panel.description,
             "answers_a": {"file": os.fspath(answers_a), "sha256": sha256_file(answers_a)},
             "answers_b": {"file": os.fspath(answers_b), "sha256": sha256_file(answers_b)},
-            "failed": sum(map(is_failed, replies)),
+            "failed": panel.failed,
         }
         write_manifest(directory, "judgement", content, ["verdicts.jsonl", "scores.json"])
     return scores
 
 
-def _both_orders(a: Answer, b: Answer) -> tuple[str, str]:
-    return judge_prompt(a.question, a.text, b.text), judge_prompt(a.question, b.text, a.text)
-
-
-def _pair_record(a: Answer, b: Answer, a_first: GeneratedReply, b_first: GeneratedReply) -> dict[str, Any]:
-    """A line of `verdicts.jsonl`: points of A and B in each order, their sums, and the winner."""
+def _pair_record(judge: str, a: Answer, b: Answer, a_first: GeneratedReply, b_first: GeneratedReply) -> dict[str, Any]:
+    """A line of `verdicts.jsonl`: points of A and B in each order, their sums, the winner, and the lengths."""
     forward, backward = parse_verdict(a_first.text), parse_verdict(b_first.text)
     points_ab = None if forward is None else _POINTS[forward]
     points_ba = None if backward is None else _POINTS[backward][::-1]
@@ -83,17 +78,49 @@ def _pair_record(a: Answer, b: Answer, a_first: GeneratedReply, b_first: Generat
         "score_a": score_a,
         "score_b": score_b,
         "winner": winner,
+        "judge": judge,
+        "length_a": a.length,
+        "length_b": b.length,
         "a_first": {"points": points_ab, "reply": a_first.text, "finish_reason": a_first.finish_reason},
         "b_first": {"points": points_ba, "reply": b_first.text, "finish_reason": b_first.finish_reason},
     }
 
 
 def score_pairs(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of `count_pairs` over all records, and under `by_label` for each kind of question."""
+    """Counts and biases over all records, under `by_label` for each kind of question, under `by_judge` for each judge.
+
+    `agreement`: for every two judges Cohen's kappa of their winners over the pairs that both could decide on.
+    """
     by_label: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_judge: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for record in records:
         by_label[record["label"] or "-"].append(record)
-    return {**count_pairs(records), "by_label": {label: count_pairs(group) for label, group in by_label.items()}}
+        by_judge[record["judge"]][record["id"]] = record
+    scores = {
+        **count_pairs(records),
+        **summarise_preference(records),
+        "by_label": {label: count_pairs(group) for label, group in by_label.items()},
+    }
+    if len(by_judge) > 1:
+        scores["by_judge"] = {
+            name: {**count_pairs(list(own.values())), **summarise_preference(list(own.values()))}
+            for name, own in by_judge.items()
+        }
+        scores["agreement"] = [_agreement(one, other, by_judge) for one, other in itertools.combinations(by_judge, 2)]
+    return scores
+
+
+def _agreement(one: str, other: str, by_judge: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    winners = [
+        (record["winner"], by_judge[other][identifier]["winner"]) for identifier, record in by_judge[one].items()
+    ]
+    told = [(x, y) for x, y in winners if x is not None and y is not None]
+    return {
+        "judges": [one, other],
+        "pairs": len(told),
+        "equal": sum(x == y for x, y in told) / len(told) if told else None,
+        "kappa": cohen_kappa([x for x, _ in told], [y for _, y in told]),
+    }
 
 
 def count_pairs(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -125,11 +152,34 @@ def count_pairs(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def format_judgement(scores: dict[str, Any]) -> str:
     """The result as lines for a terminal."""
-    return (
+    lines = [
         f"A wins {scores['wins_a']}, ties {scores['ties']}, B wins {scores['wins_b']} of {scores['pairs']} pairs"
-        f" ({scores['unreadable']} without a readable verdict)\n"
-        f"points: A {scores['score_a']}, B {scores['score_b']}\n"
+        f" ({scores['unreadable']} without a readable verdict)",
+        f"points: A {scores['score_a']}, B {scores['score_b']}",
         f"orders disagree on {scores['disagreements']} pairs ({scores['reversals']} reversals); "
         f"the answer shown first was preferred {scores['first_preferred']} times, "
-        f"the second {scores['second_preferred']} times"
-    )
+        f"the second {scores['second_preferred']} times",
+    ]
+    if "win_rate_a" in scores:
+        lines += [f"{text}: {_share(scores, key)}" for key, text in _RATES.items() if key in scores]
+        low, high = scores["odds_ratio_if_twice_as_long_interval"]
+        lines.append(
+            f"odds ratio of an answer twice as long: {scores['odds_ratio_if_twice_as_long']:.2f} ({low:.2f} to {high:.2f})"
+        )
+    for agreement in scores.get("agreement", ()):
+        kappa = "undefined" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+        lines.append(f"agreement of {' and '.join(agreement['judges'])}: kappa {kappa} over {agreement['pairs']} pairs")
+    return "\n".join(lines)
+
+
+_RATES = {
+    "win_rate_a": "win rate of A, ties half",
+    "rate_at_equal_length": "win rate of A at equal length",
+    "longer_preferred": "the longer answer wins",
+    "position_bias": "the answer shown first is preferred",
+}
+
+
+def _share(scores: dict[str, Any], key: str) -> str:
+    low, high = scores[f"{key}_interval"]
+    return f"{100 * scores[key]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from megatron_huatuo.evaluate.judging.answers import Answer
 from megatron_huatuo.llm.thoughts import peel_reply
 
 _ZH = """\
@@ -53,6 +54,23 @@ First analyse both answers briefly. Then write in the last line only one of
 [[2]] if assistant 2 is better
 [[tie]] if both are equally good"""
 
+# Whole conversations: each answers questions of its own.
+_ZH_TURNS = (
+    _ZH.replace("[问题]\n{question}\n[问题结束]\n\n", "")
+    .replace("助手1的回答", "助手1的对话")
+    .replace("助手2的回答", "助手2的对话")
+    .replace("比较上面两位助手对问题的回答", "比较上面两位助手在对话中的表现")
+)
+_EN_TURNS = (
+    _EN.replace("[Question]\n{question}\n[End of question]\n\n", "")
+    .replace("Answer of assistant", "Conversation with assistant")
+    .replace("answer of assistant", "conversation with assistant")
+    .replace(
+        "compare the two assistants' answers to the question above",
+        "compare how the two assistants do in the conversations above",
+    )
+)
+
 _LABEL = re.compile(r"\[\[\s*(1|2|tie|0|equal|平局|助手1|助手2)\s*\]\]", re.IGNORECASE)
 _NAME = r"[`'\"*]*(?:(?:the )?(?:assistant|answer|response|model)|助手|回答|答案|模型)\s?[`'\"*]*"
 _PHRASES = [
@@ -83,10 +101,14 @@ _EQUAL = ("equal to", "as good as")
 _NOT = re.compile(r"(?:\bnot|n't|并不|并非|不是|不)\s*$", re.IGNORECASE)
 
 
-def judge_prompt(question: str, first: str, second: str) -> str:
-    """What the judge is asked, in the language of the question."""
-    template = _ZH if re.search(r"[\u4e00-\u9fff]", question) else _EN
-    parts = {"question": question, "first": first, "second": second}
+def judge_prompt(first: Answer, second: Answer) -> str:
+    """What the judge is asked, in the language of the question; conversations of several answers are shown whole."""
+    is_single = first.num_answers == second.num_answers == 1
+    template = (
+        (_ZH if first.language == "zh" else _EN) if is_single else (_ZH_TURNS if first.language == "zh" else _EN_TURNS)
+    )
+    shown = [answer.text if is_single else answer.transcript() for answer in (first, second)]
+    parts = {"question": first.question, "first": shown[0], "second": shown[1]}
     return re.sub(r"\{(question|first|second)\}", lambda match: parts[match[1]].strip(), template)
 
 

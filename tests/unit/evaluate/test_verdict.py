@@ -2,7 +2,12 @@
 
 import pytest
 
+from megatron_huatuo.evaluate.judging.answers import Answer
 from megatron_huatuo.evaluate.judging.verdict import judge_prompt, parse_verdict
+
+
+def answer(question, text):
+    return Answer("1", (("user", question), ("assistant", text)), None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,19 @@ def test_verdict_is_read(reply, expected):
 
 
 def test_prompt_follows_the_language_of_the_question_and_keeps_braces():
-    chinese = judge_prompt("胃病做哪些检查？", "答{first}", "{second}")
+    chinese = judge_prompt(answer("胃病做哪些检查？", "答{first}"), answer("胃病做哪些检查？", "{second}"))
     assert "公正的医学专家" in chinese and "答{first}" in chinese and "{second}" in chinese
-    assert "impartial medical expert" in judge_prompt("Which tests?", "a", "b")
-    assert judge_prompt("?", "one", "two").index("one") < judge_prompt("?", "one", "two").index("two")
+    english = judge_prompt(answer("Which tests?", "one"), answer("Which tests?", "two"))
+    assert "impartial medical expert" in english and english.index("one") < english.index("two")
+
+
+def test_conversations_are_shown_whole_and_without_a_common_question():
+    turns = (("user", "头痛"), ("assistant", "多久了？"), ("user", "三天"), ("assistant", "请就医。"))
+    prompt = judge_prompt(Answer("1", turns, None), answer("头痛", "多喝水"))
+    assert (
+        "[问题]" not in prompt
+        and "[助手1的对话]\n用户：头痛\n\n助手：多久了？\n\n用户：三天\n\n助手：请就医。\n" in prompt
+    )
+    english = tuple((speaker, "Where?") for speaker, _ in turns)
+    prompt = judge_prompt(Answer("1", english, None), Answer("1", english, None))
+    assert "[Conversation with assistant 2]" in prompt and "how the two assistants do in the conversations" in prompt
