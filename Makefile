@@ -1,11 +1,11 @@
-# Targets: setup demo test test-quick test-slurm check bench test-gpu bench-gpu clean. Each brings up what it needs.
+# Targets: setup demo test test-quick test-slurm check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: FORCE setup demo test test-quick test-slurm check format bench test-gpu bench-gpu clean
+.PHONY: FORCE setup demo test test-quick test-slurm check format bench test-gpu bench-gpu gpu-kit clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -58,6 +58,11 @@ bench: setup
 	mkdir -p runs/bench
 	for name in blend unify index loader convert train start save; do \
 	  $(BIN)/python tools/benchmark.py $$name --json runs/bench/$$name.json || exit 1; done
+
+# One folder of at most 60 MB for a bare machine with a GPU, torch and no network: copy it there and start its run.sh.
+KIT_PYTHON ?= 3.12
+gpu-kit: setup
+	$(BIN)/python -m benchmarks.gpu_kit --python_version $(KIT_PYTHON)
 
 # The GPU targets use $(PYTHON) as it is and install nothing, not even this package.
 test-gpu bench-gpu: export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
