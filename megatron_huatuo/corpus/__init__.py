@@ -6,6 +6,7 @@ quality, contamination), shard_files holds what a task leaves, merge_shards make
 
 from megatron_huatuo.corpus.curate import curate
 from megatron_huatuo.corpus.curation_settings import CurationSettings
+from megatron_huatuo.corpus.preview_scores import preview_scores
 from megatron_huatuo.execution import ExecutorSettings
 
-__all__ = ["CurationSettings", "ExecutorSettings", "curate"]
+__all__ = ["CurationSettings", "ExecutorSettings", "curate", "preview_scores"]

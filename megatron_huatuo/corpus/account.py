@@ -21,7 +21,7 @@ class Item:
     """A document, later a passage, and where it comes from.
 
     line: from 1; the number of the record in formats without lines. offset: in the uncompressed file, None where a
-    format has none. parent: id of the document that a passage is part `part` of `parts` of.
+    format has none. parent: id of the document that a passage is part `part` of `parts` of. score: its quality, 0 to 1.
     """
 
     document: Document
@@ -31,6 +31,7 @@ class Item:
     parent: str | None = None
     part: int = 1
     parts: int = 1
+    score: float | None = None
 
     def with_text(self, text: str) -> Item:
         """The same item with another text."""
@@ -43,6 +44,8 @@ class Item:
             origin["offset"] = self.offset
         if self.parts > 1:
             origin.update(part=self.part, parts=self.parts)
+        if self.score is not None:
+            origin["score"] = self.score
         return replace(self.document, metadata={**(self.document.metadata or {}), "origin": origin})
 
     def reject(self, reason: str) -> Rejected:
@@ -92,6 +95,10 @@ class Account:
         """Characters that cleaning touched, by kind of repair."""
         self.counts["repairs"].update(repairs)
 
+    def add_score(self, source: str, score: float) -> None:
+        """The quality score of a passage, before the threshold; counted in tenths."""
+        self.counts["scores"][f"{source}\t{min(int(10 * score), 9)}"] += 1
+
     def add_time(self, step: str, seconds: float, number_bytes: int) -> None:
         """Time that a step took for so much text."""
         self.seconds[step] += seconds  # type: ignore[assignment]
@@ -140,6 +147,7 @@ class Account:
                     "bytes_in": self.counts["bytes in"][source],
                     "bytes_out": self.counts["bytes out"][source],
                     "rejected": dict(sorted(by_source[source].items())),
+                    "scores": [self.counts["scores"][f"{source}\t{tenth}"] for tenth in range(10)],
                 }
                 for source in sources
             },

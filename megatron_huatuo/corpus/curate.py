@@ -17,6 +17,7 @@ from typing import Any
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.corpus.curation_settings import CurationSettings
 from megatron_huatuo.corpus.lexicon import STARTER, Lexicon
+from megatron_huatuo.corpus.passage_score import describe_model
 from megatron_huatuo.corpus.read_files import expand_inputs
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.execution import ExecutorSettings
@@ -49,7 +50,9 @@ def curate(
     the same call, once they are done, finishes the work.
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
     """
-    from megatron_huatuo.corpus.steps import build_pipeline  # datatrove takes half a second to import
+    # datatrove takes half a second to import.
+    from megatron_huatuo.corpus.shard_files import ShardWriter
+    from megatron_huatuo.corpus.steps import build_pipeline
 
     settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
     files = expand_inputs(inputs)
@@ -59,7 +62,8 @@ def curate(
     with exclusive(target):
         check_replaceable(target, KIND)
         work = root / fingerprint_work(files, decisive)
-        if not _run_tasks(len(files), work, partial(build_pipeline, files, work, settings), execution):
+        shard = ShardWriter(str(work), with_signatures=settings.near_duplicate_similarity <= 1)
+        if not _run_tasks(len(files), work, partial(build_pipeline, files, shard, settings), execution):
             get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", work)
             return {"state": "submitted", "work": str(work)}
         report = _merge(work, files, target, decisive, settings)
@@ -78,6 +82,7 @@ def _describe(settings: CurationSettings) -> dict[str, Any]:
     plain = to_plain(settings)
     del plain["max_bad_lines"]
     source, lexicon, exams = plain.pop("source"), plain.pop("lexicon"), plain.pop("exam")
+    plain["score_model"] = describe_model(settings.score_model)
     if lexicon is not None:
         Lexicon.load(lexicon)
         lexicon = sha256_file(STARTER if lexicon == "starter" else lexicon)
@@ -124,6 +129,7 @@ _ADVICE = {
     "mostly symbols": "Lower --min-letter-share",
     "damaged text": "Look at the encoding of the files",
     "blank text": "Check that the text stands under `text`",
+    "low score": "Lower --min-score; --preview-scores 5 shows what it drops",
     "contamination": "Keep them with --contamination-action report, or take the exam out",
 }
 

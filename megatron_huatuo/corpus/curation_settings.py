@@ -34,6 +34,10 @@ class CurationSettings:
     """With a lexicon: least share of an English text's words inside medical terms, 0 to 1"""
     min_letter_share: float = 0.5
     """Passages with a smaller share of letters among their visible characters are dropped, 0 to 1"""
+    score_model: str | None = None
+    """Linear model of the passages' quality: JSON {language: {"intercept": number, feature: number…}}; by default the bundled one"""
+    min_score: float = 0.0
+    """Passages with a lower quality score are dropped, 0 to 1; see --preview-scores"""
     near_duplicate_similarity: float = 0.8
     """Later passages at least so similar to an earlier one are dropped, 0 to 1; above 1 switches it off"""
     mask_personal_data: bool = True
@@ -49,7 +53,7 @@ class CurationSettings:
                 raise ConfigError(
                     f"wrong sizes: got {low}={shortest} and {high}={longest}, need 0 <= {low} < {high}. Change one."
                 )
-        for name in ("min_density_zh", "min_density_en", "min_letter_share"):
+        for name in ("min_density_zh", "min_density_en", "min_letter_share", "min_score"):
             within(name, getattr(self, name), 0, 1)
         above_zero("near_duplicate_similarity", self.near_duplicate_similarity)
         one_of("contamination_action", self.contamination_action, ("drop", "report"))

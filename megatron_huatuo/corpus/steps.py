@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
@@ -19,6 +18,7 @@ from megatron_huatuo.corpus.account import Item, Rejected
 from megatron_huatuo.corpus.contamination import ExamIndex, load_exams
 from megatron_huatuo.corpus.curation_settings import CurationSettings
 from megatron_huatuo.corpus.lexicon import Lexicon
+from megatron_huatuo.corpus.passage_score import ScoreModel, measure_features
 from megatron_huatuo.corpus.quality import refuse_passage
 from megatron_huatuo.corpus.read_files import find_reader
 from megatron_huatuo.corpus.shard_files import ShardWriter
@@ -194,6 +194,27 @@ class FilterQuality(CurationStep):
         return [item.reject(reason)] if reason else [item]
 
 
+class ScoreQuality(CurationStep):
+    """Passages get a score of their quality; those below the least one end here."""
+
+    name = "score"
+
+    def __init__(self, shard: ShardWriter, settings: CurationSettings) -> None:
+        super().__init__(shard)
+        self.model, self.min_score = ScoreModel.load(settings.score_model), settings.min_score
+        self.lexicon = Lexicon.load(settings.lexicon or "starter")
+
+    def process(self, item: Item) -> Iterable[Item | Rejected]:
+        """See `measure_features`."""
+        document = item.document
+        features = measure_features(document.text, document.title, document.language, self.lexicon)
+        score = self.model.score(features, document.language)
+        self.shard.account.add_score(document.source, score)
+        if score >= self.min_score:
+            return [replace(item, score=score)]
+        return [item.reject(f"low score: {score:.3f}")]
+
+
 class CheckContamination(CurationStep):
     """Passages that share text with an exam are reported, and dropped when the settings say so."""
 
@@ -233,9 +254,8 @@ class WriteShard(CurationStep):
             raise
 
 
-def build_pipeline(files: list[str], work: Path, settings: CurationSettings, show_progress: bool) -> list[Any]:
+def build_pipeline(files: list[str], shard: ShardWriter, settings: CurationSettings, show_progress: bool) -> list[Any]:
     """Steps of one task: cheap ones that drop much come first; contamination sees what would be kept."""
-    shard = ShardWriter(str(work), with_signatures=settings.near_duplicate_similarity <= 1)
     steps: list[Any] = [
         ReadFile(shard, files, settings, show_progress),
         Clean(shard),
@@ -245,7 +265,7 @@ def build_pipeline(files: list[str], work: Path, settings: CurationSettings, sho
         steps.append(ExtractMedical(shard, Lexicon.load(settings.lexicon), settings))
     if settings.mask_personal_data:
         steps.append(MaskPersonalData(shard))
-    steps += [CutPassages(shard, settings), FilterQuality(shard, settings)]
+    steps += [CutPassages(shard, settings), FilterQuality(shard, settings), ScoreQuality(shard, settings)]
     if settings.exam:
         steps.append(CheckContamination(shard, load_exams(settings.exam), settings.contamination_action == "drop"))
     return [*steps, WriteShard(shard)]

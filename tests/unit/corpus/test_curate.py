@@ -77,6 +77,7 @@ def test_every_document_is_kept_or_rejected_with_its_reason_and_place(tmp_path):
     assert_accounts(report)
     assert report["by_source"]["books"] == {
         "documents_in": 1, "documents_out": 1, "bytes_in": len(ENGLISH), "bytes_out": len(ENGLISH), "rejected": {},
+        "scores": [0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     }  # fmt: skip
     assert report["repairs"]["zero-width character"] == 1
     manifest = read_manifest(tmp_path / "out", "corpus")
