@@ -81,6 +81,7 @@ class PendingSave:
     def _publish(self, written: list[Written]) -> None:
         directory, target = self._share.directory, self._root / iteration_name(self.iteration)
         files = {name: entry for share in written for name, entry in share.files.items()}
+        _require_visible(directory, files)
         files |= self._share.write_metadata(written)
         write_json(directory / TRAINING, dict(self._training))
         self._write_companions(directory)
@@ -94,6 +95,16 @@ class PendingSave:
         shutil.rmtree(replaced, ignore_errors=True)
         fsync_directory(self._root)
         write_latest(self._root, self.iteration)
+
+
+def _require_visible(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """What other ranks have written must lie beside what rank 0 has. Raises: FileNotFoundError."""
+    for name, entry in files.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise FileNotFoundError(
+                f"rank 0 does not see what another rank has written: {path}. Do all nodes share it?"
+            )
 
 
 def begin_save(

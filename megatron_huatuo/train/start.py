@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from megatron_huatuo.train.stop import StopRequest
 from megatron_huatuo.train.validation import validate_on
 
 _log = get_logger(__name__)
+_SEE_S = 10.0  # how long a file may take to be seen on other nodes
 
 
 def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
@@ -106,7 +110,7 @@ def _prove_isolation(run: Run) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def exclusive_run(run_dir: Path) -> Iterator[None]:
     """One job a run directory: rank 0 holds its lock. Raises: HuatuoError on every rank when another job has it, or it
-    cannot be written."""
+    cannot be written, or ranks do not share it."""
     with contextlib.ExitStack() as stack:
         problem: list[str | None] = [None]
         if is_log_rank():
@@ -122,7 +126,31 @@ def exclusive_run(run_dir: Path) -> Iterator[None]:
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
             raise DataError(problem[0])
+        _require_shared(run_dir)
         yield
+
+
+def _require_shared(run_dir: Path) -> None:
+    """Ranks that do not share the run directory would each keep their part of a checkpoint. Raises: DataError on all."""
+    token = [secrets.token_hex(8)]
+    dist.broadcast_object_list(token, src=0)
+    path = run_dir / f".shared.{token[0]}"
+    if dist.get_rank() == 0:
+        path.touch()
+    dist.barrier()
+    deadline = time.monotonic() + _SEE_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = [(path.exists(), socket.gethostname())] * dist.get_world_size()
+    dist.all_gather_object(seen, seen[0])
+    if dist.get_rank() == 0:
+        path.unlink()
+    blind = [f"rank {rank} on {host}" for rank, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise DataError(
+            f"run directory is not shared: {blind[0]} ({len(blind)} ranks in all) does not see after {_SEE_S:g} s what rank 0 "
+            f"on {seen[0][1]} has written (run_dir {run_dir}). Put it on a file system that all nodes share."
+        )
 
 
 def _initialize_overlap(config: TrainConfig, architecture: Architecture, seq_length: int) -> None:

@@ -98,3 +98,37 @@ def test_a_replanned_blend_is_accepted_up_to_the_row_it_keeps(consumed: int, acc
     else:
         with pytest.raises(ConfigError, match="keeps the first 20 rows, but iter_0000005 has consumed 24"):
             _refuse_changes(*arguments)
+
+
+def _train_in_two_folders(config: TrainConfig, other: str, checks_at_start: bool) -> str:
+    """What nodes without a shared file system do: one path, and a folder of its own behind it on each."""
+    import torch.distributed as dist
+
+    from megatron_huatuo.train import start
+
+    start._SEE_S = 0.5
+    if not checks_at_start:
+        start._require_shared = lambda run_dir: None
+    if dist.get_rank() == 1:
+        config.run_dir = other
+    return train_rank(config)
+
+
+def test_a_run_directory_that_is_not_shared_is_refused_at_the_start(
+    tmp_path: Path, sample_blend: Path, small_model: Path
+) -> None:
+    config = short_config(tmp_path / "run", sample_blend, small_model)
+    with pytest.raises(
+        AssertionError, match=r"run directory is not shared: rank 1 on .* \(1 ranks in all\) does not see"
+    ):
+        run_ranks(2, _train_in_two_folders, config, str(tmp_path / "other"), True)
+    assert not list(tmp_path.glob("*/.shared*")) and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_share_that_rank_0_does_not_see_is_no_part_of_a_checkpoint(
+    tmp_path: Path, sample_blend: Path, small_model: Path
+) -> None:
+    config = short_config(tmp_path / "run", sample_blend, small_model)
+    with pytest.raises(AssertionError, match=r"rank 0 does not see what another rank has written: .*__1_0.distcp"):
+        run_ranks(2, _train_in_two_folders, config, str(tmp_path / "other"), False)
+    assert not list(tmp_path.glob("run/checkpoints/iter_*"))
