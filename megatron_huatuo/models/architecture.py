@@ -87,6 +87,15 @@ class Architecture:
         """Fields as JSON values; `from_dict` is its inverse."""
         return dataclasses.asdict(self)
 
+    def without_defaults(self) -> dict[str, Any]:
+        """Fields that differ from their defaults: a fingerprint of them stays when a later version adds a field."""
+        values = self.to_dict()
+        return {
+            field.name: values[field.name]
+            for field in dataclasses.fields(self)
+            if field.default is dataclasses.MISSING or getattr(self, field.name) != field.default
+        }
+
     @classmethod
     def of_layers(
         cls, layers: int, hidden: int, ffn: int, heads: int, groups: int | None = None, **others: Any

@@ -197,7 +197,7 @@ class TrainConfig:
         Layout, micro-batch size, intervals and train_iters may change on resume.
         """
         return {
-            "architecture": architecture.to_dict(),
+            "architecture": architecture.without_defaults(),
             "optimizer": to_plain(self.optimizer),
             "schedule": to_plain(self.schedule),
             "global_batch_size": self.training.global_batch_size,

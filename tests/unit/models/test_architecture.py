@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,10 @@ def test_wrong_descriptions_are_refused() -> None:
         read_architecture({**content, "family": "gpt2"})
     with pytest.raises(ConfigError, match="unknown preset: got 'baichuan3', need one of toy, yi-34b"):
         get_preset("baichuan3")
+
+
+def test_a_fingerprint_stays_when_a_later_version_adds_a_field() -> None:
+    toy = get_preset("toy")
+    told = toy.without_defaults()
+    assert "qkv_bias" not in told and "rope_scaling" not in told and told["num_layers"] == 2
+    assert dataclasses.replace(toy, qkv_bias=True).without_defaults()["qkv_bias"] is True
