@@ -1,12 +1,14 @@
 """How fast weights move between Hugging Face directories and checkpoints, and in how much memory.
 
 The peer reads and writes the same bytes with nothing in between, once without and once with sha256, and flushes them to
-the disk as a conversion does. The model is Llama-2-7B's shape with as many layers as the size asks for.
+the disk as a conversion does. The model is Llama-2-7B's shape with as many layers as the size asks for; other shapes are held
+against it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -34,6 +36,7 @@ from megatron_huatuo.storage.manifest import write_json
 _PACKAGES = ("torch", "safetensors", "megatron-core")
 _CHUNK_BYTES = 16 << 20
 _GB = 1e9
+_LLAMA = "llama-2-7b"
 
 
 def run(settings: ConvertBenchmark) -> list[dict[str, Any]]:
@@ -44,6 +47,8 @@ def run(settings: ConvertBenchmark) -> list[dict[str, Any]]:
         )
     with tempfile.TemporaryDirectory(dir=settings.directory) as name:
         folder = Path(name)
+        if settings.shapes:
+            return _of_shapes(folder, settings)
         records = []
         for size, is_timed in ((1.0, False), (settings.gigabytes, True)):
             model, checkpoint, out = _write_model(folder / "hf", size), folder / "checkpoint", folder / "out"
@@ -60,8 +65,41 @@ def run(settings: ConvertBenchmark) -> list[dict[str, Any]]:
     return records
 
 
-def _architecture(gigabytes: float) -> Architecture:
-    whole = get_preset("llama-2-7b")
+def _of_shapes(folder: Path, settings: ConvertBenchmark) -> list[dict[str, Any]]:
+    """Both directions of every shape, all interleaved with Llama-2-7B's."""
+    models = {shape: _write_model(folder / shape, settings.gigabytes, shape) for shape in (_LLAMA, *settings.shapes)}
+    sizes = {shape: sum(path.stat().st_size for path in model.iterdir()) / _GB for shape, model in models.items()}
+    records = []
+    for direction in ("import", "export"):
+        sources = models if direction == "import" else {shape: folder / f"{shape}-checkpoint" for shape in models}
+
+        def act(source: Path, direction: str = direction) -> None:
+            _convert(direction, source, folder / "out")
+            shutil.rmtree(folder / "out")
+
+        if direction == "export":
+            for shape, model in models.items():
+                _convert("import", model, sources[shape])
+        candidates = {shape: functools.partial(act, source) for shape, source in sources.items()}
+        timings = interleave(candidates, settings.repeats)
+        for shape in settings.shapes:
+            ours, theirs = timings[shape], timings[_LLAMA]
+            pairs = [
+                (sizes[shape] / mine.wall_s) / (sizes[_LLAMA] / other.wall_s)
+                for mine, other in zip(ours, theirs, strict=True)
+            ]
+            record = _rate_record(f"convert: {direction} of {shape}'s shape", ours, theirs, _LLAMA, sizes[shape])
+            of_cpu = statistics.median(run.cpu_s for run in theirs) / statistics.median(run.cpu_s for run in ours)
+            record |= {"peer_name": f"{_LLAMA}'s shape", "ratio": statistics.median(pairs)}
+            record |= {"cpu_ratio": of_cpu * sizes[shape] / sizes[_LLAMA]}
+            record |= {"peer": sizes[_LLAMA] / statistics.median(run.wall_s for run in theirs)}
+            record["runs"]["threads"] = {"ours": 3, "peer": 3}
+            records.append(record)
+    return records
+
+
+def _architecture(gigabytes: float, shape: str = _LLAMA) -> Architecture:
+    whole = get_preset(shape)
     tables = dataclasses.replace(whole, num_layers=1)
     one, two = (_bytes(architecture) for architecture in (tables, dataclasses.replace(whole, num_layers=2)))
     return dataclasses.replace(whole, num_layers=max(1, round((gigabytes * _GB - one) / (two - one)) + 1))
@@ -71,8 +109,8 @@ def _bytes(architecture: Architecture) -> int:
     return sum(torch.Size(shape).numel() for shape in hf_shapes(architecture).values()) * 2
 
 
-def _write_model(directory: Path, gigabytes: float) -> Path:
-    architecture = _architecture(gigabytes)
+def _write_model(directory: Path, gigabytes: float, shape: str = _LLAMA) -> Path:
+    architecture = _architecture(gigabytes, shape)
     directory.mkdir()
     noise = torch.randn(1 << 20).bfloat16()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -61,6 +61,8 @@ class ConvertBenchmark:
     """Timings of each."""
     directory: str | None = None
     """Where to work (about twice the weights); null: the system's temporary folder."""
+    shapes: list[str] = field(default_factory=list)
+    """Presets whose shapes are converted in turn with Llama-2-7B's, and nothing else: their rates over Llama's."""
 
 
 @dataclass
