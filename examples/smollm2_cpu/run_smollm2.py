@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A real pretrained model through the whole corridor: import, held-out loss, training with two ranks, export, chat.
 
-SmolLM2-135M-Instruct learns the English passages of examples/one_stage_vs_two_stage/data in its own chat template. Every
+SmolLM2-135M-Instruct learns the English passages of examples/one_stage_vs_two_stage/data in the recipe's chat format. Every
 step is one of the project's commands and is printed before it runs. Results go to runs/smollm2 below the working directory.
 """
 
@@ -54,7 +54,7 @@ def english(source: str, split: str) -> Path:
 
 
 def prepare_data() -> None:
-    """Passages to pairs, indexes in the model's own template, general text as it is, and the blend."""
+    """Passages to pairs, indexes, general text as it is, and the blend."""
     for split in ("train", "heldout"):
         unified = RUNS / f"unified-{split}"
         run(
@@ -62,10 +62,8 @@ def prepare_data() -> None:
             *("unify_corpus.py", "--input", *(english(source, split) for source in SOURCES)),
             *("--output", unified, "--backend", "template"),
         )
-        files: dict[str, tuple[Path, tuple[str, ...]]] = dict.fromkeys(
-            SOURCES, (unified / "conversations.jsonl", ("--chat-format", "native"))
-        )
-        files["sft"] = (english("sft", split), ("--chat-format", "native"))
+        files: dict[str, tuple[Path, tuple[str, ...]]] = dict.fromkeys(SOURCES, (unified / "conversations.jsonl", ()))
+        files["sft"] = (english("sft", split), ())
         files["general"] = (english("general", split), ("--format", "text"))
         for source, (path, form) in files.items():
             run(
@@ -101,8 +99,8 @@ def train_and_export() -> None:
 
 def held_out_losses() -> dict[str, dict[str, Any]]:
     """{source: {base_loss, loss}} of the last checkpoint."""
-    state = RUNS / "train" / "checkpoints" / (RUNS / "train" / "checkpoints" / "latest").read_text("utf-8").strip()
-    return dict(json.loads((state / "training.json").read_text("utf-8"))["forgetting"])
+    state = max((RUNS / "train" / "checkpoints").glob("iter_*/training.json"))
+    return dict(json.loads(state.read_text("utf-8"))["forgetting"])
 
 
 def summarise(before: str, after: str, seconds: float) -> None:

