@@ -17,7 +17,7 @@ from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.indexed import IndexedReader, index_paths
 from megatron_huatuo.storage.manifest import sha256_file
-from megatron_huatuo.storage.targets import DocumentsInRows
+from megatron_huatuo.storage.targets import HUATUO_RULE, DocumentsInRows, target_rule
 
 _log = get_logger(__name__)
 
@@ -29,7 +29,7 @@ class OpenSource:
     name: str
     path_prefix: str
     num_documents: int
-    """Documents of the index."""
+    """Documents of the index; of raw text, the pieces that its texts are cut into (`DocumentsInRows`)."""
     usable: NDArray[np.int64] | None
     """Index numbers of the documents that can be drawn, or None when all can."""
     lengths: NDArray[np.int32]
@@ -37,7 +37,9 @@ class OpenSource:
     full_lengths: NDArray[np.int64]
     """Tokens of each document in the index [num_documents]."""
     fingerprint: dict[str, Any]
-    """Hashes of the index files and the tokenizer."""
+    """Hashes of the index files and the tokenizer, and the format where it is not the recipe's."""
+    num_texts: int | None = None
+    """Of raw text: how many texts the pieces come from."""
 
     @property
     def num_usable(self) -> int:
@@ -81,6 +83,8 @@ def _warn_of_copies(opened: list[OpenSource]) -> None:
 def why_no_document(settings: BlendSource, source: OpenSource, seq_length: int) -> str:
     """Why a source gives no document, and what would make it give some."""
     count = source.num_usable
+    if source.num_documents == 0:
+        return "none of its texts has more than one token. Leave the source out."
     if count == 0:
         return (
             f"each of its {source.num_documents} documents is longer than a row of {seq_length} tokens, and is trained on "
@@ -117,6 +121,7 @@ def open_source(source: BlendSource, seq_length: int) -> OpenSource:
         lengths=np.minimum(full, seq_length).astype(np.int32),
         full_lengths=full,
         fingerprint=index_fingerprint(index, source.name),
+        num_texts=len(index) if documents.rule.becomes_pieces else None,
     )
 
 
@@ -159,4 +164,6 @@ def index_fingerprint(index: IndexedReader, name: str) -> dict[str, Any]:
             "Restore or rebuild it."
         )
     tokenizer = index.manifest.get("tokenizer", {}).get("sha256", "")
-    return {"bin": files[bin_path.name]["sha256"], "idx": found, "tokenizer": tokenizer}
+    fingerprint = {"bin": files[bin_path.name]["sha256"], "idx": found, "tokenizer": tokenizer}
+    chat_format = target_rule(index.manifest, json_path.name).chat_format
+    return fingerprint if chat_format == HUATUO_RULE.chat_format else {**fingerprint, "format": chat_format}

@@ -285,6 +285,7 @@ def _describe(
                 "name": source.name,
                 "path_prefix": source.path_prefix,
                 "num_documents": source.num_documents,
+                **({} if source.num_texts is None else {"num_texts": source.num_texts}),
                 "usable_documents": source.num_usable,
                 "untrained_when_cut": source.untrained_when_cut,
                 "priority": float(draws.priorities[number]),

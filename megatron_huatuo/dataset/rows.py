@@ -147,6 +147,12 @@ class PackedRows:
         """sha256 over the hashes of order, rows and indexes: what a resumed run must find unchanged."""
         return self._blend.sha256
 
+    @property
+    def chat_formats(self) -> dict[str, str]:
+        """{source: chat format of its index}: what an export writes its chat template by."""
+        formats = [documents.rule.chat_format for documents in self._documents]
+        return dict(zip(self.source_names, formats, strict=True))
+
     def _open_index(self, source: dict[str, Any]) -> IndexedReader:
         prefix = source["path_prefix"]
         index = IndexedReader(prefix)
@@ -155,11 +161,13 @@ class PackedRows:
             suffix: manifest["files"].get(f"{Path(prefix).name}.{suffix}", {}).get("sha256") for suffix in _SUFFIXES
         }
         found["tokenizer"] = manifest["tokenizer"].get("sha256")
+        found["format"] = manifest.get("chat_format")
         changed = [part for part, value in source["index"].items() if found.get(part) != value]
         if changed:
             raise IntegrityError(
-                f"source {source['name']} changed since the blend was built: {', '.join(changed)} of {prefix}, got sha256 "
-                f"{found.get(changed[0])}, need {source['index'][changed[0]]}. Build the blend again."
+                f"source {source['name']} changed since the blend was built: {', '.join(changed)} of {prefix}, got "
+                f"{'' if changed[0] == 'format' else 'sha256 '}{found.get(changed[0])}, need {source['index'][changed[0]]}. "
+                "Build the blend again."
             )
         return index
 

@@ -42,10 +42,9 @@ class TextFormat(RecordFormat):
         text, source = raw.get("text"), raw.get("source")
         if not isinstance(text, str):
             got = "nothing" if "text" not in raw else type(text).__name__
-            hint = (
-                " It holds turns: index it without --format text." if {"conversations", "messages"} & raw.keys() else ""
-            )
-            raise DataError(f"record without 'text': got {got}, need text ({where}).{hint}")
+            has_turns = not {"conversations", "messages"}.isdisjoint(raw)
+            hint = "; it has turns, index it without --format text" if has_turns else ""
+            raise DataError(f"record without 'text': got {got}, need text{hint} ({where})")
         if not text.strip():
             raise BlankTextError(f"blank 'text': need text ({where})")
         if notes is not None:

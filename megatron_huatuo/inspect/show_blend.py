@@ -28,6 +28,8 @@ class RowDocument:
     source: str
     document: int
     """Number in the source's index."""
+    first_token: int
+    """Of raw text that is cut into pieces: where in its text it begins; else 0."""
     length: int
     """Tokens that it takes in the row."""
     cut_tokens: int
@@ -76,21 +78,22 @@ class BlendView:
             tokens, _, _ = here.read(number)
             cut = int(here.full_lengths([number])[0]) - len(tokens)
             kept = tokens[:-1] if cut and here.rule.cut_ends_with_eos else tokens
-            documents.append(RowDocument(self.names[source], number, len(tokens), cut, kept))
+            document, first_token = (int(part[0]) for part in here.origin_of([number]))
+            documents.append(RowDocument(self.names[source], document, first_token, len(tokens), cut, kept))
         return RowContent(row, documents, seq_length - sum(document.length for document in documents))
 
     def places(self, source: str, document: int) -> list[Place]:
-        """Where document number `document` of a source is drawn, once an epoch. Raises: ConfigError for an unknown one."""
+        """Where document number `document` of a source is drawn, once per epoch (of raw text, each of its pieces). Raises: ConfigError for an unknown one."""
         number = self._source_number(source)
-        total = self.manifest["sources"][number]["num_documents"]
-        if not 0 <= document < total:
-            raise ConfigError(f"wrong document of source {source!r}: got {document}, need 0 to {total - 1}")
+        index = self._index(number)
+        if not 0 <= document < len(index):
+            raise ConfigError(f"wrong document of source {source!r}: got {document}, need 0 to {len(index) - 1}")
+        numbers = DocumentsInRows(index, self._blend.seq_length).numbers_of(document)
         found = []
         for start in range(0, len(self.source), _BLOCK):
             block = slice(start, start + _BLOCK)
-            found += (
-                np.flatnonzero((self.document[block] == document) & (self.source[block] == number)) + start
-            ).tolist()
+            is_here = (self.document[block] >= numbers.start) & (self.document[block] < numbers.stop)
+            found += (np.flatnonzero(is_here & (self.source[block] == number)) + start).tolist()
         rows = np.searchsorted(self.row_start, found, side="right") - 1
         return [Place(entry, row, entry / len(self.source)) for entry, row in zip(found, rows.tolist(), strict=True)]
 

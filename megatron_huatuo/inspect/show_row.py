@@ -46,8 +46,9 @@ def describe_row(directory: str | os.PathLike[str], number: int) -> list[str]:
     tokenizers = {name: open_tokenizer(index) for name, index in indexes.items()}
     lines = [f"row {number} of {os.fspath(directory)}: {len(content.documents)} documents, {content.padding} padding"]
     for document in content.documents:
-        cut = f", {document.cut_tokens} tokens cut off and replaced by eos" if document.cut_tokens else ""
-        lines.append(f"{document.source} document {document.document}: {document.length} tokens{cut}")
-        modes = indexes[document.source].document(document.document)[1][: len(document.tokens)]
+        cut = f", {document.cut_tokens} tokens cut off" if document.cut_tokens else ""
+        piece = f" from token {document.first_token}" if document.first_token else ""
+        lines.append(f"{document.source} document {document.document}{piece}: {document.length} tokens{cut}")
+        modes = indexes[document.source].document(document.document)[1][document.first_token :][: len(document.tokens)]
         lines += describe_segments(document.tokens, modes, tokenizers[document.source])
     return lines

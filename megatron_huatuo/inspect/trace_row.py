@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.inspect.show_blend import BlendView
 from megatron_huatuo.inspect.show_manifest import shorten
 from megatron_huatuo.storage.indexed import IndexedReader
@@ -23,6 +23,7 @@ from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
 from megatron_huatuo.storage.pairs import parse_conversations
 from megatron_huatuo.storage.record_files import read_records
 from megatron_huatuo.storage.records import Conversation
+from megatron_huatuo.storage.targets import target_rule
 from megatron_huatuo.storage.text_files import open_binary
 
 _PLACE = ("passage", "document", "file", "line", "offset", "part", "parts")
@@ -59,6 +60,8 @@ def _trace(path_prefix: str | os.PathLike[str], numbers: set[int]) -> dict[int, 
     for place in places.values():
         if place is not None:
             lines_by_file.setdefault(place[0], set()).add(place[1])
+    if target_rule(index.manifest, index.path_prefix).becomes_pieces:
+        return {number: _trace_text(index, number, place) for number, place in places.items()}
     pairs = {file: _read_pairs(file, lines) for file, lines in lines_by_file.items() if Path(file).is_file()}
     passages = {file: _read_passages(file, found.values()) for file, found in pairs.items()}
     traces = {}
@@ -76,15 +79,41 @@ def _trace(path_prefix: str | os.PathLike[str], numbers: set[int]) -> dict[int, 
     return traces
 
 
-def _read_pairs(file: str, wanted: set[int]) -> dict[int, Conversation]:
-    """Conversations by line, or, from a `.json` file, by number."""
+def _trace_text(index: IndexedReader, number: int, place: tuple[str, int] | None) -> list[str]:
+    """A document of raw text: its record, and where the corpus has it from."""
+    head = f"document {number} of {index.path_prefix}"
+    if place is None:
+        return [f"{head}: no origin recorded"]
+    file, line = place
+    record = _read_pairs(file, {line}, _parse_text).get(line) if Path(file).is_file() else None
+    if record is None:
+        return [f"{head}: {file}:{line}, which is gone"]
+    metadata = record.get("metadata")
+    origin = metadata.get("origin") if isinstance(metadata, dict) else None
+    return [
+        f"{head}: text {record.get('id', '')}, {file}:{line}",
+        f"  {shorten(record['text'])}",
+        *([f"  source {shorten(str(origin))}"] if origin else []),
+    ]
+
+
+def _parse_text(raw: Any, where: str) -> list[dict[str, Any]]:
+    if not (isinstance(raw, dict) and isinstance(raw.get("text"), str) and raw["text"].strip()):
+        raise DataError(f"record without text ({where})")
+    return [raw]
+
+
+def _read_pairs(
+    file: str, wanted: set[int], parse: Callable[[Any, str], list[Any]] = parse_conversations
+) -> dict[int, Any]:
+    """Records by line, or, from a `.json` file, by number."""
     if Path(file).suffix == ".json":
-        numbered = enumerate(read_records(file, parse_conversations, BadLines(sys.maxsize)), start=1)
-        return {number: pair for number, pair in numbered if number in wanted}
+        numbered = enumerate(read_records(file, parse, BadLines(sys.maxsize)), start=1)
+        return {number: record for number, record in numbered if number in wanted}
     found = {}
     for number, _, raw in split_lines(file):
         if number in wanted and raw is not None:
-            found[number] = parse_conversations(orjson.loads(raw.removeprefix(b"\xef\xbb\xbf")), f"{file}:{number}")[0]
+            found[number] = parse(orjson.loads(raw.removeprefix(b"\xef\xbb\xbf")), f"{file}:{number}")[0]
         if number >= max(wanted):
             break
     return found

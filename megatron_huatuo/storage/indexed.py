@@ -50,15 +50,16 @@ class IndexedReader:
     sequence_lengths: int32 [num_sequences], tokens of each segment.
     sequence_pointers: int64 [num_sequences], byte offset of each segment in `.bin`.
     document_indices: int64 [num_documents + 1], document d has the sequences document_indices[d] … [d+1] - 1.
-    sequence_modes: int8 [num_sequences], 0 context, 1 trained on.
+    sequence_modes: int8 [num_sequences], 0 context, 1 trained on; all 1 where the file has none.
     tokens: all ids of `.bin`, `dtype` [num_tokens]; dtype: uint16 or int32.
-    manifest: content of `P.json`, or None when stock Megatron wrote the index.
+    manifest: content of `P.json`, or None when stock Megatron wrote the index. An index without modes is taken where the
+    manifest says so (`tools/register_index.py`), or with `may_lack_modes`.
 
     Raises: IntegrityError naming the file when one is missing, empty, torn, swapped, of a wrong dtype, or of another
     size than the manifest says.
     """
 
-    def __init__(self, path_prefix: str | PathLike[str]) -> None:
+    def __init__(self, path_prefix: str | PathLike[str], *, may_lack_modes: bool = False) -> None:
         self.path_prefix = fspath(path_prefix)
         self._bin_path, self._idx_path, self._json_path = index_paths(path_prefix)
         for path in (self._idx_path, self._bin_path):
@@ -67,6 +68,7 @@ class IndexedReader:
         if self._json_path.exists():
             self.manifest = read_manifest(self._json_path.parent, MANIFEST_KIND, name=self._json_path.name)
             verify_files(self._json_path.parent, self.manifest, hashes=False)
+        self._takes_no_modes = may_lack_modes or bool((self.manifest or {}).get("without_modes"))
         self._map_index()
         self._check_structure()
         if self.manifest is not None:
@@ -91,22 +93,26 @@ class IndexedReader:
                 f"wrong token dtype: got code {code}, need 8 (uint16) or 4 (int32) ({self._idx_path}). Build it again."
             )
         without_modes = HEADER.size + 12 * num_sequences + 8 * num_boundaries
-        if raw.size == without_modes and num_sequences:
+        has_modes = raw.size != without_modes or num_sequences == 0
+        if not has_modes and not self._takes_no_modes:
             raise IntegrityError(
                 f"index has no sequence modes: {self._idx_path}. They say what is trained on: build it with "
-                "tools/preprocess_data.py."
+                "tools/preprocess_data.py, or register it as raw text with tools/register_index.py."
             )
-        if raw.size != without_modes + num_sequences:
+        if has_modes and raw.size != without_modes + num_sequences:
             raise self._torn(
                 self._idx_path, f"{raw.size} bytes where its header asks for {without_modes + num_sequences}"
             )
         self.dtype = DTYPE_CODES[code]
-        parts = (("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_boundaries), ("i1", num_sequences))
+        parts = [("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_boundaries)]
+        parts += [("i1", num_sequences)] if has_modes else []
         arrays: list[NDArray[Any]] = []
         offset = HEADER.size
         for dtype, count in parts:
             arrays.append(np.frombuffer(raw, dtype=dtype, count=count, offset=offset))
             offset += arrays[-1].nbytes
+        if not has_modes:
+            arrays.append(np.broadcast_to(np.int8(1), num_sequences))
         self.sequence_lengths, self.sequence_pointers, self.document_indices, self.sequence_modes = arrays
 
     def _check_structure(self) -> None:

@@ -202,6 +202,12 @@ class DocumentsInRows:
         document = np.searchsorted(self._piece_start, numbers, side="right") - 1
         return document, (numbers - self._piece_start[document]) * self.seq_length
 
+    def numbers_of(self, document: int) -> range:
+        """The numbers that a document of the index has here: one, or those of its pieces."""
+        if not self.rule.becomes_pieces:
+            return range(document, document + 1)
+        return range(int(self._piece_start[document]), int(self._piece_start[document + 1]))
+
     def full_lengths(self, numbers: ArrayLike | None = None) -> NDArray[np.int64]:
         """Tokens of these documents (None: of all) before they are cut to a row; of a piece, its own: int64 [d]."""
         if not self.rule.becomes_pieces:

@@ -92,6 +92,7 @@ class Saver:
                 "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
             },
             "source_names": run.rows.source_names,
+            "chat_formats": run.rows.chat_formats,
             "ignored_config_keys": run.config.model.ignore_config_keys,
             "forgetting": run.forgetting.to_plain(),
             "learning_rate_by_source": run.received.to_plain(),

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.formats import FormatSettings
+from megatron_huatuo.index.register import register_index
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from tests.unit.dataset.hand_rows import targets_of
@@ -59,7 +61,16 @@ def test_the_published_tokenizer_gives_the_table(tmp_path, baichuan2):
 def test_the_page_explains_every_key_of_the_manifest(tmp_path, by_hand):
     line = {"conversations": [{"from": "human", "value": "头"}, {"from": "gpt", "value": "痛"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text('{"text": "头痛"}', encoding="utf-8")
+    template = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant' else '') }}{% endfor %}"
+    (by_hand / "chat_template.jinja").write_text(template, encoding="utf-8")
     manifest = build_index([tmp_path / "a.jsonl"], tmp_path / "p", by_hand)
+    manifest |= build_index(
+        [tmp_path / "a.jsonl"], tmp_path / "n", by_hand, settings=FormatSettings(chat_format="native")
+    )
+    manifest |= build_index([tmp_path / "t.jsonl"], tmp_path / "t", by_hand, settings=FormatSettings("text"))
+    (tmp_path / "t.json").unlink()
+    manifest |= register_index(tmp_path / "t", by_hand)
     section = PAGE.split("**`P.json`**")[1].split("**Opening**")[0]
     explained = {
         key for row in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)
