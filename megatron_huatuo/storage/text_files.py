@@ -11,6 +11,7 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +28,8 @@ COMPRESSIONS = (".gz", ".zst")
 _CHUNK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 20
 _MAX_WINDOW_BYTES = 1 << 31  # zstd --long=31, as some published sets have it
+# Latin, Greek, and all of three bytes or more but U+FFFD, which 锟斤拷 is by its bytes.
+_MEANT_IN_UTF8 = re.compile("[\u00a0-\u024f\u0370-\u03ff\u0800-\ufffc\U00010000-\U0010ffff]")
 _LEAST_COMMON_SHARE = 0.7  # of a Chinese line's signs, in GB 2312
 
 
@@ -84,16 +87,17 @@ def _detect_encoding(head: bytes) -> str | None:
     except UnicodeDecodeError:
         pass
     lines = [line for line in head.split(b"\n") if not line.isascii()]
-    chinese = sum(not _is_utf8(line) and _is_chinese(line) for line in lines)
-    return "GB18030" if chinese > sum(map(_is_utf8, lines)) else None
+    utf8 = [_is_utf8(line) for line in lines]
+    chinese = sum(not found and _is_chinese(line) for found, line in zip(utf8, lines, strict=True))
+    return "GB18030" if chinese > sum(utf8) else None
 
 
 def _is_utf8(line: bytes) -> bool:
+    """Whether a line is UTF-8 and not so by chance: 药 in GB18030 is a letter of Abkhaz in UTF-8, which nobody means."""
     try:
-        line.decode("utf-8")
+        return _MEANT_IN_UTF8.search(line.decode("utf-8")) is not None
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def _is_chinese(line: bytes) -> bool:

@@ -60,6 +60,14 @@ def test_what_is_no_gb18030_is_not_taken_for_it(content, tmp_path):
     assert open_binary(path).read() == content
 
 
+@pytest.mark.parametrize("word", ["药", "锟斤拷", "么", "药么药"])
+def test_words_that_are_valid_in_both_encodings_decide_nothing(word, tmp_path):
+    """药 in GB18030 is a letter of Abkhaz in UTF-8, 锟斤拷 is U+FFFD."""
+    text = f"标题,文本\n一,{word}\n二,{word}\n三,{word}\n"
+    path = write(tmp_path / "a.csv", text.encode("gb18030"))
+    assert open_binary(path).read().decode() == text
+
+
 def test_bytes_that_are_no_text_stay_as_they_are_in_their_line(tmp_path):
     good = "高血压患者应当限盐。\n".encode("gb18030")
     path = write(tmp_path / "a.txt", good * 9 + b"\xff\xff\n" + good)
