@@ -26,6 +26,8 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.blocks import CHUNK_BYTES
 from megatron_huatuo.index.build import build_index
 from megatron_huatuo.index.chat_format import encode_tag, segment_texts
+from megatron_huatuo.index.chat_template import read_chat_template
+from megatron_huatuo.index.formats import CHAT_FORMATS, FormatSettings, open_format
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.index.workers import available_cores
@@ -55,6 +57,7 @@ def run(settings: IndexBenchmark) -> list[dict[str, Any]]:
         _write_corpus(path, settings.megabytes)
         return [
             *_pipeline_records(path, tokenizer, workers, settings.repeats),
+            *_native_records(path, tokenizer, settings.repeats),
             _writer_record(directory, load_tokenizer(tokenizer).vocab_size, settings.repeats),
             _memory_record(directory, tokenizer, settings.megabytes),
         ]
@@ -120,6 +123,30 @@ def _pipeline_records(path: Path, tokenizer: str, workers: int, repeats: int) ->
             peer=timings["megatron"],
             peer_name=f"multiprocessing pool of {workers}, imap, IndexedDatasetBuilder",
         ),
+    ]
+
+
+def _native_records(path: Path, tokenizer: str, repeats: int) -> list[dict[str, Any]]:
+    """The tokenizer's own chat template against the recipe's format, in this process; none where it has no template."""
+    if read_chat_template(tokenizer) is None:
+        return []
+    opened = load_tokenizer(tokenizer)
+    conversations = list(itertools.islice(read_records(path, parse_conversations), 1000))
+    huatuo, native = (open_format(FormatSettings(chat_format=name), opened) for name in CHAT_FORMATS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    timings = interleave(
+        {"ours": lambda: native.encode(conversations), "peer": lambda: huatuo.encode(conversations)}, repeats
+    )
+    return [
+        rate_record(
+            "index: native chat template against the recipe's format",
+            work=len(conversations),
+            unit="conversations/s",
+            ours=timings["ours"],
+            peer=timings["peer"],
+            peer_name="the same conversations as <问>：…\\n<答>：…, one process each",
+            packages=_PACKAGES,
+        )
     ]
 
 

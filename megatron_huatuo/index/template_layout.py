@@ -51,7 +51,7 @@ class Fragment(NamedTuple):
     is_trained: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The fragments of one shape, in order.
 
