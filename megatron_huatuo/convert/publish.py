@@ -30,6 +30,7 @@ from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
 from megatron_huatuo.storage.run_files import STATE, TOKENIZER, iteration_of, read_training_state, resolve_checkpoint
+from megatron_huatuo.storage.targets import NATIVE_RULE
 
 KIND = "hf_model"
 _PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
@@ -61,8 +62,14 @@ def export_checkpoint(
     directory = resolve_checkpoint(checkpoint)
     get_logger(__name__).info("exporting %s", directory)
     verify_harmless(directory)
+    training = read_training_state(directory)
     if not allow_forgetting:
-        refuse_forgetting(read_training_state(directory).get("forgetting") or {}, directory)
+        refuse_forgetting(training.get("forgetting") or {}, directory)
+    if NATIVE_RULE.chat_format in (training.get("chat_formats") or {}).values():
+        get_logger(__name__).warning(
+            "the model was trained with its tokenizer's own chat template, and the export writes that of the recipe: put the "
+            "template of %s into %s before serving it", directory / TOKENIZER, hf_directory,
+        )  # fmt: skip
     architecture = load_checkpoint_architecture(directory)
     if llamafy:
         architecture = llama_architecture(architecture)
