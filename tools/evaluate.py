@@ -17,6 +17,7 @@ from megatron_huatuo.evaluate.judging.grade import format_grades, run_grade
 from megatron_huatuo.evaluate.judging.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.judging.panel import JudgeSettings, choose_judges
 from megatron_huatuo.evaluate.judging.rate import format_ratings, run_rate
+from megatron_huatuo.evaluate.overlap import OverlapSettings, format_overlap
 from megatron_huatuo.evaluate.score import format_scores
 from megatron_huatuo.evaluate.score_tables import BENCHMARKS, TableSettings, run_table
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
@@ -32,6 +33,8 @@ def _exam_parser() -> ArgumentParser:
     exam.add_argument("--subset", type=str, nargs="+", default=(), metavar="NAME", help="only these parts of the exam")
     exam.add_argument("--few-shot-from", type=str, nargs="+", default=(), metavar="FILE", help="files of the examples")
     add_dashed_fields(exam, ExamSettings, skip=("subset", "few_shot_from", "trust_remote_code"))
+    exam.add_argument("--overlap-index", type=str, nargs="+", default=(), metavar="PREFIX", help="indexes or blends")
+    add_dashed_fields(exam, OverlapSettings, skip=("overlap_index",))
     add_dashed_fields(exam, GenerationSettings)
     return exam
 
@@ -91,7 +94,9 @@ def _exam(args: Namespace) -> str:
         refuse_ignored([replace(generation, **own)], "with --base-url")
     model = args.model if args.base_url is None else ModelEndpoint(args.base_url, args.model, options, patience)
     settings = from_dashed_fields(ExamSettings, args)
-    return format_scores(run_exam(model, args.questions, args.output, settings, generation))
+    overlap = from_dashed_fields(OverlapSettings, args)
+    scores = run_exam(model, args.questions, args.output, settings, generation, overlap)
+    return "\n".join([format_scores(scores), *([format_overlap(scores["overlap"])] if "overlap" in scores else [])])
 
 
 def _judged(command: str, args: Namespace) -> str:

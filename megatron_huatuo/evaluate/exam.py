@@ -33,6 +33,7 @@ from megatron_huatuo.evaluate.generate import (
     ModelEndpoint,
     Request,
 )
+from megatron_huatuo.evaluate.overlap import OverlapSettings, add_overlap, find_overlap
 from megatron_huatuo.evaluate.questions import (
     AUTO,
     chance_level,
@@ -113,6 +114,7 @@ def run_exam(
     output: str | os.PathLike[str],
     settings: ExamSettings | None = None,
     generation: GenerationSettings | None = None,
+    overlap: OverlapSettings | None = None,
 ) -> dict[str, Any]:
     """Ask the questions, score the replies, and return the content of `scores.json`.
 
@@ -120,6 +122,7 @@ def run_exam(
     questions: files of exam questions (`read_questions`).
     output: directory for `replies.jsonl`, `scores.json`, `manifest.json` and the request log; the same directory
         again continues where a run was stopped.
+    overlap: what the model was trained on; the scores are then given with and without the questions found there.
     Raises: DataError for the questions, ConfigError for the model, EndpointError for the endpoint. When more requests
         than allowed stayed without a reply, it comes after replies and scores are written, with what is missing
         counted in them, and without a manifest.
@@ -134,6 +137,11 @@ def run_exam(
     if settings.few_shot_from:
         candidates = read_questions(settings.few_shot_from, bad_lines, settings.format)
     asked = _Exam(exam, candidates, settings)
+    found = (
+        find_overlap(exam, overlap.overlap_index, overlap.overlap_workers)
+        if overlap and overlap.overlap_index
+        else None
+    )
     with output_directory(output) as directory:
         (directory / MANIFEST_NAME).unlink(missing_ok=True)
         outcome = (_by_generation if settings.scoring == "generation" else _by_loglikelihood)(
@@ -142,6 +150,8 @@ def run_exam(
         scores = score_replies(outcome.records)
         scores["asked_with"] = {**outcome.description, **asked.description(generation)}
         scores.update(outcome.extra_scores)
+        if overlap is not None and found is not None:
+            scores["overlap"] = add_overlap(outcome.records, [question.id for question in exam], *found, overlap)
         write_jsonl(directory / "replies.jsonl", outcome.records)
         write_json(directory / "scores.json", scores)
         check_failed(outcome.requests, outcome.replies, settings.max_failed)
