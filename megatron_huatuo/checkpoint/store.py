@@ -9,6 +9,7 @@ data-parallel rank at save and load).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,11 +48,16 @@ def optimizer_state(
 ) -> Any:
     """Sharded state of the optimizer beside its model's `weights_state`, in one of the two formats."""
     adam_state.leave_step_out_of_gathered_state()
-    return optimizer.sharded_state_dict(
-        dict(weights) if len(weights) > 1 else weights["model"],
-        is_loading=is_loading,
-        metadata={"distrib_optim_sharding_type": optimizer_format},
-    )
+    with _buckets(optimizer, optimizer_format):
+        return optimizer.sharded_state_dict(
+            dict(weights) if len(weights) > 1 else weights["model"],
+            is_loading=is_loading,
+            metadata={"distrib_optim_sharding_type": optimizer_format},
+        )
+
+
+def _buckets(optimizer: MegatronOptimizer, optimizer_format: str) -> contextlib.AbstractContextManager[None]:
+    return adam_state.whole_buckets(optimizer) if optimizer_format == PORTABLE else contextlib.nullcontext()
 
 
 def load_weights(directory: str | os.PathLike[str], model_chunks: list[MegatronModule]) -> None:
@@ -117,7 +123,8 @@ def load_training_state(
     sharded["optimizer"] = optimizer_state(optimizer, sharded, training["optimizer_format"], is_loading=True)
     loaded = _load(root, sharded)
     _put_weights(model_chunks, loaded)
-    optimizer.load_state_dict(loaded["optimizer"])
+    with _buckets(optimizer, training["optimizer_format"]):
+        optimizer.load_state_dict(loaded["optimizer"])
     adam_state.give_each_parameter_its_step(optimizer)
     return training
 
