@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.slurm.cluster import wait_until
 from tests.slurm.conftest import ROOT
 from tests.slurm.hosts import Host, Network, network, obstacle
 
@@ -146,3 +151,69 @@ def test_clock_version_and_folder_of_one_host_are_named(tmp_path: Path) -> None:
     assert "numpy: " in finding(text, "versions") and "1.26.4 on ranks" in finding(text, "versions")
     assert "s off (±" in finding(text, "clocks") and "120." in finding(text, "clocks").replace("119.9", "120.")
     assert f"in {shared} after 2 s: not shared" in finding(text, "shared files")
+
+
+TIMEOUT_S = 20
+
+
+def train_flags(run_dir: Path, blend: Path) -> list[str | Path]:
+    """Sixty steps of the demo's model, saved every twenty."""
+    flags = ["--training.train_iters", "60", "--checkpoint.save_interval", "20", "--logging.log_interval", "1"]
+    flags += ["--runtime.device", "cpu"]
+    return [ROOT / "examples" / "toy_cpu" / "train.yaml", "--run_dir", run_dir, "--data.blend", blend, *flags]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["lm_loss"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def ranks(hosts: list[Host]) -> list[psutil.Process]:
+    """Processes of tools/train.py that torchrun started, on all these hosts."""
+    found = []
+    for process in (process for host in hosts for process in host.processes()):
+        with contextlib.suppress(psutil.Error):
+            if "LOCAL_RANK" in process.environ() and any("train.py" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_pulled_cable_stops_all_ranks_in_time_and_the_run_goes_on_when_it_is_back(
+    three_hosts: Network, long_blend: Path, tmp_path: Path
+) -> None:
+    """No packet says that the other host is gone. torchrun starts the ranks again once the hosts reach each other."""
+    hosts = three_hosts.hosts[:2]
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    text = finish(launch(hosts, tmp_path / "log", *train_flags(undisturbed, long_blend)), tmp_path / "log")
+    assert len(losses(undisturbed)) == 60, text
+    [start] = (undisturbed / "starts.jsonl").read_text().splitlines()
+    assert json.loads(start)["hosts"] == {"host0": 1, "host1": 1}
+
+    limit = ("--runtime.distributed_timeout_minutes", str(TIMEOUT_S / 60))
+    processes = launch(hosts, tmp_path / "log2", *train_flags(run, long_blend), *limit)
+    log = run / "log.jsonl"
+    wait_until(lambda: log.exists() and '"iteration": 25,' in log.read_text(), 180, lambda: printed(tmp_path / "log2"))
+    assert len(ranks(hosts)) == 2
+    three_hosts.pull_cable(1)
+    try:
+        wait_until(lambda: not ranks(hosts), TIMEOUT_S + 45, lambda: str(ranks(hosts)))
+    finally:
+        three_hosts.plug_in(1)
+    text = finish(processes, tmp_path / "log2")
+    assert [process.returncode for process in processes] == [0, 0], text[-5000:]
+    assert "waits in step" in text and "resuming from" in text
+    assert losses(run) == losses(undisturbed)
+
+
+def test_training_in_a_folder_that_one_host_does_not_share_is_one_sentence(long_blend: Path, tmp_path: Path) -> None:
+    if problem := obstacle():
+        pytest.skip(f"hosts need root and network namespaces: {problem}")
+    run = tmp_path / "run"
+    run.mkdir()
+    with network(2, tmp_path / "network") as net:
+        net.hosts[1].run("mount", "-t", "tmpfs", "none", run)
+        flags = train_flags(run, long_blend)
+        processes = launch(net.hosts, tmp_path / "log", *flags, MAX_RESTARTS="0")
+        text = finish(processes, tmp_path / "log")
+    assert all(process.returncode == 1 for process in processes), text
+    assert re.search(r"error: run directory is not shared: rank \d on host\d \(1 ranks in all\) does not see", text)
+    assert not (run / "checkpoints").exists()
