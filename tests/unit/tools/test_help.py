@@ -29,6 +29,7 @@ FLAGS: dict[tuple[str, ...], list[str]] = {
     ],
     ("preprocess_data",): ["--input", "--output-prefix", "--tokenizer", "--workers", "--max-bad-lines"],
     ("merge_index",): ["--input", "--output-prefix"],
+    ("register_index",): ["--input-prefix", "--tokenizer", "--without-eos"],
     ("train_tokenizer",): ["--input", "--output", "--vocab-size"],
     ("build_blend",): ["--config", "--output", "--megatron-indices", "--replan"],
     ("train",): [
