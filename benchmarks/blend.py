@@ -54,7 +54,7 @@ def run(settings: BlendBenchmark) -> list[dict[str, Any]]:
     return [
         _multinomial_record(16_000_000 if settings.full else 4_000_000, threads, settings.repeats),
         *_megatron_records(large, threads, settings.repeats),
-        _many_sources_record(large, threads, settings.repeats),
+        *(_many_sources_record(total, threads, settings.repeats) for total in sorted({10**7, large})),
         _memory_record(large),
         *_block_records(10**9 if settings.full else 10**8, threads),
         *_packing_records(10**7 if settings.full else 10**6, settings.repeats),

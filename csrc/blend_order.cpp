@@ -8,12 +8,17 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "check.h"
 #include "vector_kernels.h"
 
 namespace huatuo {
 namespace {
+
+constexpr int64_t kAhead = 64;  // documents of a source that are made at once where its shares are small
+constexpr int64_t kSlack =
+    32;  // items that may be written behind the last one, so that loops write whole vectors
 
 // Documents at the places [place, place + count) of a Feistel permutation.
 template <typename Document>
@@ -94,7 +99,28 @@ void parallel_for(int64_t count, int num_threads, const std::function<void(int64
 class Permutations {
  public:
   explicit Permutations(const OrderInputs& inputs)
-      : inputs_(inputs), entries_(size_t(inputs.num_sources())) {}
+      : inputs_(inputs), entries_(size_t(inputs.num_sources())), ahead_(entries_.size()) {}
+
+  // The same as `documents` for a caller that goes on to draw `limit`: makes the documents of kAhead draws at
+  // once, since a vector of places costs the same whether all of its lanes are wanted or one. May write
+  // kSlack documents behind the last one.
+  template <typename Document>
+  void documents_ahead(uint32_t source, int64_t draw, int64_t count, int64_t limit, Document* out) {
+    if (made_.empty()) made_.resize((ahead_.size() * kAhead + kSlack) * sizeof(Document));
+    Document* const made = reinterpret_cast<Document*>(made_.data()) + size_t(source) * kAhead;
+    Ahead& ahead = ahead_[source];
+    while (count > 0) {
+      if (draw < ahead.first || draw >= ahead.last) {
+        if (count >= kAhead) return documents(source, draw, count, out);
+        ahead = {draw, std::min(limit, draw + kAhead)};
+        documents(source, draw, ahead.last - draw, made);
+      }
+      const int64_t taken = std::min(count, ahead.last - draw);
+      const Document* const from = made + (draw - ahead.first);
+      for (int64_t i = 0; i < taken; i += kSlack) std::copy_n(from + i, kSlack, out + i);
+      out += taken, draw += taken, count -= taken;
+    }
+  }
 
   // Documents of the draws [draw, draw + count) of a source; draw counts from the first one of this order.
   template <typename Document>
@@ -140,8 +166,14 @@ class Permutations {
     return entry;
   }
 
+  struct Ahead {
+    int64_t first = 0, last = 0;  // draws whose documents are made
+  };
+
   const OrderInputs& inputs_;
   std::vector<Entry> entries_;
+  std::vector<Ahead> ahead_;
+  std::vector<unsigned char> made_;  // [S, kAhead] documents
 };
 
 }  // namespace
@@ -169,39 +201,49 @@ int64_t OrderPlan::nbytes() const {
 }
 
 void OrderPlan::split(const Cell& cell, const Share* shares, size_t num_shares, int64_t* early) const {
-  // Most shares of a cell with many sources are small: they are split in groups.
+  // Most shares of a cell with many sources are small: they are split in groups, by the width of their
+  // counts.
+  const VectorKernels& kernels = *vector_kernels();
   const uint32_t level = uint32_t(cell.level);
-  uint32_t sources[kGroup], counts[kGroup];
-  uint64_t probabilities[kGroup];
-  size_t numbers[kGroup];
-  int64_t successes[kGroup];
+  struct Group {
+    uint32_t sources[kGroup], counts[kGroup];
+    uint64_t probabilities[kGroup];
+    size_t numbers[kGroup];
+    int size = 0;
+  } tiny, small;
   const auto split_one = [&](size_t number, uint64_t probability) {
     const Sequence sequence(inputs_.seed, level, shares[number].source, cell.cell);
-    return vector_kernels()->binomial(sequence, shares[number].count, probability);
+    return kernels.binomial(sequence, shares[number].count, probability);
   };
-  for (size_t next = 0; next < num_shares;) {
-    int group = 0;
-    for (; next < num_shares && group < kGroup; ++next) {
-      const Share share = shares[next];
-      const Hazard& h = hazard(share.source);
-      const int exponent = h.exponent(cell.level);
-      if (share.count == 0 || exponent > kHighestExponent) {
-        early[next] = share.count;
-      } else if (share.count > kShortCount) {
-        early[next] = split_one(next, h.split_at(exponent));
-      } else {
-        sources[group] = share.source;
-        counts[group] = uint32_t(share.count);
-        probabilities[group] = h.split_at(exponent);
-        numbers[group++] = next;
-      }
+  const auto finish = [&](Group& group, auto binomials) {
+    int64_t successes[kGroup];
+    binomials(Sequence(inputs_.seed, level, 0, cell.cell), group.sources, group.counts, group.probabilities,
+              group.size, successes);
+    for (int i = 0; i < group.size; ++i)
+      early[group.numbers[i]] =
+          successes[i] >= 0 ? successes[i] : split_one(group.numbers[i], group.probabilities[i]);
+    group.size = 0;
+  };
+  for (size_t number = 0; number < num_shares; ++number) {
+    const Share share = shares[number];
+    const Hazard& h = hazard(share.source);
+    const int exponent = h.exponent(cell.level);
+    if (share.count == 0 || exponent > kHighestExponent) {
+      early[number] = share.count;
+    } else if (share.count > kShortCount) {
+      early[number] = split_one(number, h.split_at(exponent));
+    } else {
+      Group& group = share.count <= kTinyCount ? tiny : small;
+      group.sources[group.size] = share.source;
+      group.counts[group.size] = uint32_t(share.count);
+      group.probabilities[group.size] = h.split_at(exponent);
+      group.numbers[group.size++] = number;
+      if (tiny.size == kGroup) finish(tiny, kernels.tiny_binomials);
+      if (small.size == kGroup) finish(small, kernels.short_binomials);
     }
-    if (group == 0) continue;
-    vector_kernels()->short_binomials(Sequence(inputs_.seed, level, 0, cell.cell), sources, counts,
-                                      probabilities, group, successes);
-    for (int i = 0; i < group; ++i)
-      early[numbers[i]] = successes[i] >= 0 ? successes[i] : split_one(numbers[i], probabilities[i]);
   }
+  if (tiny.size > 0) finish(tiny, kernels.tiny_binomials);
+  if (small.size > 0) finish(small, kernels.short_binomials);
 }
 
 bool OrderPlan::is_whole(int level, const Share* shares, size_t num_shares, int64_t total) const {
@@ -316,6 +358,9 @@ class Expansion {
   template <typename Source, typename Document>
   void write(int64_t index, int64_t start, int64_t stop, int64_t origin, Source* source, Document* document) {
     begin(index, start, stop);
+    // Where the whole cell is wanted, a source's draws go on to those before the next cell.
+    const bool whole = start <= plan_.starts_[size_t(index)] && stop >= plan_.starts_[size_t(index) + 1];
+    limit_ = whole ? &plan_.before_[size_t(index + 1) * drawn_.size()] : nullptr;
     descend(plan_.cells_[size_t(index)], 0, shares_.size(),
             [&](const Cell& cell, size_t first, size_t last, int64_t total) {
               const int64_t from = std::max<int64_t>(start_ - position_, 0),
@@ -329,7 +374,7 @@ class Expansion {
               } else {
                 order_cell<Source>(cell, first, last, total);
                 fetch<Document>(first, last, total);
-                emit<Source, Document>(from, to, source + offset, document + offset);
+                emit<Source, Document>(first, last, from, to, source + offset, document + offset);
               }
             });
   }
@@ -387,13 +432,23 @@ class Expansion {
       if (half == 0) {
         early_.resize(last - first);
         plan_.split(cell, &shares_[first], last - first, early_.data());
+        shares_.resize(child + (last - first));
+        size_t end = child;
         for (size_t s = first; s < last; ++s) {
-          shares_[s].count -= early_[s - first];
-          if (early_[s - first] > 0) shares_.push_back({shares_[s].source, early_[s - first]});
+          const int64_t early = early_[s - first];
+          shares_[s].count -= early;
+          shares_[end] = {shares_[s].source, early};
+          end += early > 0;
         }
+        shares_.resize(end);
       } else {
-        for (size_t s = first; s < last; ++s)
-          if (shares_[s].count > 0) shares_.push_back(shares_[s]);
+        shares_.resize(child + (last - first));
+        size_t end = child;
+        for (size_t s = first; s < last; ++s) {
+          shares_[end] = shares_[s];
+          end += shares_[s].count > 0;
+        }
+        shares_.resize(end);
       }
       descend({2 * cell.cell + uint64_t(half), cell.level + 1}, child, shares_.size(), visit);
       shares_.resize(child);
@@ -403,16 +458,17 @@ class Expansion {
   // Source of every draw of a cell that is ordered as a whole, into sources_.
   template <typename Source>
   void order_cell(const Cell& cell, size_t first, size_t last, int64_t total) {
-    sources_.resize(std::max(sources_.size(), size_t(total) * sizeof(Source)));
+    sources_.resize(std::max(sources_.size(), (size_t(total) + kSlack) * sizeof(Source)));
     Source* out = reinterpret_cast<Source*>(sources_.data());
     draw_specials(cell, first, last, total);
+    for (const Special& special : specials_) ++cursor_[special.source];
     Source* end = out;
-    size_t taken = 0;
-    std::sort(by_source_.begin(), by_source_.end());
     for (size_t s = first; s < last; ++s) {
-      int64_t regular = shares_[s].count;
-      while (taken < by_source_.size() && by_source_[taken] == shares_[s].source) ++taken, --regular;
-      end = std::fill_n(end, regular, Source(shares_[s].source));
+      const uint32_t source = shares_[s].source;
+      const int64_t regular = shares_[s].count - std::exchange(cursor_[source], 0);
+      for (int64_t i = 0; i < regular; i += kSlack)  // whole vectors: the next source writes over the rest
+        std::fill_n(end + i, kSlack, Source(source));
+      end += regular;
     }
     shuffle(out, end - out, Sequence(plan_.inputs_.seed, uint32_t(cell.level), kShuffleStream, cell.cell));
     int64_t regular = end - out;
@@ -425,10 +481,9 @@ class Expansion {
     }
   }
 
-  // The special documents of a cell in order of time with their places; their sources also in by_source_.
+  // The special documents of a cell in order of time with their places.
   void draw_specials(const Cell& cell, size_t first, size_t last, int64_t total) {
     specials_.clear();
-    by_source_.clear();
     uint64_t most = 0;
     for (size_t s = first; s < last; ++s)
       most = std::max(most, special_probability(shares_[s].source, cell.level));
@@ -437,28 +492,43 @@ class Expansion {
     const int zeros = __builtin_clzll(most);
     int64_t candidates = total;
     for (int bit = 0; bit < zeros && candidates > 0; ++bit) candidates -= random.heads(candidates);
+    if (candidates == 0) return;
     chosen_.assign(size_t(total + 63) / 64, 0);
-    ends_.clear();
-    for (size_t s = first; s < last; ++s)
-      ends_.push_back((ends_.empty() ? 0 : ends_.back()) + shares_[s].count);
+    specials_.resize(size_t(candidates));
+    size_t count = 0;
+    ends_.resize(last - first);
+    uint32_t end = 0;
+    for (size_t s = first; s < last; ++s) ends_[s - first] = end += uint32_t(shares_[s].count);
     while (candidates > 0) {
       const uint64_t pick = random.below64(uint64_t(total));
       if (chosen_[pick >> 6] >> (pick & 63) & 1) continue;
       chosen_[pick >> 6] |= 1ull << (pick & 63);
       --candidates;
-      const size_t s =
-          first + size_t(std::upper_bound(ends_.begin(), ends_.end(), int64_t(pick)) - ends_.begin());
-      const uint32_t source = shares_[s].source;
-      if (random.next64() < special_probability(source, cell.level) << zeros) by_source_.push_back(source);
+      const uint32_t source = shares_[first + share_of(uint32_t(pick))].source;
+      specials_[count].source = source;  // about half of them stay: counted without a branch
+      count += random.next64() < special_probability(source, cell.level) << zeros;
     }
-    for (const uint32_t source : by_source_) {
-      const Hazard& h = plan_.hazard(source);
-      specials_.push_back({special_time(random, h, h.exponent(cell.level)), source, 0});
+    specials_.resize(count);
+    for (Special& special : specials_) {
+      const Hazard& h = plan_.hazard(special.source);
+      special.time = special_time(random, h, h.exponent(cell.level));
     }
     std::stable_sort(specials_.begin(), specials_.end(),
                      [](const Special& a, const Special& b) { return a.time < b.time; });
     vector_kernels()->place_specials(random, specials_.data(), int(specials_.size()),
                                      total - int64_t(specials_.size()));
+  }
+
+  // Share that holds draw number `pick` of a cell: the first whose end lies behind it. No branch depends on
+  // data.
+  size_t share_of(uint32_t pick) const {
+    const uint32_t* base = ends_.data();
+    for (size_t size = ends_.size(); size > 1;) {
+      const size_t half = size / 2;
+      base += half * size_t(base[half - 1] <= pick);
+      size -= half;
+    }
+    return size_t(base - ends_.data());
   }
 
   uint64_t special_probability(uint32_t source, int level) const {
@@ -469,36 +539,43 @@ class Expansion {
   // Documents of the cell's draws, source by source, into documents_; cursor_[i] is where source i starts.
   template <typename Document>
   void fetch(size_t first, size_t last, int64_t total) {
-    documents_.resize(std::max(documents_.size(), size_t(total) * sizeof(Document)));
+    documents_.resize(std::max(documents_.size(), (size_t(total) + kSlack) * sizeof(Document)));
     Document* out = reinterpret_cast<Document*>(documents_.data());
     uint32_t offset = 0;
     for (size_t s = first; s < last; ++s) {
       const Share share = shares_[s];
       cursor_[share.source] = offset;
-      permutations_.documents(share.source, drawn_[share.source], share.count, out + offset);
+      if (limit_ == nullptr) {
+        permutations_.documents(share.source, drawn_[share.source], share.count, out + offset);
+      } else {
+        permutations_.documents_ahead(share.source, drawn_[share.source], share.count, limit_[share.source],
+                                      out + offset);
+      }
       offset += uint32_t(share.count);
     }
   }
 
   template <typename Source, typename Document>
-  void emit(int64_t from, int64_t to, Source* source, Document* document) {
+  void emit(size_t first, size_t last, int64_t from, int64_t to, Source* source, Document* document) {
     const Source* order = reinterpret_cast<const Source*>(sources_.data());
     const Document* documents = reinterpret_cast<const Document*>(documents_.data());
     for (int64_t j = 0; j < from; ++j) ++cursor_[order[j]];
     for (int64_t j = from; j < to; ++j) *document++ = documents[cursor_[order[j]]++];
+    for (size_t s = first; s < last; ++s) cursor_[shares_[s].source] = 0;
     std::memcpy(source, order + from, size_t(to - from) * sizeof(Source));
   }
 
   const OrderPlan& plan_;
   Permutations permutations_;
-  std::vector<int64_t> drawn_, found_, early_, ends_;
-  std::vector<uint32_t> cursor_;
+  std::vector<int64_t> drawn_, found_, early_;
+  std::vector<uint32_t> cursor_;  // [S] zero between the steps that use it
+  std::vector<uint32_t> ends_;
   std::vector<Share> shares_;
   std::vector<Special> specials_;
-  std::vector<uint32_t> by_source_;
   std::vector<uint64_t> chosen_;
   std::vector<unsigned char> sources_, documents_;
   int64_t position_ = 0, start_ = 0, stop_ = 0;
+  const int64_t* limit_ = nullptr;  // [S] draws of each source before the next planned cell
 };
 
 namespace {

@@ -1,8 +1,8 @@
 // The law of the order below the level of arrays: what is decided by which random number. Shared by CPU and
 // GPU.
 //
-// megatron_huatuo/blend/order_reference.py says the same in Python, function by function; docs/blending.md explains
-// it. Whole-number arithmetic only, so every compiler and device gives the same answer.
+// megatron_huatuo/blend/order_reference.py says the same in Python, function by function; docs/blending.md
+// explains it. Whole-number arithmetic only, so every compiler and device gives the same answer.
 #pragma once
 
 #include <cstdint>
@@ -191,27 +191,30 @@ struct Special {
 };
 
 // Give each special document (in order of time) its place among `regular` shuffled ones. Halves the cell
-// while both kinds are in the same half; the left half first, as the recursion of the reference does.
+// while both kinds are in the same half; the left half first, as the recursion of the reference does. Only
+// where specials lie in both halves, the right one waits.
 HUATUO_HD void place_specials(Reader& random, Special* specials, int count, int64_t regular) {
   struct Part {
     int first, last, bit;
     int64_t regular, before;
   };
-  Part stack[66];
+  Part waiting[66];
   int depth = 0;
-  stack[depth++] = {0, count, 0, regular, 0};
+  if (count > 0) waiting[depth++] = {0, count, 0, regular, 0};
   while (depth > 0) {
-    const Part part = stack[--depth];
-    if (part.first == part.last) continue;
-    if (part.regular == 0 || part.bit == 64) {
-      for (int i = part.first; i < part.last; ++i) specials[i].place = uint32_t(part.before);
-      continue;
+    Part part = waiting[--depth];
+    for (; part.regular > 0 && part.bit < 64; ++part.bit) {
+      const int64_t late = random.heads(part.regular), early = part.regular - late;
+      int middle = part.first;
+      while (middle < part.last && !(specials[middle].time >> (63 - part.bit) & 1)) ++middle;
+      const bool all_late = middle == part.first;
+      if (!all_late && middle < part.last)
+        waiting[depth++] = {middle, part.last, part.bit + 1, late, part.before + early};
+      part.last = all_late ? part.last : middle;
+      part.before += all_late ? early : 0;
+      part.regular = all_late ? late : early;
     }
-    const int64_t late = random.heads(part.regular), early = part.regular - late;
-    int middle = part.first;
-    while (middle < part.last && !(specials[middle].time >> (63 - part.bit) & 1)) ++middle;
-    stack[depth++] = {middle, part.last, part.bit + 1, late, part.before + early};
-    stack[depth++] = {part.first, middle, part.bit + 1, early, part.before};
+    for (int i = part.first; i < part.last; ++i) specials[i].place = uint32_t(part.before);
   }
 }
 

@@ -23,6 +23,12 @@ typedef uint64_t Product __attribute__((vector_size(64)));
 inline __attribute__((always_inline)) Product multiply_low(Product a, Product b) {
   return (Product)_mm512_maskz_mul_epu32((__mmask8)0xFF, (__m512i)a, (__m512i)b);  // the plain form warns
 }
+inline __attribute__((always_inline)) Product sum_bytes(Product a) {
+  return (Product)_mm512_sad_epu8((__m512i)a, _mm512_setzero_si512());
+}
+inline __attribute__((always_inline)) bool any_set(Product a) {
+  return _mm512_test_epi64_mask((__m512i)a, (__m512i)a) != 0;
+}
 #include "vector_kernels.inc"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -35,6 +41,12 @@ constexpr const char* kName = "avx2";
 typedef uint64_t Product __attribute__((vector_size(32)));
 inline __attribute__((always_inline)) Product multiply_low(Product a, Product b) {
   return (Product)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
+inline __attribute__((always_inline)) Product sum_bytes(Product a) {
+  return (Product)_mm256_sad_epu8((__m256i)a, _mm256_setzero_si256());
+}
+inline __attribute__((always_inline)) bool any_set(Product a) {
+  return !_mm256_testz_si256((__m256i)a, (__m256i)a);
 }
 #include "vector_kernels.inc"
 }  // namespace avx2
@@ -52,6 +64,16 @@ inline __attribute__((always_inline)) Product multiply_low(Product a, Product b)
   return (a & 0xFFFFFFFFull) * (b & 0xFFFFFFFFull);
 #endif
 }
+inline __attribute__((always_inline)) Product sum_bytes(Product a) {
+#if defined(__x86_64__)
+  return (Product)_mm_sad_epu8((__m128i)a, _mm_setzero_si128());
+#else
+  a += a >> 32;
+  a += a >> 16;
+  return (a + (a >> 8)) & 0xFF;  // sums below 256: at most 64 ones
+#endif
+}
+inline __attribute__((always_inline)) bool any_set(Product a) { return (a[0] | a[1]) != 0; }
 #include "vector_kernels.inc"
 }  // namespace base
 

@@ -8,14 +8,16 @@
 
 namespace huatuo {
 
-constexpr int kLanes = 16;        // 32-bit lanes of the widest path; counts are padded to a multiple of it
-constexpr int kBatch = 512;       // most numbers or documents of one call
-constexpr int kGroup = 32;        // most shares of one call of `short_binomials`
-constexpr int kShortCount = 900;  // most draws of a share there
+constexpr int kLanes = 16;         // 32-bit lanes of the widest path; counts are padded to a multiple of it
+constexpr int kBatch = 512;        // most numbers or documents of one call
+constexpr int kGroup = 32;         // most shares of one call of the binomials below
+constexpr int kTinyCount = 49;     // most draws of a share in `tiny_binomials`, which reads one block a share
+constexpr int kShortCount = 2000;  // most draws of a share in `short_binomials`
 
 // Blocks that a binomial of so many trials hardly ever exceeds: it reads 2 bits a trial, give or take a few.
 constexpr int short_blocks(uint32_t count) { return int((2 * count + count / 8 + 24 + 127) / 128); }
 constexpr int kMostShortBlocks = short_blocks(kShortCount);
+static_assert(short_blocks(kTinyCount) == 1 && short_blocks(kTinyCount + 1) == 2);
 
 struct VectorKernels {
   const char* name;
@@ -23,9 +25,12 @@ struct VectorKernels {
   uint64_t (*count_ones)(const Sequence& sequence, uint32_t block, int64_t blocks);
   // Numbers of `blocks` blocks from `block` on, in order, into out [4 * blocks]; `blocks` a multiple of 8.
   void (*fill)(const Sequence& sequence, uint32_t block, int blocks, uint32_t* out);
-  // Binomials of up to kGroup small shares of one cell (counts 1 to kShortCount): successes[i] of counts[i]
-  // trials with probabilities[i] from the sequence of sources[i]; -1 where it needs more numbers than were
-  // made.
+  // Binomials of up to kGroup shares of one cell: successes[i] of counts[i] trials with probabilities[i] from
+  // the sequence of sources[i]; -1 where it needs more numbers than were made. Counts 1 to kTinyCount, a
+  // share a lane.
+  void (*tiny_binomials)(const Sequence& cell, const uint32_t* sources, const uint32_t* counts,
+                         const uint64_t* probabilities, int size, int64_t* successes);
+  // The same for counts 1 to kShortCount, one share after the other.
   void (*short_binomials)(const Sequence& cell, const uint32_t* sources, const uint32_t* counts,
                           const uint64_t* probabilities, int size, int64_t* successes);
   // Of order_law.h, compiled for processors that count ones in one instruction.

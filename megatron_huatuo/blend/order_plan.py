@@ -73,7 +73,7 @@ class OrderPlan:
                 )
             self._plan = ReferencePlan(draws)
             return
-        held = [draws.held(source) for source in range(draws.num_sources)]
+        held = draws.held_back or (np.empty(0, dtype=np.int64),) * draws.num_sources
         table, exponent, split, special = probability_tables(draws.priorities.tolist())
         self._plan = kernel.OrderPlan(
             num_documents=draws.num_documents,
@@ -82,7 +82,7 @@ class OrderPlan:
             permutation_seeds=draws.permutation_seeds,
             permutation_streams=draws.permutation_streams,
             held_back_start=np.cumsum([0, *(len(part) for part in held)], dtype=np.int64),
-            held_back=np.concatenate(held) if held else np.empty(0, dtype=np.int64),
+            held_back=np.concatenate(held),
             table=table,
             exponent=exponent,
             split=split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from megatron_huatuo import _C
 from megatron_huatuo.blend import priority_order
-from megatron_huatuo.blend.order_draws import draws_of_epochs, fresh_draws
+from megatron_huatuo.blend.order_draws import Draws, draws_of_epochs, fresh_draws
 from megatron_huatuo.blend.order_plan import OrderPlan
 from megatron_huatuo.blend.order_reference import Permutation, ReferencePlan
 from megatron_huatuo.errors import ConfigError
+from tests.unit.blend.orders import RECIPE_EPOCHS, RECIPE_PRIORITIES, RECIPE_SIZES
 
 
 @st.composite
@@ -63,6 +65,34 @@ def test_many_sources_equal_the_reference() -> None:
 BIG = ([3_000_000, 40_000, 900_000, 700], [4.0, 3.7, 1.0, 0.1], [1, 2.5, 0.35, 40])
 
 
+def many_sources() -> Draws:
+    """700 sources, most of whose shares of a cell are small: their splits and documents are made in groups."""
+    rng = np.random.default_rng(5)
+    sizes = rng.choice([0, 3, 40, 700, 1024, 1025, 2500, 9000], 700)
+    return fresh_draws(
+        sizes, 2.0 ** rng.integers(0, 6, 700) * rng.choice([1.0, 1.3], 700), 17, rng.choice([1, 2.5], 700)
+    )
+
+
+RECORDED_SHA256 = {
+    "nine sources": "c4fd1f0821622c54ac05c81ce5e4240758201fd4af20f8a4346020f499f7512d",
+    "700 sources": "5765a4b7011737a7f188b81b09f6501645a2c66e7e74fdd7a86b6b79c5d1caf4",
+    "2^32 documents": "b8051a115e8d3b14981439e2ab920e184696aa74067b77887abccdd3f5046fd6",
+}
+"""Of the source and document bytes, as version 1 of the order first gave them."""
+
+
+@pytest.mark.parametrize("problem", RECORDED_SHA256)
+def test_large_orders_keep_their_recorded_bytes(problem: str) -> None:
+    draws, start = {
+        "nine sources": (fresh_draws(RECIPE_SIZES, RECIPE_PRIORITIES, 2024, RECIPE_EPOCHS), 0),
+        "700 sources": (many_sources(), 0),
+        "2^32 documents": (fresh_draws([2**32 + 17, *[40_000] * 99], [1.0, *[3e4] * 99], 5), 3_000_000),
+    }[problem]
+    order = OrderPlan(draws).order(start, min(draws.total, start + 3_000_000))
+    assert hashlib.sha256(b"".join(part.tobytes() for part in order)).hexdigest() == RECORDED_SHA256[problem]
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 4])
 def test_threads_do_not_change_a_byte(num_threads: int) -> None:
     draws = fresh_draws(BIG[0], BIG[1], 11, BIG[2])
@@ -72,8 +102,9 @@ def test_threads_do_not_change_a_byte(num_threads: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "avx2", "avx512"])
-def test_instruction_sets_do_not_change_a_byte(name: str) -> None:
-    draws = fresh_draws(BIG[0], BIG[1], 12, BIG[2])
+@pytest.mark.parametrize("problem", [fresh_draws(BIG[0], BIG[1], 12, BIG[2]), many_sources()], ids=["4", "700"])
+def test_instruction_sets_do_not_change_a_byte(name: str, problem: Draws) -> None:
+    draws = problem
     before = _C.vector_kernels()
     wanted = OrderPlan(draws).order(0, draws.total)
     if not _C.use_vector_kernels(name):
@@ -85,8 +116,8 @@ def test_instruction_sets_do_not_change_a_byte(name: str) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_any_block_alone_is_a_slice_of_the_whole() -> None:
-    draws = fresh_draws(BIG[0], BIG[1], 13, BIG[2])
+@pytest.mark.parametrize("draws", [fresh_draws(BIG[0], BIG[1], 13, BIG[2]), many_sources()], ids=["4", "700"])
+def test_any_block_alone_is_a_slice_of_the_whole(draws: Draws) -> None:
     plan = OrderPlan(draws)
     source, document = plan.order(0, draws.total)
     rng = np.random.default_rng(0)
@@ -96,7 +127,7 @@ def test_any_block_alone_is_a_slice_of_the_whole() -> None:
         block = plan.order(start, stop)
         assert np.array_equal(block[0], source[start:stop])
         assert np.array_equal(block[1], document[start:stop])
-        assert np.array_equal(plan.counts_before(start), np.bincount(source[:start], minlength=4))
+        assert np.array_equal(plan.counts_before(start), np.bincount(source[:start], minlength=draws.num_sources))
 
 
 def test_every_document_comes_once_an_epoch_and_epochs_follow_each_other() -> None:
