@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_huatuo.blend.order_draws import MAX_SOURCES, check_seed, draws_of_epochs
@@ -23,7 +23,7 @@ class BlendSource:
 
     name: str
     path_prefix: str
-    """The index is `path_prefix`.bin, .idx and .json."""
+    """The index is `path_prefix`.bin, .idx and .json; $NAME stands for the environment variable NAME, where it is set."""
     priority: float | None = None
     """Draw weight of one document, finite and > 0; or give `level`."""
     level: float | None = None
@@ -87,6 +87,8 @@ def read_blend_config(path: str | os.PathLike[str]) -> BlendConfig:
 def parse_blend_config(content: Any, where: str) -> BlendConfig:
     """The configuration in a plain mapping. Raises: ConfigError naming `where`, key and value."""
     config = parse_config(BlendConfig, content, where)
+    expanded = [replace(each, path_prefix=os.path.expandvars(each.path_prefix)) for each in config.sources]
+    config = replace(config, sources=tuple(expanded))
     _check_whole("seq_length", config.seq_length, 2, where)
     _check_whole("packing.window", config.packing.window, 1, where)
     check_seed(config.seed)

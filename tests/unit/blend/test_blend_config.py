@@ -125,3 +125,12 @@ def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:
     (tmp_path / "torn.yaml").write_text("sources: [")
     with pytest.raises(ConfigError, match=r"configuration is no YAML: .*torn.yaml"):
         read_blend_config(tmp_path / "torn.yaml")
+
+
+def test_variables_of_the_environment_stand_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/disk/one")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    content = _with_source(path_prefix="$DATA/web")
+    assert parse_blend_config(content, "x").sources[0].path_prefix == "/disk/one/web"
+    content = _with_source(path_prefix="$NOWHERE/web")
+    assert parse_blend_config(content, "x").sources[0].path_prefix == "$NOWHERE/web"
