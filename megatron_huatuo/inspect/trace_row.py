@@ -26,7 +26,7 @@ from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.storage.targets import target_rule
 from megatron_huatuo.storage.text_files import open_binary
 
-_PLACE = ("passage", "document", "file", "line", "offset", "part", "parts")
+_PLACE = ("passage", "document", "file", "line", "offset", "part", "parts", "score")
 
 
 def trace_row(directory: str | os.PathLike[str], number: int) -> list[str]:
@@ -142,7 +142,8 @@ def _describe_pair(pair: Conversation, passages: Mapping[str, str]) -> list[str]
     part = f", part {provenance['part']} of {provenance['parts']}" if "part" in provenance else ""
     place = f"{provenance.get('file')}:{provenance.get('line')}"
     offset = provenance.get("offset")
-    lines = [f"  made by {made_by}", f"  passage {name} of document {document}{part}"]
+    score = f", quality score {provenance['score']}" if "score" in provenance else ""
+    lines = [f"  made by {made_by}", f"  passage {name} of document {document}{part}{score}"]
     lines.append(
         f"  {passages[name]}"
         if name is not None and name in passages
