@@ -121,9 +121,9 @@ def build_chunks(config: TrainConfig, architecture: Architecture, device: torch.
         # With virtual stages the defaults train wrongly and silently: forward is right, losses are not.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,
-        # As Megatron-LM: no wait for the device after each transfer, outputs freed once they are sent.
-        "batch_p2p_sync": False,
-        "deallocate_pipeline_outputs": True,
+        # Without virtual stages, as Megatron-LM: no wait for the device after each transfer, outputs freed once they are sent.
+        "batch_p2p_sync": virtual is not None,
+        "deallocate_pipeline_outputs": virtual is None,
         **_recompute(config),
         **_fp8(config),
     }
