@@ -28,8 +28,8 @@ from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.write_hf_weights import write_weights
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.hf_config import config_json
-from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.manifest import write_json
 

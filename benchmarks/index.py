@@ -24,10 +24,10 @@ from benchmarks.measure import Timing, interleave, peak_mib, rate_record, surrou
 from benchmarks.settings import IndexBenchmark
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.index.blocks import CHUNK_BYTES
-from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.chat_format import encode_tag, segment_texts
-from megatron_huatuo.index.chat_template import read_chat_template
-from megatron_huatuo.index.formats import CHAT_FORMATS, FormatSettings, open_format
+from megatron_huatuo.index.build_index import build_index
+from megatron_huatuo.index.formats.chat_format import encode_tag, segment_texts
+from megatron_huatuo.index.formats.chat_template import read_chat_template
+from megatron_huatuo.index.formats.format_table import CHAT_FORMATS, FormatSettings, open_format
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.index.workers import available_cores
@@ -276,7 +276,7 @@ def _memory_record(directory: Path, tokenizer: str, megabytes: float) -> dict[st
 def _peak_mib(path: Path, prefix: Path, tokenizer: str) -> float:
     """Peak resident memory of a process of its own, which builds with one worker."""
     code = (
-        "import sys; from megatron_huatuo.index.build import build_index; "
+        "import sys; from megatron_huatuo.index.build_index import build_index; "
         "build_index([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1)"
     )
     return peak_mib(code, str(path), str(prefix), tokenizer)

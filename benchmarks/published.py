@@ -25,7 +25,7 @@ from typing import Any
 from megatron_huatuo.config import read_yaml
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.plan.efficiency import RANGES, Constants
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.links import Links

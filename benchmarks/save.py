@@ -34,12 +34,12 @@ from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.storage.manifest import read_json, write_json
 from megatron_huatuo.storage.run_files import resolve_checkpoint
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.saving import Saver
 from megatron_huatuo.train.start import start
 from megatron_huatuo.train.step import StepResult, train_step
+from megatron_huatuo.train.train_config import TrainConfig
 
 _BYTES_PER_PARAMETER = 16  # fp32: weight, the optimizer's copy of it, two moments
 _VOCAB_SIZE, _LAYERS, _SEQ_LENGTH = 3072, 6, 128

@@ -17,7 +17,7 @@ from benchmarks.published import write_between_markers
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.layouts import layout_name, rank_layouts
 from megatron_huatuo.plan.plan import GIB, Cluster, Plan, PlannedData
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 BACKBONES = {"7B": "baichuan2-7b", "13B": "baichuan2-13b", "34B": "yi-34b"}
 NODES = (1, 2, 4, 8, 16, 32, 64)

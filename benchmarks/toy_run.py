@@ -22,7 +22,7 @@ import yaml
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.storage.run_files import LOG, STARTS, STOP
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 _TRAIN = Path(__file__).resolve().parent.parent / "tools" / "train.py"
 _POLL_S = 0.01

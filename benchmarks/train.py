@@ -37,13 +37,13 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.log import silence_known_warnings
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import flops_per_token, peak_flops_per_s
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.hf_config import config_json
-from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.parallel.host import enable_device, resolve_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.setup import Training, build_training
 from megatron_huatuo.train.step import train_step
+from megatron_huatuo.train.train_config import TrainConfig
 
 _PACKAGES = ("torch", "transformers", "megatron-core", "numpy")
 

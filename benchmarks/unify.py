@@ -18,8 +18,8 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify import unify
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, load_styles
 
 _CONCURRENCY = 64
 _PACKAGES = ("openai", "aiohttp", "datatrove")

@@ -23,7 +23,7 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from megatron_huatuo.blend.blend_build import build_blend
     from megatron_huatuo.blend.blend_settings import parse_blend_config
     from megatron_huatuo.corpus import CurationSettings, curate
-    from megatron_huatuo.index.build import build_index
+    from megatron_huatuo.index.build_index import build_index
     from megatron_huatuo.index.train_tokenizer import train_tokenizer
     from megatron_huatuo.unify import unify
 

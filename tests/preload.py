@@ -11,4 +11,4 @@ import megatron_huatuo.execution.executors
 import megatron_huatuo.train.loop
 import megatron_huatuo.unify.output_merge
 import megatron_huatuo.unify.run_shard
-import megatron_huatuo.unify.writer_model  # noqa: F401
+import megatron_huatuo.unify.writers.writer_model  # noqa: F401

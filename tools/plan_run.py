@@ -18,8 +18,8 @@ from megatron_huatuo.plan.links import NETWORKS
 from megatron_huatuo.plan.plan import Cluster, PlannedData, data_of_blend, plan_run
 from megatron_huatuo.plan.plan_text import format_layouts, format_plan, plan_record
 from megatron_huatuo.storage.manifest import write_json
-from megatron_huatuo.train.config import TrainConfig
-from megatron_huatuo.train.received import rates_of_run
+from megatron_huatuo.train.observers.received import rates_of_run
+from megatron_huatuo.train.train_config import TrainConfig
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Namespace]:

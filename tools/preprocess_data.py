@@ -58,8 +58,8 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from megatron_huatuo.index.build import build_index
-    from megatron_huatuo.index.formats import FormatSettings
+    from megatron_huatuo.index.build_index import build_index
+    from megatron_huatuo.index.formats.format_table import FormatSettings
 
     build_index(
         args.input,

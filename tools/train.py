@@ -19,7 +19,7 @@ from megatron_huatuo.storage.manifest import check_replaceable, read_json, read_
 def main() -> int:
     """Train; the first rank then exports what has finished, where that is wanted."""
     silence_known_warnings()
-    from megatron_huatuo.train.config import TrainConfig
+    from megatron_huatuo.train.train_config import TrainConfig
 
     parser = argument_parser(
         "Train one pass over a blend with megatron-core. Run it under torchrun; the same command resumes a run. "

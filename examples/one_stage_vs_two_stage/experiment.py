@@ -12,7 +12,7 @@ from typing import Any
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.blend.learning_rate import ScheduleConfig
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.unify import unify
 

@@ -19,10 +19,10 @@ from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.storage.manifest import read_json, write_json
 from megatron_huatuo.storage.run_files import CHECKPOINTS, complete_checkpoints, read_log, resolve_checkpoint
-from megatron_huatuo.train.config import TrainConfig, ValidationSource
 from megatron_huatuo.train.inputs import open_held_out
 from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.setup import build_training
+from megatron_huatuo.train.train_config import TrainConfig, ValidationSource
 from megatron_huatuo.train.validation import validate_on
 
 _SAVES = 20

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.blend.blend_build import DEFAULT_OPTIONS, describe_inputs, is_built
 from megatron_huatuo.blend.blend_settings import BlendConfig, BlendSource, BuildOptions, PackingConfig
-from megatron_huatuo.blend.blend_sources import OpenSource, gather, open_sources, usable_documents
+from megatron_huatuo.blend.blend_sources import OpenSource, open_sources, usable_documents, values_of_documents
 from megatron_huatuo.blend.blend_write import BLOCK_DRAWS, BlendJob, Prefix, write_blend
 from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws, draws_of_epochs
 from megatron_huatuo.blend.order_plan import OrderPlan
@@ -223,7 +223,7 @@ def replay(
             drawn_source.append(source)
             drawn_usable.append(document)
             numbers = usable_documents(sources, source, document.copy())
-            order.append(packer.add(gather(sources, source, numbers, "lengths", np.int32))[0])
+            order.append(packer.add(values_of_documents(sources, source, numbers, "lengths", np.int32))[0])
             bar.update(len(source))
     if wanted == used.total:
         order.append(packer.finish()[0])

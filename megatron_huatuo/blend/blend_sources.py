@@ -134,7 +134,7 @@ def usable_documents(sources: list[OpenSource], source: NDArray[Any], document: 
     return document
 
 
-def gather(
+def values_of_documents(
     sources: list[OpenSource], source: NDArray[Any], document: NDArray[Any], what: str, dtype: Any
 ) -> NDArray[Any]:
     """Values of the documents' own arrays (`lengths` or `full_lengths`), in the order given."""

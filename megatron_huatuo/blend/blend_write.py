@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.blend.blend_settings import BlendConfig, BuildOptions
-from megatron_huatuo.blend.blend_sources import OpenSource, gather, usable_documents, why_no_document
+from megatron_huatuo.blend.blend_sources import OpenSource, usable_documents, values_of_documents, why_no_document
 from megatron_huatuo.blend.learning_rate import BlendRates, ScheduleConfig, learning_rate_by_source
 from megatron_huatuo.blend.order_draws import ORDER_VERSION, Draws
 from megatron_huatuo.blend.order_plan import OrderPlan, document_dtype, source_dtype
@@ -174,7 +174,7 @@ class BlendWriter:
     def add(self, source: NDArray[Any], document: NDArray[Any]) -> None:
         """Take the next draws of the order."""
         document = usable_documents(self._sources, source, document).astype(self._document.dtype, copy=False)
-        lengths = gather(self._sources, source, document, "lengths", np.int32)
+        lengths = values_of_documents(self._sources, source, document, "lengths", np.int32)
         self._waiting_source = np.concatenate([self._waiting_source, source])
         self._waiting_document = np.concatenate([self._waiting_document, document])
         self._place(*self._packer.add(lengths))
@@ -228,7 +228,7 @@ class SourceCounts:
             bounds = row_start[first : first + rows + 1]
             here = source[bounds[0] : bounds[-1]]
             numbers = document[bounds[0] : bounds[-1]]
-            full = gather(sources, here, numbers, "full_lengths", np.int64)
+            full = values_of_documents(sources, here, numbers, "full_lengths", np.int64)
             taken = np.minimum(full, seq_length)
             ends = np.cumsum(taken)[bounds[1:] - bounds[0] - 1]
             padding = seq_length - np.diff(ends, prepend=0)

@@ -21,8 +21,8 @@ from megatron_huatuo.checkpoint.streaming import read_into
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.family import Family
-from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.manifest import read_json
 

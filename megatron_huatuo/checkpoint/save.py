@@ -19,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_huatuo.checkpoint.agreement import tell_all_ranks
 from megatron_huatuo.checkpoint.layout import unfinished_directory, write_latest
-from megatron_huatuo.checkpoint.share import Share, Written, plan_share
+from megatron_huatuo.checkpoint.share import Share, WrittenShare, plan_share
 from megatron_huatuo.checkpoint.store import PORTABLE, optimizer_state, weights_state
 from megatron_huatuo.checkpoint.writer_process import WriterProcess
 from megatron_huatuo.errors import HuatuoError
@@ -55,7 +55,7 @@ class PendingSave:
         self._limit_s = time_limit_s + _SLACK_S
         self._root, self._share, self._training, self._write_companions = root, share, training, write_companions
         self._writer: WriterProcess | None = None
-        self._collect: Callable[[], Written] = share.write
+        self._collect: Callable[[], WrittenShare] = share.write
         if background:
             try:
                 self._writer = WriterProcess(share.write, time_limit_s)
@@ -78,7 +78,7 @@ class PendingSave:
             raise
         return self._root / iteration_name(self.iteration)
 
-    def _publish(self, written: list[Written]) -> None:
+    def _publish(self, written: list[WrittenShare]) -> None:
         directory, target = self._share.directory, self._root / iteration_name(self.iteration)
         files = {name: entry for share in written for name, entry in share.files.items()}
         _require_visible(directory, files)

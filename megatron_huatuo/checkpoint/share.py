@@ -48,7 +48,7 @@ class _Items(FileSystemWriterAsync):
 
 
 @dataclass
-class Written:
+class WrittenShare:
     """What a rank has written. files: {name relative to the checkpoint: {bytes, sha256}}."""
 
     results: list[WriteResult] = field(default_factory=list)
@@ -69,9 +69,9 @@ class Share:
     common: dict[str, Any] | None
     metadata: Metadata | None
 
-    def write(self) -> Written:
+    def write(self) -> WrittenShare:
         """Write and flush this rank's files. Raises: OSError."""
-        written = Written()
+        written = WrittenShare()
         state = self.directory / STATE
         if self.items:
             name = f"{self.writer.prefix}0.distcp"
@@ -96,7 +96,7 @@ class Share:
             written.files |= describe_files(self.directory, [f"{STATE}/metadata.json"])
         return written
 
-    def write_metadata(self, written: list[Written]) -> dict[str, dict[str, Any]]:
+    def write_metadata(self, written: list[WrittenShare]) -> dict[str, dict[str, Any]]:
         """On the coordinator: write where all ranks' data lies; {name: {bytes, sha256}}."""
         self.writer.finish(self.metadata, [share.results for share in written])
         return describe_files(self.directory, [f"{STATE}/.metadata"])

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.cluster.cluster_bandwidth import measure_bandwidth
 from megatron_huatuo.cluster.cluster_files import check_shared_files
-from megatron_huatuo.cluster.cluster_links import Links, measure_links
+from megatron_huatuo.cluster.cluster_links import NodeLinks, measure_links
 from megatron_huatuo.cluster.cluster_ranks import RankFacts, describe_rank, nodes_of, ranges_of
 from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
 from megatron_huatuo.errors import ConfigError, HuatuoError
@@ -192,7 +192,7 @@ def _check_bandwidth(facts: list[RankFacts], device: torch.device, settings: Clu
     return findings
 
 
-def _check_links(links: Links, mib: int) -> Finding:
+def _check_links(links: NodeLinks, mib: int) -> Finding:
     slowest = max(links.seconds, key=lambda pair: links.seconds[pair])
     rate = (mib << 20) / links.seconds[slowest] / 1e9
     text = f"slowest of {len(links.seconds)} pairs: {slowest[0]} - {slowest[1]}, {rate:.2f} GB/s each way"

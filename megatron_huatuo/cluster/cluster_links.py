@@ -19,7 +19,7 @@ _WARM_UPS, _REPEATS = 1, 3
 
 
 @dataclass(frozen=True)
-class Links:
+class NodeLinks:
     """Seconds of one exchange by pair of nodes; slow: names that stand out, such as "node-7" or "node-2 - node-3"."""
 
     seconds: dict[tuple[str, str], float]
@@ -56,7 +56,7 @@ def stand_out(seconds: Mapping[tuple[str, str], float]) -> list[str]:
     return slow + pairs
 
 
-def measure_links(nodes: Mapping[str, list[int]], device: torch.device, message_bytes: int) -> Links:
+def measure_links(nodes: Mapping[str, list[int]], device: torch.device, message_bytes: int) -> NodeLinks:
     """Medians of three exchanges, both ways at once; every rank must call it with the same arguments.
 
     nodes: ranks by node, at least two. Cost: up to 5 rounds of 4 exchanges.
@@ -76,7 +76,7 @@ def measure_links(nodes: Mapping[str, list[int]], device: torch.device, message_
     for measured in by_rank:
         for pair, taken in measured.items():
             seconds[pair] = max(taken, seconds.get(pair, 0.0))
-    return Links(seconds, stand_out(seconds))
+    return NodeLinks(seconds, stand_out(seconds))
 
 
 def _exchange(partner: int | None, device: torch.device, message_bytes: int) -> float:

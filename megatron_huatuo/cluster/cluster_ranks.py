@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megatron_huatuo.train.environment import installed_versions
+from megatron_huatuo.train.observers.environment import installed_versions
 
 _VARIABLES = ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_")

@@ -13,7 +13,7 @@ import torch
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.registry import get_family
+from megatron_huatuo.models.families import get_family
 
 _PIECE_BYTES = 64_000_000
 

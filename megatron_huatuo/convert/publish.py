@@ -24,8 +24,8 @@ from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.hf_config import config_json
-from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest

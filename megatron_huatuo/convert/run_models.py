@@ -18,10 +18,10 @@ import torch
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.models.core.flops import count_parameters
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.parallel.host import enable_host
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.chat_format import CHAT_TEMPLATE, encode_conversations, render
+from megatron_huatuo.index.formats.chat_format import CHAT_TEMPLATE, encode_conversations, render
 from megatron_huatuo.index.tokenizer import Tokenizer
 from megatron_huatuo.log import get_logger
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import get_family
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
 from megatron_huatuo.storage.records import Conversation, Turn
 

@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_huatuo.index.chat_format import ANSWER_TAG, CHAT_TEMPLATE, QUESTION_TAG
-from megatron_huatuo.index.chat_template import TEMPLATE_FILE
+from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, CHAT_TEMPLATE, QUESTION_TAG
+from megatron_huatuo.index.formats.chat_template import TEMPLATE_FILE
 from megatron_huatuo.index.tokenizer import SentencePieceTokenizer, Tokenizer
 from megatron_huatuo.index.train_tokenizer import TOKENIZER_CONFIG
-from megatron_huatuo.models.registry import get_family
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.storage.manifest import read_json, write_json
 
 # Settings of the base model that change no id. Its other ones may name remote code, or tokens that SentencePiece's own

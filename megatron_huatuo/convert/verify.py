@@ -17,12 +17,12 @@ from megatron_huatuo.convert.run_models import Outputs, all_cores, check_memory,
 from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.token_ids import TokenParity, compare_tokens, is_published_by_us
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
+from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_family, read_architecture
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import get_family, read_architecture
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.run_files import ARCHITECTURE, STATE, TOKENIZER, resolve_checkpoint
 

@@ -18,7 +18,7 @@ from megatron_huatuo.config import to_plain
 from megatron_huatuo.corpus.curation_settings import CurationSettings
 from megatron_huatuo.corpus.lexicon import STARTER, Lexicon
 from megatron_huatuo.corpus.passage_score import describe_model
-from megatron_huatuo.corpus.read_files import expand_inputs
+from megatron_huatuo.corpus.readers.read_files import expand_inputs
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.execution import ExecutorSettings
 from megatron_huatuo.log import get_logger

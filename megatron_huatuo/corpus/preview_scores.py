@@ -10,7 +10,7 @@ from dataclasses import replace
 from megatron_huatuo.config import at_least
 from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.corpus.curation_settings import CurationSettings
-from megatron_huatuo.corpus.read_files import expand_inputs
+from megatron_huatuo.corpus.readers.read_files import expand_inputs
 from megatron_huatuo.corpus.shard_files import ShardWriter
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines

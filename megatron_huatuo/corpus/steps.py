@@ -20,7 +20,7 @@ from megatron_huatuo.corpus.curation_settings import CurationSettings
 from megatron_huatuo.corpus.lexicon import Lexicon
 from megatron_huatuo.corpus.passage_score import ScoreModel, measure_features
 from megatron_huatuo.corpus.quality import refuse_passage
-from megatron_huatuo.corpus.read_files import find_reader
+from megatron_huatuo.corpus.readers.read_files import find_reader
 from megatron_huatuo.corpus.shard_files import ShardWriter
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.jsonl import BadLines

@@ -17,7 +17,7 @@ _USAGE = "输入 clear 开始新的对话，输入 stop 结束。 Type clear for
 _LEAST_ROOM_TOKENS = 64
 
 
-class Conversation:
+class ChatSession:
     """Turns so far with one model."""
 
     def __init__(self, model: ChatModel) -> None:
@@ -60,9 +60,7 @@ def run_chat(
     Raises: ConfigError when the model cannot be loaded.
     """
     print(DISCLAIMER, file=screen, flush=True)
-    conversation = Conversation(
-        ChatModel(Path(model), settings or ReplySettings(), trust_remote_code=trust_remote_code)
-    )
+    conversation = ChatSession(ChatModel(Path(model), settings or ReplySettings(), trust_remote_code=trust_remote_code))
     if question is not None:
         conversation.ask(question, screen)
         return

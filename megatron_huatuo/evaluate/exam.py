@@ -24,7 +24,7 @@ from megatron_huatuo.evaluate.answering.replies import (
     output_directory,
 )
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion, filled_options
-from megatron_huatuo.evaluate.exams.registry import exam_format
+from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.generate import (
     Continued,
     GeneratedReply,

@@ -78,7 +78,7 @@ class OverlapSettings:
                 raise ConfigError(f"wrong {name}: got {value!r}, need YYYY-MM-DD.") from error
 
 
-class Place(NamedTuple):
+class OverlapPlace(NamedTuple):
     """A document that shares text with a question.
 
     share: part of the question's tokens that it covers. text: the longest shared piece, as the question has it. origin: input file
@@ -189,7 +189,7 @@ def _longest(unit: _Unit, mask: NDArray[np.bool_]) -> str:
 
 def find_overlap(
     questions: Sequence[ExamQuestion], paths: Sequence[str | os.PathLike[str]], workers: int | None = None
-) -> tuple[dict[int, list[Place]], dict[str, Any]]:
+) -> tuple[dict[int, list[OverlapPlace]], dict[str, Any]]:
     """({number of a question: where it overlaps, the largest share first}, what was read).
 
     paths: path prefixes of indexes, or blend directories, whose indexes are read and whose rows are named.
@@ -204,7 +204,7 @@ def find_overlap(
         for prefix, (count, _) in indexes.items()
         for start in range(0, count, _DOCUMENTS_AT_ONCE)
     ]
-    found: defaultdict[int, list[Place]] = defaultdict(list)
+    found: defaultdict[int, list[OverlapPlace]] = defaultdict(list)
     total = sum(count for count, _ in indexes.values())
     search = functools.partial(_search, runs)
     crew = min(workers or available_cores(), max(1, len(chunks) // 4))
@@ -214,7 +214,7 @@ def find_overlap(
     ):
         for (prefix, start, stop), hits in zip(chunks, results, strict=True):
             for question, document, share, text in hits:
-                found[question].append(Place(prefix, document, share, text, None, ()))
+                found[question].append(OverlapPlace(prefix, document, share, text, None, ()))
             bar.update(stop - start)
     counts = {question: len(places) for question, places in found.items()}
     kept = {
@@ -276,8 +276,8 @@ def _search(runs: ExamRuns, chunk: tuple[str, int, int]) -> list[tuple[int, int,
 
 
 def _with_origins(
-    found: Mapping[int, list[Place]], indexes: Mapping[str, tuple[int, list[tuple[BlendReader, int]]]]
-) -> dict[int, list[Place]]:
+    found: Mapping[int, list[OverlapPlace]], indexes: Mapping[str, tuple[int, list[tuple[BlendReader, int]]]]
+) -> dict[int, list[OverlapPlace]]:
     readers = {
         prefix: IndexedReader(prefix) for prefix in {place.prefix for places in found.values() for place in places}
     }
@@ -303,7 +303,7 @@ def _rows(document: int, blends: Sequence[tuple[BlendReader, int]]) -> Iterator[
 def add_overlap(
     records: Sequence[dict[str, Any]],
     identifiers: Sequence[str],
-    found: Mapping[int, Sequence[Place]],
+    found: Mapping[int, Sequence[OverlapPlace]],
     about: Mapping[str, Any],
     settings: OverlapSettings,
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.registry import exam_format
+from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.significance import interval_of_mean_share, wilson_interval
 
 _UNNAMED = "-"

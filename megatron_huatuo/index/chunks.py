@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.index import blocks
 from megatron_huatuo.index.blocks import Block, lines_of, split_blocks
-from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.encoded import EncodedDocuments, Record, RecordFormat
-from megatron_huatuo.index.formats import FormatSettings, open_format
+from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, QUESTION_TAG
+from megatron_huatuo.index.formats.format_table import FormatSettings, open_format
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.storage.jsonl import BadLine, BadLines, RawLine, parse_lines
 from megatron_huatuo.storage.record_files import is_json_lines, read_records

@@ -15,7 +15,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
-from megatron_huatuo.index.chat_format import ANSWER_TAG, QUESTION_TAG
+from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines

@@ -31,8 +31,8 @@ from megatron_huatuo.storage.run_files import (
     read_starts,
     read_training_state,
 )
-from megatron_huatuo.train.config import TrainConfig
-from megatron_huatuo.train.received import rates_of_run
+from megatron_huatuo.train.observers.received import rates_of_run
+from megatron_huatuo.train.train_config import TrainConfig
 
 MOST_POINTS = 800
 
@@ -81,7 +81,7 @@ class RunReport:
     """What could not be read, and why."""
 
 
-def gather(run_dir: Path, hf: Path | None, evaluations: Sequence[Path]) -> RunReport:
+def gather_report(run_dir: Path, hf: Path | None, evaluations: Sequence[Path]) -> RunReport:
     """Read a run, finished or not; hf: its exported model, evaluations: result directories.
 
     Raises: ConfigError when there is no run, or a result directory holds no results.

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_huatuo import __version__
 from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.inspect.report_charts import bar_chart, line_chart, mixture_chart, rate_chart
-from megatron_huatuo.inspect.report_data import RunReport, gather
+from megatron_huatuo.inspect.report_data import RunReport, gather_report
 from megatron_huatuo.log import now
 from megatron_huatuo.storage.atomic import atomic_write
 
@@ -44,7 +44,7 @@ def write_report(
     hf: the exported model, by default that of checkpoint.export_hf. evaluations: directories of exams and judgements.
     Raises: ConfigError when there is no run, or a directory holds no results.
     """
-    report = gather(Path(run_dir), Path(hf) if hf else None, [Path(path) for path in evaluations])
+    report = gather_report(Path(run_dir), Path(hf) if hf else None, [Path(path) for path in evaluations])
     with atomic_write(output, "w") as handle:
         handle.write(page(report))
     return Path(output)

@@ -49,7 +49,7 @@ class RowContent:
 
 
 @dataclass(frozen=True)
-class Place:
+class BlendPlace:
     """Where a document is drawn."""
 
     entry: int
@@ -82,7 +82,7 @@ class BlendView:
             documents.append(RowDocument(self.names[source], document, first_token, len(tokens), cut, kept))
         return RowContent(row, documents, seq_length - sum(document.length for document in documents))
 
-    def places(self, source: str, document: int) -> list[Place]:
+    def places(self, source: str, document: int) -> list[BlendPlace]:
         """Where document number `document` of a source is drawn, once per epoch (of raw text, each of its pieces). Raises: ConfigError for an unknown one."""
         number = self._source_number(source)
         index = self._index(number)
@@ -95,7 +95,9 @@ class BlendView:
             is_here = (self.document[block] >= numbers.start) & (self.document[block] < numbers.stop)
             found += (np.flatnonzero(is_here & (self.source[block] == number)) + start).tolist()
         rows = np.searchsorted(self.row_start, found, side="right") - 1
-        return [Place(entry, row, entry / len(self.source)) for entry, row in zip(found, rows.tolist(), strict=True)]
+        return [
+            BlendPlace(entry, row, entry / len(self.source)) for entry, row in zip(found, rows.tolist(), strict=True)
+        ]
 
     def composition(self, first_row: int, last_row: int) -> dict[str, int]:
         """Documents of each source in the rows first_row … last_row - 1. Raises: ConfigError for a range outside."""

@@ -10,7 +10,7 @@ from typing import Any
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.config_keys import FIELDS, OPTIONAL_FIELDS, check_keys
-from megatron_huatuo.models.registry import family_of_model_type, get_family
+from megatron_huatuo.models.families import family_of_model_type, get_family
 from megatron_huatuo.storage.manifest import read_json
 
 

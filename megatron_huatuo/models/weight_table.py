@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.registry import get_family
+from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.weight_rules import WeightRule, single_rule
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.plan.gpus import Gpu
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 # Shares of a board's limit that training draws, and what its part of the node (processors, adapters, fans) adds.
 POWER_SHARE = 0.9

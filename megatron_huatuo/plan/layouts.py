@@ -17,7 +17,7 @@ from typing import Any
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.plan.plan import GIB, Cluster, Plan, PlannedData, plan_run
-from megatron_huatuo.train.config import TrainConfig, TrainingConfig
+from megatron_huatuo.train.train_config import TrainConfig, TrainingConfig
 
 # granularity and modules: nothing, the attention kernel, that and the gated unit, whole layers
 _RECOMPUTATION: list[tuple[str | None, list[str]]] = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 # Not computed: CUDA context, NCCL buffers, cuBLAS workspaces; and what the caching allocator cannot use.
 RESERVE_BYTES = 3 << 30

@@ -20,8 +20,8 @@ from megatron_huatuo.plan.memory import RankMemory, rank_memory, rank_parameters
 from megatron_huatuo.plan.step_time import StepTime, step_time
 from megatron_huatuo.plan.workload import Workload
 from megatron_huatuo.storage.manifest import read_manifest
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
+from megatron_huatuo.train.train_config import TrainConfig
 
 GIB = 2**30
 _UNKNOWN_ROWS = 1 << 40

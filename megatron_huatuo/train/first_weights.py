@@ -11,8 +11,8 @@ from megatron_huatuo.checkpoint.load_hf import load_hf_weights
 from megatron_huatuo.checkpoint.store import load_weights
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import read_architecture
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import read_architecture
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.storage.run_files import ARCHITECTURE, resolve_checkpoint
 

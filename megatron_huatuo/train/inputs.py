@@ -10,9 +10,9 @@ from pathlib import Path
 from megatron_huatuo.checkpoint.hf_weight_files import open_weights
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.storage.run_files import CHECKPOINTS, complete_checkpoints
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import find_first_weights
-from megatron_huatuo.train.metrics import import_wandb
+from megatron_huatuo.train.observers.metrics import import_wandb
+from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import HeldOut
 
 

@@ -16,12 +16,12 @@ from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.attention_backend import has_transformer_engine
 from megatron_huatuo.parallel.host import enable_device, resolve_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.inputs import check_inputs
 from megatron_huatuo.train.loop import train
-from megatron_huatuo.train.received import rates_of_run
+from megatron_huatuo.train.observers.received import rates_of_run
 from megatron_huatuo.train.restarts import note_failure, refuse_to_repeat
 from megatron_huatuo.train.rules import validate
+from megatron_huatuo.train.train_config import TrainConfig
 
 # Compute capability from which on GPUs multiply in fp8, by what shares one scale: L40 and H100; H100; Blackwell.
 _CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}

@@ -15,18 +15,18 @@ from megatron_huatuo.dataset.batch import StepBatches
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.train import metrics
-from megatron_huatuo.train.config import TrainConfig
-from megatron_huatuo.train.nonfinite import NonfiniteGuard
-from megatron_huatuo.train.profiling import StepProfiler
-from megatron_huatuo.train.report import Reporter
+from megatron_huatuo.train.observers import metrics
+from megatron_huatuo.train.observers.nonfinite import NonfiniteGuard
+from megatron_huatuo.train.observers.profiling import StepProfiler
+from megatron_huatuo.train.observers.reporter import Reporter
+from megatron_huatuo.train.observers.watchdog import Watchdog
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.saving import Saver
 from megatron_huatuo.train.setup import is_log_rank
 from megatron_huatuo.train.start import exclusive_run, start
 from megatron_huatuo.train.step import StepResult, train_step
+from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import validate_on
-from megatron_huatuo.train.watchdog import Watchdog
 
 _log = get_logger(__name__)
 

@@ -17,7 +17,7 @@ from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.storage.run_files import CHECKPOINTS, LATEST, read_training_state
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 
 def fingerprints(config: TrainConfig, architecture: Architecture, rows: PackedRows) -> dict[str, str]:

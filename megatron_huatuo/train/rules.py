@@ -11,8 +11,8 @@ from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import BACKENDS
-from megatron_huatuo.train.config import TrainConfig, TrainingConfig
-from megatron_huatuo.train.forgetting import check_general_sources
+from megatron_huatuo.train.observers.forgetting import check_general_sources
+from megatron_huatuo.train.train_config import TrainConfig, TrainingConfig
 
 # Sizes of a matrix product in fp8 are multiples of this: 16 by the hardware, or the block that shares a scale. `delayed`
 # is not among them: its history of maxima is in no checkpoint, so a resumed run would differ from an undisturbed one.

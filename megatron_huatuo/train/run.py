@@ -10,11 +10,11 @@ import torch
 from megatron_huatuo.dataset.batch_layout import BatchLayout
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.storage.run_files import CHECKPOINTS
-from megatron_huatuo.train.config import TrainConfig
-from megatron_huatuo.train.forgetting import Forgetting
-from megatron_huatuo.train.received import ReceivedRates
+from megatron_huatuo.train.observers.forgetting import Forgetting
+from megatron_huatuo.train.observers.received import ReceivedRates
 from megatron_huatuo.train.setup import Training
 from megatron_huatuo.train.stop import StopRequest
+from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import HeldOut
 
 

@@ -20,12 +20,12 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE_BACKEND
-from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
-from megatron_huatuo.train.clock import StepClock
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.first_weights import load_first_weights
+from megatron_huatuo.train.observers.clock import StepClock
+from megatron_huatuo.train.train_config import TrainConfig
 
 # Parameters of a bucket of gradients, at least. Routine checkpoints hold the optimizer bucket by bucket, so the size follows
 # neither from the number of data-parallel ranks nor from what overlaps: both may change on resume.

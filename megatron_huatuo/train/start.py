@@ -26,18 +26,18 @@ from megatron_huatuo.models.core.isolation import prove_isolation
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.run_files import CONFIG, iteration_of
-from megatron_huatuo.train import metrics
-from megatron_huatuo.train.config import TrainConfig
-from megatron_huatuo.train.environment import record_start
-from megatron_huatuo.train.forgetting import Forgetting
-from megatron_huatuo.train.fused_pieces import fused_pieces
 from megatron_huatuo.train.inputs import open_held_out
-from megatron_huatuo.train.received import ReceivedRates
+from megatron_huatuo.train.observers import metrics
+from megatron_huatuo.train.observers.environment import record_start
+from megatron_huatuo.train.observers.forgetting import Forgetting
+from megatron_huatuo.train.observers.fused_pieces import fused_pieces
+from megatron_huatuo.train.observers.received import ReceivedRates
 from megatron_huatuo.train.resume import find_checkpoint
 from megatron_huatuo.train.rules import one_pass
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import build_training, is_log_rank
 from megatron_huatuo.train.stop import StopRequest
+from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import validate_on
 
 _log = get_logger(__name__)

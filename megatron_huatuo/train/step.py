@@ -20,7 +20,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from megatron_huatuo.dataset.batch import Batch
-from megatron_huatuo.train.metrics import memory_gib
+from megatron_huatuo.train.observers.metrics import memory_gib
 from megatron_huatuo.train.setup import Training
 
 

@@ -28,8 +28,8 @@ from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.text.minhash import first_of_group_in_files
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Refusal
-from megatron_huatuo.unify.writer_settings import ModelOptions
+from megatron_huatuo.unify.writers.writer import ENDPOINT_FAILED, Refusal
+from megatron_huatuo.unify.writers.writer_settings import ModelOptions
 
 KIND = "unified"
 _FILES = ("conversations.jsonl", "rejected.jsonl", "ledger.json", "report.json")

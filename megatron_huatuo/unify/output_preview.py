@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.unify.input_documents import Task
-from megatron_huatuo.unify.writer import Refusal
+from megatron_huatuo.unify.writers.writer import Refusal
 
 
 def side_by_side(task: Task, outcome: Conversation | Refusal | None, width: int | None = None) -> str:

@@ -11,7 +11,7 @@ from megatron_huatuo.llm.budget import Price
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Conversation
 from megatron_huatuo.unify.input_documents import Task
-from megatron_huatuo.unify.writer import Refusal, Spent
+from megatron_huatuo.unify.writers.writer import Refusal, Spent
 
 _EXAMPLES_A_REASON = 3
 _MAX_EXAMPLE_CHARACTERS = 300

@@ -17,10 +17,10 @@ from megatron_huatuo.storage.manifest import fingerprint_work
 from megatron_huatuo.unify.gates import QualitySettings
 from megatron_huatuo.unify.input_documents import Shard, Task, read_documents
 from megatron_huatuo.unify.input_pairs import read_pairs
-from megatron_huatuo.unify.writer import Backend
-from megatron_huatuo.unify.writer_replay import invite
-from megatron_huatuo.unify.writer_settings import ModelOptions
-from megatron_huatuo.unify.writer_template import TEMPLATES, TemplateBackend
+from megatron_huatuo.unify.writers.writer import Backend
+from megatron_huatuo.unify.writers.writer_replay import invite
+from megatron_huatuo.unify.writers.writer_settings import ModelOptions
+from megatron_huatuo.unify.writers.writer_template import TEMPLATES, TemplateBackend
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Job:
             yield TemplateBackend(self.language)
             return
         # aiohttp takes a fifth of a second to import, and only this backend needs it.
-        from megatron_huatuo.unify.writer_model import open_model
+        from megatron_huatuo.unify.writers.writer_model import open_model
 
         async with open_model(self.model, self.requests, rank) as backend:
             yield backend

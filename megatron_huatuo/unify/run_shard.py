@@ -28,7 +28,7 @@ from megatron_huatuo.unify.gates import Gates, measure_support, pair_language
 from megatron_huatuo.unify.input_documents import Invitation, Query, Task
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job
-from megatron_huatuo.unify.writer import Backend, Refusal, Spent, Written, reply_to, rewrite, write_replay
+from megatron_huatuo.unify.writers.writer import Backend, Refusal, Spent, WrittenPair, reply_to, rewrite, write_replay
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,7 +76,7 @@ class Unifier:
                 self.stopped = str(reached)
                 get_logger(__name__).warning("%s", reached)
             return Outcome(None, None, spent)
-        conversation = to_conversation(task, result) if isinstance(result, Written) else result
+        conversation = to_conversation(task, result) if isinstance(result, WrittenPair) else result
         return Outcome(conversation, style.style if style else None, spent)
 
     async def _take_over(self, task: Task, conversation: Conversation, spent: Spent) -> Conversation | Refusal:
@@ -136,7 +136,7 @@ def shown_usage(usage: dict[str, float]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def to_conversation(task: Task, written: Written) -> Conversation:
+def to_conversation(task: Task, written: WrittenPair) -> Conversation:
     """The record of a conversation; its provenance leads to the passage, the file and the offset."""
     passage = {"passage": task.id} if isinstance(task.work, Document | Query) else {}
     turns = [

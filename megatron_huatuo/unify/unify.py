@@ -31,11 +31,11 @@ from megatron_huatuo.unify.input_documents import cut, cut_items
 from megatron_huatuo.unify.output_merge import KIND, publish
 from megatron_huatuo.unify.output_preview import side_by_side
 from megatron_huatuo.unify.run_job import Job, LiveFigures
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_replay import load_replay
-from megatron_huatuo.unify.writer_settings import CheckSettings, ModelOptions, SamplingSettings
-from megatron_huatuo.unify.writer_styles import load_styles, parse_weights
+from megatron_huatuo.unify.writers.writer import ENDPOINT_FAILED
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_replay import load_replay
+from megatron_huatuo.unify.writers.writer_settings import CheckSettings, ModelOptions, SamplingSettings
+from megatron_huatuo.unify.writers.writer_styles import load_styles, parse_weights
 
 _WHOLE_FILE = 1 << 62  # lines
 

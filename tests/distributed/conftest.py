@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import launch_rank, make_config, outcome
 from tests.distributed.runner import started_ranks
 

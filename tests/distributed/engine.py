@@ -14,10 +14,10 @@ from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.storage.run_files import resolve_checkpoint
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.loop import train
 from megatron_huatuo.train.rules import validate
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.runner import Ranks, run_ranks
 
 

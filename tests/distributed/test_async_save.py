@@ -41,7 +41,7 @@ def _spoil_writer(config, spoil: str) -> int:
 
     write = share.Share.write
 
-    def spoilt(part: share.Share) -> share.Written:
+    def spoilt(part: share.Share) -> share.WrittenShare:
         if os.environ["RANK"] == "1" and "0000003" in part.directory.name:
             if spoil == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -80,7 +80,7 @@ def _late_writer(config) -> int:
 
     write = share.Share.write
 
-    def late(part: share.Share) -> share.Written:
+    def late(part: share.Share) -> share.WrittenShare:
         if os.environ["RANK"] == "1" and "0000003" in part.directory.name:
             time.sleep(5)
         return write(part)
@@ -110,7 +110,7 @@ def _slow_writer(config) -> int:
 
     write = share.Share.write
 
-    def slow(part: share.Share) -> share.Written:
+    def slow(part: share.Share) -> share.WrittenShare:
         if "0000006" in part.directory.name:
             time.sleep(30)
         return write(part)

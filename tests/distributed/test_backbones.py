@@ -45,7 +45,7 @@ def _compare(directory: str, name: str, tp: int, pp: int) -> dict[str, float]:
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
     from megatron_huatuo.checkpoint.load_hf import load_hf_weights
-    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.core.build_model import build_model
     from megatron_huatuo.models.weight_table import rule_of_parameter, rules_by_parameter
     from megatron_huatuo.parallel.host import enable_host
 

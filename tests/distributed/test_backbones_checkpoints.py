@@ -26,7 +26,7 @@ def _model(tp: int, pp: int, virtual: int | None = None) -> list[Any]:
     """The chunks of this rank."""
     from megatron.core import parallel_state
 
-    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.core.build_model import build_model
     from megatron_huatuo.parallel.host import enable_host
 
     enable_host()

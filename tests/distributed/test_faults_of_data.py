@@ -14,7 +14,7 @@ from megatron_huatuo.blend.blend_replan import replan_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.storage.run_files import complete_checkpoints
 from tests.conftest import DATA
@@ -190,7 +190,7 @@ def _with_a_broken_number_while_a_writer_works(config) -> int:
 
     write = share.Share.write
 
-    def slow(part: share.Share) -> share.Written:
+    def slow(part: share.Share) -> share.WrittenShare:
         time.sleep(2)
         return write(part)
 

@@ -9,8 +9,8 @@ import pytest
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.storage.run_files import read_training_state, resolve_checkpoint
-from megatron_huatuo.train.config import TrainConfig, ValidationSource
-from megatron_huatuo.train.forgetting import Forgetting, check_general_sources
+from megatron_huatuo.train.observers.forgetting import Forgetting, check_general_sources
+from megatron_huatuo.train.train_config import TrainConfig, ValidationSource
 from tests.distributed.engine import read_log
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.storage.run_files import complete_checkpoints, iteration_of
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import outcome, read_log, train_rank
 from tests.distributed.runner import run_ranks
 

@@ -22,9 +22,9 @@ from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.train import step as step_module
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.start import start
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import make_config
 from tests.distributed.runner import run_ranks
 

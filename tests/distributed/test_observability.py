@@ -43,10 +43,11 @@ def test_a_late_rank_is_named(tmp_path: Path, configure) -> None:
 def _with_a_full_rank_1_and_slow_saves(config) -> int:
     import torch
 
-    from megatron_huatuo.train import report, saving, step
+    from megatron_huatuo.train import saving, step
+    from megatron_huatuo.train.observers import reporter
 
     step.memory_gib = lambda device: 7.0 if torch.distributed.get_rank() == 1 else 2.0
-    report._NOTE_EVERY_S = 0.0
+    reporter._NOTE_EVERY_S = 0.0
     save = saving.Saver.save
 
     def slow(saver) -> None:
@@ -119,6 +120,6 @@ def test_validation_loss_of_each_held_out_source_comes_at_intervals(
 
 
 def held_out_source(sample_blend: Path, name: str):
-    from megatron_huatuo.train.config import ValidationSource
+    from megatron_huatuo.train.train_config import ValidationSource
 
     return ValidationSource(name, str(sample_blend.parent / "index" / name))

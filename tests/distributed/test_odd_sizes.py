@@ -10,7 +10,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.train import setup
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import launch_rank, outcome
 from tests.distributed.runner import started_ranks
 

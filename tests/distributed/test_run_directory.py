@@ -10,8 +10,8 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.lock import exclusive
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.resume import _refuse_changes
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks
 

@@ -9,9 +9,9 @@ import pytest
 
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.conftest import DATA
 from tests.distributed.engine import launch_rank, make_config, outcome, read_log
 from tests.distributed.runner import started_ranks

@@ -15,7 +15,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from megatron_huatuo.models.core.attention import PackedAttention
 from megatron_huatuo.models.core.attention_torch import attend_by_document
-from megatron_huatuo.models.core.build import transformer_config
+from megatron_huatuo.models.core.build_model import transformer_config
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from tests.unit.convert.small_models import SMALL

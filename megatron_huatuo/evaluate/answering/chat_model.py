@@ -17,9 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.answering.chat_templates import AUTO_TEMPLATE, named_template
 from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
-from megatron_huatuo.index.chat_format import CHAT_TEMPLATE
+from megatron_huatuo.index.formats.chat_format import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.models.registry import classes_of_export
+from megatron_huatuo.models.families import classes_of_export
 
 
 class ChatModel:

@@ -11,7 +11,7 @@ import json
 from typing import NamedTuple
 
 from megatron_huatuo.config import one_of
-from megatron_huatuo.index.chat_format import CHAT_TEMPLATE
+from megatron_huatuo.index.formats.chat_format import CHAT_TEMPLATE
 
 _HUATUO_SYSTEM = (
     "一位用户和智能医疗大模型HuatuoGPT之间的对话。对于用户的医疗问诊，HuatuoGPT给出准确的、详细的、温暖的指导建议。"

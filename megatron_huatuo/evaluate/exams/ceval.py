@@ -13,7 +13,7 @@ from megatron_huatuo.evaluate.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,
-    Place,
+    QuestionPlace,
     lettered_options,
     subject_of,
     text_of,
@@ -41,7 +41,7 @@ class CEval(ExamFormat):
         """Its columns, in small letters but for the options."""
         return {"id", "question", "A", "B", "C", "D"} <= set(head.columns)
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One row; the test split has no `answer`."""
         subject = subject_of(place.path)
         return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place, text_of
+from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
 
 
 class CMB(ExamFormat):
@@ -28,7 +28,7 @@ class CMB(ExamFormat):
         """Keys that no other exam has."""
         return isinstance(head.record, dict) and {"exam_type", "exam_class", "option"} <= head.record.keys()
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """An `answer` that is absent is awaited from the answer key."""
         option = raw.get("option")
         if not isinstance(option, dict) or not all(isinstance(text, str) for text in option.values()):

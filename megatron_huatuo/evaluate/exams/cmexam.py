@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place, text_of
+from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
 
 _OPTION = re.compile(r"^\s*([A-H])[\s.、:：．]\s*(.*?)\s*$")
 
@@ -27,7 +27,7 @@ class CMExam(ExamFormat):
         """The three columns that all its files have."""
         return {"Question", "Options", "Answer"} <= set(head.columns)
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """An option may go on over several lines."""
         option: dict[str, str] = {}
         for line in text_of(raw, "Options", place).splitlines():

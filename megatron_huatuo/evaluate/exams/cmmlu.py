@@ -12,7 +12,7 @@ from megatron_huatuo.evaluate.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,
-    Place,
+    QuestionPlace,
     lettered_options,
     subject_of,
     text_of,
@@ -43,7 +43,7 @@ class CMMLU(ExamFormat):
         """Its columns, `Question` and `Answer` in capitals."""
         return {"Question", "A", "B", "C", "D", "Answer"} <= set(head.columns)
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One row."""
         subject = subject_of(place.path)
         return [

@@ -45,7 +45,7 @@ class FileHead(NamedTuple):
     record: Any
 
 
-class Place(NamedTuple):
+class QuestionPlace(NamedTuple):
     """Where a record stands: file, and number of the record from 1. Its text goes into messages."""
 
     path: Path
@@ -89,7 +89,7 @@ class ExamFormat:
         """Whether a file that begins like this is in this format."""
         raise NotImplementedError
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """The questions of one record. Raises: DataError naming key and place."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class ExamFormat:
         """(number, record) of one file, ready for `parse`."""
         return read_raw(path, bad_lines)
 
-    def answer_from_key(self, value: Any, place: Place) -> str:
+    def answer_from_key(self, value: Any, place: QuestionPlace) -> str:
         """The letters of an answer in an answer key. Raises: DataError naming the place."""
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"wrong value of 'answer': got {value!r} in the answer key, need letters ({place})")
@@ -120,9 +120,9 @@ class ExamFormat:
         answer_key: Mapping[str, Any] | None = None,
     ) -> Iterator[ExamQuestion]:
         """The questions of numbered records; one that does not parse, or cannot be answered, costs only itself."""
-        first_place: dict[tuple[str | None, str], Place] = {}
+        first_place: dict[tuple[str | None, str], QuestionPlace] = {}
         for number, raw in records:
-            place = Place(path, number)
+            place = QuestionPlace(path, number)
             try:
                 questions = self.parse(raw, place)
             except DataError as error:
@@ -185,7 +185,7 @@ class ExamFormat:
         return {letter: f"{blank}{text}" for letter, text in texts.items()}
 
 
-def check_answerable(question: Question, place: Place) -> None:
+def check_answerable(question: Question, place: QuestionPlace) -> None:
     """Refuse a question that nobody can answer rightly. Raises: DataError naming the place.
 
     The answer must be letters of the options in alphabetical order, the right options must have a text, two options at
@@ -259,7 +259,7 @@ def read_csv_rows(path: Path) -> Iterator[list[str]]:
         raise DataError(f"no CSV: {error} ({path}). Save it again as CSV in UTF-8.") from error
 
 
-def text_of(record: Mapping[str, Any], key: str, place: Place) -> str:
+def text_of(record: Mapping[str, Any], key: str, place: QuestionPlace) -> str:
     """The text under a key, ends trimmed. Raises: DataError when it is missing, no text, or blank."""
     value = record.get(key)
     if not isinstance(value, str):
@@ -289,7 +289,7 @@ def subject_of(path: Path) -> str:
     return re.sub(r"_(?:test|val|dev|train)$", "", path.name.split(".")[0])
 
 
-def letter_of(number: Any, letters: str, place: Place, key: str = "answer") -> str:
+def letter_of(number: Any, letters: str, place: QuestionPlace, key: str = "answer") -> str:
     """The letter of an answer given as a number from 0. Raises: DataError when there is no such option."""
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(letters):
         raise DataError(f"wrong value of {key!r}: got {number!r}, need a number from 0 to {len(letters) - 1} ({place})")

@@ -16,7 +16,7 @@ from megatron_huatuo.evaluate.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,
-    Place,
+    QuestionPlace,
     letter_of,
     lettered_options,
     option_lines,
@@ -49,7 +49,7 @@ class MedMCQA(ExamFormat):
                 raw["cop"] -= first
         return records
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One question; `cop` counts from 0 here."""
         option = lettered_options(text_of(raw, name, place) for name in _OPTIONS)
         return [

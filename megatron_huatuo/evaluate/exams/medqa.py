@@ -13,7 +13,7 @@ from megatron_huatuo.evaluate.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,
-    Place,
+    QuestionPlace,
     has_han,
     letter_of,
     lettered_options,
@@ -36,7 +36,7 @@ class MedQA(ExamFormat):
         """Keys of either layout, in English."""
         return medqa_language(head) == self.language
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One question of either layout."""
         if "ending0" in raw:
             option = lettered_options(raw[f"ending{number}"] for number in range(8) if f"ending{number}" in raw)

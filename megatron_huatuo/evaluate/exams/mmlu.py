@@ -15,7 +15,7 @@ from megatron_huatuo.evaluate.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,
-    Place,
+    QuestionPlace,
     lettered_options,
     read_csv_rows,
     subject_of,
@@ -53,7 +53,7 @@ class MMLU(ExamFormat):
         """Rows from the first one on."""
         return enumerate(read_csv_rows(path), start=1)
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One row."""
         if len(raw) != _COLUMNS or not raw[0].strip():
             raise DataError(f"wrong row: got {len(raw)} cells, need question, four options and answer ({place})")

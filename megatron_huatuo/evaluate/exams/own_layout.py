@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place, has_han
+from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, has_han
 from megatron_huatuo.storage.records import Question, parse_questions
 
 
@@ -27,7 +27,7 @@ class OwnLayout(ExamFormat):
         """Chinese where the question or an option holds a Chinese character."""
         return "zh" if has_han(question.question + "".join(question.option.values())) else "en"
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """See `storage.records.parse_questions`."""
         return [as_exam_question(question, self.name) for question in parse_questions(raw, str(place))]
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place
+from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace
 from megatron_huatuo.evaluate.exams.own_layout import as_exam_question
 from megatron_huatuo.storage.records import parse_questions
 
@@ -43,7 +43,7 @@ class PharmacistExam(ExamFormat):
         name = f"{head.path.name} {record.get('source') or ''}"
         return record.get("question_type") in QUESTION_TYPES and _EXAM_NAME.search(name) is not None
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """The project's record, its track found out."""
         found = []
         for question in parse_questions(raw, str(place)):

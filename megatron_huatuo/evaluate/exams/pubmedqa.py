@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, Place, read_raw, text_of
+from megatron_huatuo.evaluate.exams.exam_format import (
+    ExamFormat,
+    ExamQuestion,
+    FileHead,
+    QuestionPlace,
+    read_raw,
+    text_of,
+)
 from megatron_huatuo.storage.jsonl import BadLines
 
 _DECISIONS = {"yes": "A", "no": "B", "maybe": "C"}
@@ -43,7 +50,7 @@ class PubMedQA(ExamFormat):
             for place, (identifier, entry) in enumerate(raw.items(), start=1):
                 yield place, {**entry, "id": identifier} if isinstance(entry, dict) else entry
 
-    def parse(self, raw: Any, place: Place) -> list[ExamQuestion]:
+    def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """The abstract stands before the question."""
         contexts = raw.get("CONTEXTS") if isinstance(raw, dict) else None
         if not isinstance(contexts, list) or not all(isinstance(text, str) for text in contexts):
@@ -61,7 +68,7 @@ class PubMedQA(ExamFormat):
             )
         ]
 
-    def answer_from_key(self, value: Any, place: Place) -> str:
+    def answer_from_key(self, value: Any, place: QuestionPlace) -> str:
         """The letter of a decision."""
         if value not in _DECISIONS:
             raise DataError(f"wrong value of 'final_decision': got {value!r}, need yes, no or maybe ({place})")

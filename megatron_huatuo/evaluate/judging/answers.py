@@ -107,7 +107,7 @@ def _parse_answer(raw: Any, where: str) -> list[tuple[Answer, str]]:
 def _turns(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     output = next((raw[key] for key in _ANSWER_KEYS if raw.get(key) is not None), None)
     if isinstance(output, list):
-        return read_pairs(output, where)
+        return question_answer_pairs(output, where)
     context = next(
         (raw[key] for key in ("messages", "conversations", "prompt") if isinstance(raw.get(key), list)), None
     )
@@ -137,7 +137,7 @@ def read_turns(items: Sequence[Any], where: str) -> tuple[tuple[str, str], ...]:
     return tuple(turns)
 
 
-def read_pairs(pairs: Sequence[Any], where: str) -> tuple[tuple[str, str], ...]:
+def question_answer_pairs(pairs: Sequence[Any], where: str) -> tuple[tuple[str, str], ...]:
     """Turns of [question, answer] pairs."""
     if not pairs or not all(isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in pairs):
         raise DataError(f"wrong value of 'model_output': need text or [question, answer] pairs of text ({where})")

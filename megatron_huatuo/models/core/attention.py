@@ -23,7 +23,7 @@ from megatron_huatuo.models.core.alibi import alibi_slopes
 from megatron_huatuo.models.core.decoder_layer import layer_window
 
 
-class Segments(NamedTuple):
+class AttendedSegments(NamedTuple):
     """Bounds of the documents in a flattened batch."""
 
     cu_seqlens: torch.Tensor
@@ -33,7 +33,7 @@ class Segments(NamedTuple):
 
 
 Kernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Segments, float, torch.Tensor | None, int | None], torch.Tensor
+    [torch.Tensor, torch.Tensor, torch.Tensor, AttendedSegments, float, torch.Tensor | None, int | None], torch.Tensor
 ]
 """(query [t, n, d], key [t, g, d], value [t, g, d], segments, scale, slopes float32 [n] or None, window or None)
 -> [t, n, d]. window: tokens that a token attends to, itself included."""
@@ -90,12 +90,12 @@ class PackedAttention(MegatronModule):
         return context.reshape(batch, length, -1).transpose(0, 1).contiguous()
 
 
-def _segments(packed: PackedSeqParams | None, batch: int, length: int, device: torch.device) -> Segments:
+def _segments(packed: PackedSeqParams | None, batch: int, length: int, device: torch.device) -> AttendedSegments:
     if packed is None:
-        return Segments(_row_bounds(batch, length, device), length)
+        return AttendedSegments(_row_bounds(batch, length, device), length)
     if packed.qkv_format != "sbhd":
         raise ConfigError(f"wrong qkv_format of packed rows: got {packed.qkv_format!r}, need 'sbhd'.")
-    return Segments(packed.cu_seqlens_q, packed.max_seqlen_q)
+    return AttendedSegments(packed.cu_seqlens_q, packed.max_seqlen_q)
 
 
 @functools.lru_cache(maxsize=8)

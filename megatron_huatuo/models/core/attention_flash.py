@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from flash_attn import flash_attn_varlen_func
 
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 
 
 def attend_with_flash(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: Segments,
+    segments: AttendedSegments,
     scale: float,
     slopes: torch.Tensor | None = None,
     window: int | None = None,

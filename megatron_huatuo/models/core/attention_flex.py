@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 
 
 @functools.lru_cache(maxsize=2)
@@ -39,7 +39,7 @@ def attend_with_flex(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: Segments,
+    segments: AttendedSegments,
     scale: float,
     slopes: torch.Tensor | None = None,
     window: int | None = None,

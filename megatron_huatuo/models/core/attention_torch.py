@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from megatron_huatuo.models.core.alibi import alibi_bias
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 
 
 def attend_by_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    segments: Segments,
+    segments: AttendedSegments,
     scale: float,
     slopes: torch.Tensor | None = None,
     window: int | None = None,

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import index
 from benchmarks.measure import Timing, interleave, rate_record
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 
 KEYS = {"name", "ours", "peer", "ratio", "unit", "runs", "machine", "versions", "command"}

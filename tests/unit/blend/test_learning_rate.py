@@ -87,8 +87,8 @@ def test_rates_are_those_that_megatron_core_applies(schedule: ScheduleConfig) ->
     pytest.importorskip("megatron.core")
     import torch
 
-    from megatron_huatuo.train.config import TrainConfig
     from megatron_huatuo.train.setup import build_schedule
+    from megatron_huatuo.train.train_config import TrainConfig
 
     config = TrainConfig(schedule=schedule)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)

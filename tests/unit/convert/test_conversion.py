@@ -25,7 +25,7 @@ from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.write_hf_weights import write_weights
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, IntegrityError
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.weight_table import (
     each_weight,
     hf_shapes,
@@ -108,7 +108,7 @@ def test_slices_of_all_ranks_make_the_whole(
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_of_the_built_model_has_a_rule(alone: None, name: str) -> None:
-    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.core.build_model import build_model
 
     rules = rules_by_parameter(SMALL[name])
     used = []

@@ -13,8 +13,8 @@ import torch
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture, RopeScaling
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.hf_config import architecture_fields, config_json, load_architecture
-from megatron_huatuo.models.registry import get_preset
 from tests.unit.convert.published_configs import (
     COMMON,
     GEMMA,

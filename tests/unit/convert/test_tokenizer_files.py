@@ -14,7 +14,7 @@ from megatron_huatuo.convert import tokenizer_files
 from megatron_huatuo.convert.token_ids import compare_tokens
 from megatron_huatuo.convert.tokenizer_files import write_tokenizer_files
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.chat_format import encode_conversations, render
+from megatron_huatuo.index.formats.chat_format import encode_conversations, render
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.models.hf_config import config_json

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.corpus import CurationSettings, curate
-from megatron_huatuo.corpus.read_files import find_reader
+from megatron_huatuo.corpus.readers.read_files import find_reader
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines, read_jsonl
 from tests.unit.corpus import test_xml

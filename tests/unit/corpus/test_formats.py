@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from megatron_huatuo.corpus import CurationSettings, curate
-from megatron_huatuo.corpus.read_files import find_reader
+from megatron_huatuo.corpus.readers.read_files import find_reader
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
 

@@ -17,8 +17,8 @@ from megatron_huatuo.blend.blend_replan import replan_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import DataError, IntegrityError
-from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.formats import FormatSettings
+from megatron_huatuo.index.build_index import build_index
+from megatron_huatuo.index.formats.format_table import FormatSettings
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.inspect.show_row import describe_row
 from megatron_huatuo.inspect.trace_row import trace_row

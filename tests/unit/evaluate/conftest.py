@@ -77,7 +77,7 @@ def baichuan_directory(model_directory, tmp_path):
     import dataclasses
     import shutil
 
-    from megatron_huatuo.models.registry import get_family
+    from megatron_huatuo.models.families import get_family
     from tests.unit.convert.small_models import SMALL, write_model
 
     rows = json.loads((model_directory / "config.json").read_text())["vocab_size"]

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.evaluate.answering.chat_model import ChatModel, _Streamer
-from megatron_huatuo.evaluate.chat import DISCLAIMER, Conversation, run_chat
+from megatron_huatuo.evaluate.chat import DISCLAIMER, ChatSession, run_chat
 from megatron_huatuo.evaluate.generate import ReplySettings
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +36,7 @@ class Recorder(ChatModel):
 
 def test_streamed_text_equals_the_answer_and_history_is_sent(model):
     recorder, screen = Recorder(model), io.StringIO()
-    conversation = Conversation(recorder)
+    conversation = ChatSession(recorder)
     first = conversation.ask("吗啡中毒怎么办", screen)
     assert screen.getvalue() == first + "\n"
     conversation.ask("剂量呢", screen)
@@ -66,7 +66,7 @@ def test_text_is_shown_as_soon_as_its_characters_are_complete(model):
 
 def test_oldest_turns_are_forgotten_before_the_positions_run_out(model):
     recorder, screen = Recorder(model), io.StringIO()
-    conversation = Conversation(recorder)
+    conversation = ChatSession(recorder)
     for _ in range(6):
         conversation.ask("肝" * 20, screen)
     assert len(recorder.asked[0]) == 1
@@ -76,7 +76,7 @@ def test_oldest_turns_are_forgotten_before_the_positions_run_out(model):
 
 def test_question_longer_than_the_positions_is_named(model):
     with pytest.raises(ConfigError, match="conversation is too long: got"):
-        Conversation(model).ask("肝" * 400, io.StringIO())
+        ChatSession(model).ask("肝" * 400, io.StringIO())
 
 
 def test_one_question_is_answered_after_the_disclaimer(model_directory, model):

@@ -10,7 +10,7 @@ import pytest
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.evaluate import exams
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.exams.registry import exam_format, exam_formats, recognise_format
+from megatron_huatuo.evaluate.exams.exam_formats import exam_format, exam_formats, recognise_format
 from megatron_huatuo.evaluate.generate import ModelEndpoint
 from megatron_huatuo.evaluate.questions import read_questions
 
@@ -89,6 +89,6 @@ def test_file_that_two_formats_claim_must_be_named(tmp_path, monkeypatch):
     entries = exam_formats()
     twin = type("Twin", (type(entries["own"]),), {"name": "twin"})()
     claims = {"own": entries["own"], "twin": twin, "triplet": type("Triplet", (type(twin),), {"name": "triplet"})()}
-    monkeypatch.setattr("megatron_huatuo.evaluate.exams.registry.exam_formats", lambda: dict(claims))
+    monkeypatch.setattr("megatron_huatuo.evaluate.exams.exam_formats.exam_formats", lambda: dict(claims))
     with pytest.raises(DataError, match=r"cannot tell the exam format of .*: it may be twin and triplet"):
         recognise_format(path)

@@ -16,7 +16,7 @@ from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
 from megatron_huatuo.evaluate.generate import ModelEndpoint
 from megatron_huatuo.evaluate.overlap import ExamRuns, OverlapSettings, find_overlap
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 
 ROOT = Path(__file__).parents[3]
 COUNT = 200

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
-from megatron_huatuo.evaluate.exams.registry import exam_format
+from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.questions import (
     chance_level,
     find_examples,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_huatuo.evaluate.exams.registry import exam_format
+from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.score import format_scores, score_replies
 from megatron_huatuo.evaluate.significance import wilson_interval
 

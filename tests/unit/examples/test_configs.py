@@ -17,8 +17,8 @@ from megatron_huatuo.blend.blend_settings import read_blend_config
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.layouts import check_plan
 from megatron_huatuo.plan.plan import Cluster, PlannedData, plan_run
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import validate
+from megatron_huatuo.train.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.index import chat_format
-from megatron_huatuo.index.chat_format import (
+from megatron_huatuo.index.formats import chat_format
+from megatron_huatuo.index.formats.chat_format import (
     count_template_mismatches,
     encode_conversations,
     encode_tag,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.formats import FormatSettings
+from megatron_huatuo.index.build_index import build_index
+from megatron_huatuo.index.formats.format_table import FormatSettings
 from megatron_huatuo.index.register import register_index
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter

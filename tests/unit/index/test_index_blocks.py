@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_huatuo.index import blocks, chunks
 from megatron_huatuo.index.blocks import lines_of, split_blocks
-from megatron_huatuo.index.chat_format import HuatuoFormat
+from megatron_huatuo.index.formats.chat_format import HuatuoFormat
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.storage import jsonl
 from megatron_huatuo.storage.jsonl import BadLines, RawLine, split_lines

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index import blocks
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.storage.indexed import IndexedReader
 from tests.unit.index.hand_tokenizer import ANSWER_TAG, EOS, QUESTION_TAG
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.merge import merge_indexes
 from megatron_huatuo.storage.indexed import IndexedReader
 

@@ -175,7 +175,7 @@ def test_reading_tokenizers_needs_neither_torch_nor_transformers(trained):
 
     code = (
         "import sys\n"
-        "from megatron_huatuo.index.build import build_index\n"
+        "from megatron_huatuo.index.build_index import build_index\n"
         "from megatron_huatuo.index.tokenizer import load_tokenizer\n"
         "load_tokenizer(sys.argv[1]).encode('a')\n"
         "assert not {'torch', 'transformers', 'megatron'} & set(sys.modules)\n"

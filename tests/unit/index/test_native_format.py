@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.index.chat_template import ChatTemplate, read_chat_template
-from megatron_huatuo.index.native_format import NativeFormat
-from megatron_huatuo.index.template_layout import Layouts, Shape, messages_of
-from megatron_huatuo.index.template_trace import trace_template
+from megatron_huatuo.index.formats.chat_template import ChatTemplate, read_chat_template
+from megatron_huatuo.index.formats.native_format import NativeFormat
+from megatron_huatuo.index.formats.template_layout import Shape, TemplateLayouts, messages_of
+from megatron_huatuo.index.formats.template_trace import trace_template
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.storage.records import Conversation, Turn
 from tests.unit.index.family_templates import FAMILIES, SPECIAL_TOKENS, THOUGHT_TOKENS, without_tags
@@ -322,7 +322,7 @@ def test_a_template_that_writes_the_date_writes_the_one_it_is_given() -> None:
 )
 def test_a_traced_template_says_what_it_looks_for(family: str, asked: set[str] | None) -> None:
     """A macro hides what is asked of a text: such a template is rendered for every conversation."""
-    layout = Layouts(by_hand(family), SPECIAL_TOKENS, True).of_shape(Shape(False, (None,), (True,)))
+    layout = TemplateLayouts(by_hand(family), SPECIAL_TOKENS, True).of_shape(Shape(False, (None,), (True,)))
     assert layout.must_not_hold == asked
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.index.build import build_index
-from megatron_huatuo.index.formats import FormatSettings
+from megatron_huatuo.index.build_index import build_index
+from megatron_huatuo.index.formats.format_table import FormatSettings
 from megatron_huatuo.index.merge import merge_indexes
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.storage.indexed import IndexedReader

@@ -18,7 +18,7 @@ from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.inspect.report_data import MOST_POINTS, gather
 from megatron_huatuo.inspect.report_page import write_report
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

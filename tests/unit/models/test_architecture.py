@@ -11,8 +11,8 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_preset, presets, read_architecture
 from megatron_huatuo.models.hf_config import architecture_fields, config_json, load_architecture
-from megatron_huatuo.models.registry import get_preset, presets, read_architecture
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "baichuan2"
 

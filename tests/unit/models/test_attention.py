@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.core import alibi, attention_backend
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 from megatron_huatuo.models.core.attention_backend import choose_backend
 from megatron_huatuo.models.core.attention_flex import attend_with_flex
 from megatron_huatuo.models.core.attention_torch import attend_by_document
@@ -19,11 +19,11 @@ from tests.unit.models.baichuan_oracle import SLOPES_OF_40_HEADS, attend, slopes
 LENGTHS = [1, 37, 2, 60, 28]  # 128 tokens; the first document has one
 
 
-def _inputs(dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], Segments]:
+def _inputs(dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], AttendedSegments]:
     torch.manual_seed(5)
     tensors = [torch.randn(sum(LENGTHS), heads, 16).to(dtype) for heads in (6, 2, 2)]
     cu_seqlens = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
-    return tensors, Segments(cu_seqlens, max(LENGTHS))
+    return tensors, AttendedSegments(cu_seqlens, max(LENGTHS))
 
 
 @pytest.mark.parametrize("with_alibi", [False, True])
@@ -92,7 +92,7 @@ def test_alibi_in_bf16_keeps_the_distance_of_far_tokens() -> None:
     torch.manual_seed(2)
     wide = [torch.randn(1024, 2, 16) for _ in range(3)]
     narrow = [tensor.bfloat16() for tensor in wide]
-    segments = Segments(torch.tensor([0, 1024], dtype=torch.int32), 1024)
+    segments = AttendedSegments(torch.tensor([0, 1024], dtype=torch.int32), 1024)
     of_heads = alibi.alibi_slopes(40)[:2]
     exact = attend_by_document(*wide, segments, 0.25, of_heads)
     rounded = attend_by_document(*(tensor.float() for tensor in narrow), segments, 0.25, of_heads)

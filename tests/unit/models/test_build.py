@@ -11,8 +11,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_huatuo.checkpoint.load_hf import load_hf_weights
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.core.build import build_model, transformer_config
-from megatron_huatuo.models.registry import get_preset, presets
+from megatron_huatuo.models.core.build_model import build_model, transformer_config
+from megatron_huatuo.models.families import get_preset, presets
 from tests.unit.convert.small_models import SMALL, oracle_logits, write_model
 
 PARAMETERS = {

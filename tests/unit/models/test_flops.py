@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from megatron_huatuo.models.core.flops import count_parameters, flops_per_token, peak_flops_per_s
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 from megatron_huatuo.models.core.attention_backend import choose_backend, has_transformer_engine, import_obstacle
 
 
@@ -29,7 +29,7 @@ def test_flash_attention_is_told_to_be_deterministic(deterministic: bool, monkey
     monkeypatch.delitem(sys.modules, "megatron_huatuo.models.core.attention_flash")
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     tensor = torch.zeros(4, 2, 8)
-    attend_with_flash(tensor, tensor, tensor, Segments(torch.tensor([0, 4], dtype=torch.int32), 4), 0.5)
+    attend_with_flash(tensor, tensor, tensor, AttendedSegments(torch.tensor([0, 4], dtype=torch.int32), 4), 0.5)
     assert asked["deterministic"] is deterministic and asked["causal"] is True
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 from megatron_huatuo.models.core.attention_torch import attend_by_document
-from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.models.core.isolation import prove_isolation
 from tests.unit.convert.small_models import SMALL
 
@@ -29,12 +29,14 @@ def test_the_attention_of_every_family_is_proved_apart(alone: None, name: str, p
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def as_one_document(query: Any, key: Any, value: Any, segments: Segments, *rest: Any) -> torch.Tensor:
-    whole = Segments(segments.cu_seqlens[[0, -1]], query.shape[0])
+def as_one_document(query: Any, key: Any, value: Any, segments: AttendedSegments, *rest: Any) -> torch.Tensor:
+    whole = AttendedSegments(segments.cu_seqlens[[0, -1]], query.shape[0])
     return attend_by_document(query, key, value, whole, *rest)
 
 
-def with_other_scale(query: Any, key: Any, value: Any, segments: Segments, scale: float, *rest: Any) -> torch.Tensor:
+def with_other_scale(
+    query: Any, key: Any, value: Any, segments: AttendedSegments, scale: float, *rest: Any
+) -> torch.Tensor:
     return attend_by_document(query, key, value, segments, scale * len(segments.cu_seqlens), *rest)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.plan import Cluster, Plan, PlannedData, plan_run
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 GIB = 2**30
 

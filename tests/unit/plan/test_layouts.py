@@ -15,7 +15,7 @@ from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.layouts import check_plan, layout_name, rank_layouts
 from megatron_huatuo.plan.plan import Cluster, PlannedData, plan_run
 from megatron_huatuo.plan.plan_text import format_layouts
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.unit.plan.plans import make_config, plan_7b
 
 DATA = PlannedData(128_000, 4096)

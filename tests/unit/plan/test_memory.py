@@ -9,7 +9,7 @@ import pytest
 
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
-from megatron_huatuo.models.registry import presets
+from megatron_huatuo.models.families import presets
 from megatron_huatuo.plan.memory import layer_activations, layers_in_flight, rank_memory, rank_parameters
 from tests.distributed.runner import run_ranks
 from tests.unit.plan.plans import make_config
@@ -34,7 +34,7 @@ def _count_on_rank(tensor_parallel: int, stages: int) -> list[int]:
     from megatron.core import parallel_state
     from megatron.core import tensor_parallel as mcore_tensor_parallel
 
-    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.core.build_model import build_model
     from megatron_huatuo.parallel.host import enable_host
 
     enable_host()
@@ -107,7 +107,7 @@ def _saved_for_backward(recompute: str | None) -> float:
     import torch
     from megatron.core import parallel_state, tensor_parallel
 
-    from megatron_huatuo.models.core.build import build_model
+    from megatron_huatuo.models.core.build_model import build_model
     from megatron_huatuo.parallel.host import enable_host
 
     enable_host()

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.core.flops import flops_per_token
-from megatron_huatuo.models.registry import presets
+from megatron_huatuo.models.families import presets
 from megatron_huatuo.plan.costs import checkpoint_cost, run_cost
 from megatron_huatuo.plan.gpus import get_gpu
 from megatron_huatuo.plan.layouts import check_plan

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.registry import presets
+from megatron_huatuo.models.families import presets
 from megatron_huatuo.plan.efficiency import RANGES, Constants
 from megatron_huatuo.plan.gpus import GPUS, get_gpu
 from megatron_huatuo.plan.layer_time import LayerModel

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
-from megatron_huatuo.index.build import build_index
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.inspect.show_hf_directory import describe_safetensors
 from megatron_huatuo.inspect.show_index import describe_segments
 from megatron_huatuo.inspect.show_manifest import describe_array, describe_record, format_bytes, join, shorten

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.models.core.build import transformer_config
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.core.build_model import transformer_config
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.parallel.host import enable_host
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.rules import FP8_RECIPES, one_pass, validate
+from megatron_huatuo.train.train_config import TrainConfig
 
 # Keys that a sound toy run is changed in, and the message that follows.
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -13,7 +13,7 @@ import torch
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import RopeScaling
-from megatron_huatuo.models.core.build import build_model
+from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.train.first_weights import load_first_weights
 from tests.unit.convert.small_models import SMALL, random_weights, write_model
 from tests.unit.models.conftest import alone  # noqa: F401

@@ -10,8 +10,8 @@ import pytest
 import torch.distributed as dist
 
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
-from megatron_huatuo.train.config import TrainConfig, ValidationSource
 from megatron_huatuo.train.launch import launch
+from megatron_huatuo.train.train_config import TrainConfig, ValidationSource
 from tests.distributed.engine import make_config
 
 

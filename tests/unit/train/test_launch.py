@@ -14,8 +14,8 @@ from megatron_huatuo.errors import ConfigError, HuatuoError, IntegrityError
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.train import launch as launch_module
-from megatron_huatuo.train.config import TrainConfig
 from megatron_huatuo.train.launch import check_machine, launch
+from megatron_huatuo.train.train_config import TrainConfig
 
 
 @pytest.fixture

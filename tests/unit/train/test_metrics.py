@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.train.metrics import (
+from megatron_huatuo.train.observers.metrics import (
     MetricsWriter,
     cut_log_back,
     memory_gib,

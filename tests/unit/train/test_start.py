@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.train import setup, start
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 
 @pytest.mark.parametrize(

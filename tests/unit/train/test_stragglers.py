@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_huatuo.train.stragglers import Straggler, StragglerWatch
+from megatron_huatuo.train.observers.stragglers import Straggler, StragglerWatch
 
 
 def find(steps: list[list[float]], num_stages: int = 1) -> Straggler | None:

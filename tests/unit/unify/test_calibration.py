@@ -19,7 +19,7 @@ from megatron_huatuo.text.sentences import split_sentences
 from megatron_huatuo.unify import QualitySettings
 from megatron_huatuo.unify.gates import Gates, measure_support
 from megatron_huatuo.unify.gates_support import content_pieces, share_supported
-from megatron_huatuo.unify.writer_template import template_question
+from megatron_huatuo.unify.writers.writer_template import template_question
 
 ABSTRACTS = Path(__file__).parents[4] / "shared" / "data" / "pubmed_abstracts_200.jsonl"
 pytestmark = pytest.mark.skipif(not ABSTRACTS.is_file(), reason=f"real abstracts are not here: {ABSTRACTS.name}")

@@ -19,8 +19,8 @@ from megatron_huatuo.errors import EndpointError
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, load_styles
 from tests.unit.unify.conftest import make_documents
 
 SERVE = Path(sys.executable).with_name("transformers")

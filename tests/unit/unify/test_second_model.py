@@ -10,8 +10,8 @@ from megatron_huatuo.errors import ConfigError, EndpointError
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json, read_manifest
 from megatron_huatuo.unify import CheckSettings, SamplingSettings, unify
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_second_model import read_verdict
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_second_model import read_verdict
 from tests.unit.unify.conftest import make_documents
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion, echo_writer
 

@@ -19,7 +19,7 @@ from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import QualitySettings, SamplingSettings, unify
 from megatron_huatuo.unify.input_documents import cut, read_documents
 from megatron_huatuo.unify.run_job import Job, LiveFigures
-from megatron_huatuo.unify.writer_settings import ModelOptions
+from megatron_huatuo.unify.writers.writer_settings import ModelOptions
 from tests.unit import kill
 from tests.unit.execution import slurm
 from tests.unit.unify.conftest import make_documents, same_bytes

@@ -15,9 +15,9 @@ from megatron_huatuo.llm.pair_lists import peel_pairs
 from megatron_huatuo.storage.jsonl import read_jsonl
 from megatron_huatuo.storage.manifest import read_json, read_manifest
 from megatron_huatuo.unify import QualitySettings, unify
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_replay import load_replay
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, draw_style, load_styles, parse_weights
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_replay import load_replay
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, draw_style, load_styles, parse_weights
 from tests.unit.unify.conftest import same_bytes
 from tests.unit.unify.endpoint_server import Asked, EndpointServer, Reply, completion, echo_writer
 

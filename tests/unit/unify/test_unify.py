@@ -17,9 +17,9 @@ from megatron_huatuo.unify import QualitySettings, unify
 from megatron_huatuo.unify.input_documents import Task
 from megatron_huatuo.unify.output_preview import display_width, side_by_side, wrap
 from megatron_huatuo.unify.run_shard import in_order
-from megatron_huatuo.unify.writer_prompts import load_prompts
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, load_styles
-from megatron_huatuo.unify.writer_template import template_question
+from megatron_huatuo.unify.writers.writer_prompts import load_prompts
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, load_styles
+from megatron_huatuo.unify.writers.writer_template import template_question
 from tests.unit.unify.conftest import SUBJECTS, make_documents
 
 

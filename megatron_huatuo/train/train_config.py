@@ -9,8 +9,8 @@ from megatron_huatuo.blend.learning_rate import ScheduleConfig
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.models.registry import get_preset
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.storage.manifest import fingerprint
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.train.config import TrainConfig, ValidationSource
+from megatron_huatuo.train.train_config import TrainConfig, ValidationSource
 
 
 def check_general_sources(config: TrainConfig) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from megatron_huatuo.corpus.account import Item
-from megatron_huatuo.corpus.read_records import read_documents_of
-from megatron_huatuo.corpus.read_text import read_plain_text
-from megatron_huatuo.corpus.read_xml import read_xml
+from megatron_huatuo.corpus.readers.read_records import read_documents_of
+from megatron_huatuo.corpus.readers.read_text import read_plain_text
+from megatron_huatuo.corpus.readers.read_xml import read_xml
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.text_files import base_suffix

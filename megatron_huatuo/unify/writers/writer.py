@@ -14,7 +14,7 @@ from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.normal_form import normal_form
 from megatron_huatuo.unify.gates import Gates
 from megatron_huatuo.unify.input_documents import Invitation, Query
-from megatron_huatuo.unify.writer_styles import Style
+from megatron_huatuo.unify.writers.writer_styles import Style
 
 ENDPOINT_FAILED = "endpoint failed"
 """The reason of documents that no request could be answered for; they are asked again by a later run."""
@@ -50,7 +50,7 @@ Spent = Counter[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenPair:
     """A finished conversation; `provenance` says how the backend made it."""
 
     pairs: Pairs
@@ -93,7 +93,9 @@ class Backend(Protocol):
         """What was done so far: requests, retries, replies_from_log, cost_usd; empty where nothing is asked."""
 
 
-async def rewrite(backend: Backend, document: Document, gates: Gates, style: Style, spent: Spent) -> Written | Refusal:
+async def rewrite(
+    backend: Backend, document: Document, gates: Gates, style: Style, spent: Spent
+) -> WrittenPair | Refusal:
     """One conversation about one passage, or the reason why there is none."""
     language = backend.language(document.language)
     ask = Ask("pairs" if style.pairs else "question", language, document, style)
@@ -113,12 +115,12 @@ async def rewrite(backend: Backend, document: Document, gates: Gates, style: Sty
     reason = reason or await backend.check(document, question, answer, language, spent)
     if reason:
         return Refusal(reason, question, answer)
-    return Written(((_opened(style, document, question), answer),), backend.provenance(ask))
+    return WrittenPair(((_opened(style, document, question), answer),), backend.provenance(ask))
 
 
 async def _rewrite_at_once(
     backend: Backend, document: Document, gates: Gates, ask: Ask, style: Style, spent: Spent
-) -> Written | Refusal:
+) -> WrittenPair | Refusal:
     """All pairs of a conversation from one request: they pass together or not at all."""
     reason: str | None = None
     pairs: Pairs = ()
@@ -141,20 +143,20 @@ async def _rewrite_at_once(
         first = pairs[0] if pairs else (None, None)
         return Refusal(reason, *first)
     (question, answer), *more = pairs
-    return Written(((_opened(style, document, question), answer), *more), backend.provenance(ask))
+    return WrittenPair(((_opened(style, document, question), answer), *more), backend.provenance(ask))
 
 
 def _opened(style: Style, document: Document, question: str) -> str:
     return question if style.first_turn == "{question}" else style.open_with(document, question)
 
 
-async def reply_to(backend: Backend, query: Query, gates: Gates, spent: Spent) -> Written | Refusal:
+async def reply_to(backend: Backend, query: Query, gates: Gates, spent: Spent) -> WrittenPair | Refusal:
     """The query with an answer, or the reason why there is none."""
     ask = Ask("reply", backend.language(query.language), question=query.text)
     return await _answer(backend, ask, gates, spent)
 
 
-async def write_replay(backend: Backend, invitation: Invitation, gates: Gates, spent: Spent) -> Written | Refusal:
+async def write_replay(backend: Backend, invitation: Invitation, gates: Gates, spent: Spent) -> WrittenPair | Refusal:
     """A request that the model makes up, and its own reply to it; or the reason why there is none."""
     language = invitation.language
     ask = Ask("replay question", language, invitation=invitation)
@@ -166,7 +168,7 @@ async def write_replay(backend: Backend, invitation: Invitation, gates: Gates, s
     )
 
 
-async def _answer(backend: Backend, ask: Ask, gates: Gates, spent: Spent) -> Written | Refusal:
+async def _answer(backend: Backend, ask: Ask, gates: Gates, spent: Spent) -> WrittenPair | Refusal:
     """The answer to a question that stands by itself."""
     answer, reason = await _first_good(
         backend, ask, spent, lambda text: gates.refuse_reply(text, ask.question, ask.language)
@@ -174,7 +176,7 @@ async def _answer(backend: Backend, ask: Ask, gates: Gates, spent: Spent) -> Wri
     reason = reason or await backend.check(None, ask.question, answer, ask.language, spent)
     if reason:
         return Refusal(reason, ask.question, answer)
-    return Written(((ask.question, answer),), backend.provenance(ask))
+    return WrittenPair(((ask.question, answer),), backend.provenance(ask))
 
 
 async def _first_good(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from megatron_huatuo.config import one_of
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.index.chat_format import HuatuoFormat
 from megatron_huatuo.index.encoded import RecordFormat
-from megatron_huatuo.index.text_format import TextFormat
+from megatron_huatuo.index.formats.chat_format import HuatuoFormat
+from megatron_huatuo.index.formats.text_format import TextFormat
 from megatron_huatuo.index.tokenizer import Tokenizer
 
 RECORDS = ("conversations", "text")
@@ -61,8 +61,8 @@ def open_format(settings: FormatSettings, tokenizer: Tokenizer) -> RecordFormat:
         return TextFormat(tokenizer)
     if settings.chat_format == "native":
         # Jinja takes a tenth of a second that the workers of other formats do not need.
-        from megatron_huatuo.index.chat_template import need_chat_template
-        from megatron_huatuo.index.native_format import NativeFormat
+        from megatron_huatuo.index.formats.chat_template import need_chat_template
+        from megatron_huatuo.index.formats.native_format import NativeFormat
 
         template = need_chat_template(tokenizer.path, settings.template_date)
         return NativeFormat(tokenizer, template, settings.train_on_thinking is not False)

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from megatron_huatuo.index.chat_template import ChatTemplate, TemplateRefusal
-from megatron_huatuo.index.template_trace import trace_template
+from megatron_huatuo.index.formats.chat_template import ChatTemplate, TemplateRefusal
+from megatron_huatuo.index.formats.template_trace import trace_template
 from megatron_huatuo.storage.records import Conversation
 
 _END_OF_THOUGHT = "</think>"
@@ -52,7 +52,7 @@ class Fragment(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class TemplateLayout:
     """The fragments of one shape, in order.
 
     must_not_hold: texts that values must be free of to be written as the fragments say without being rendered; None where
@@ -95,7 +95,7 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
     return [*messages, *({"role": roles[turn.speaker], "content": turn.value} for turn in conversation.turns)]
 
 
-class Layouts:
+class TemplateLayouts:
     """The layouts of one template, made when they are first needed.
 
     control_tokens: texts that the tokenizer reads as one id each. train_on_thinking: whether a thought is trained on.
@@ -105,9 +105,9 @@ class Layouts:
         self._template, self._train_on_thinking = template, train_on_thinking
         longest_first = sorted(control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._known: dict[Shape, Layout | TemplateRefusal] = {}
+        self._known: dict[Shape, TemplateLayout | TemplateRefusal] = {}
 
-    def of_shape(self, shape: Shape) -> Layout:
+    def of_shape(self, shape: Shape) -> TemplateLayout:
         """Raises: TemplateRefusal where the template does not take such turns, or cannot be followed exactly, with the
         place."""
         if shape not in self._known:
@@ -130,7 +130,7 @@ class Layouts:
             return TemplateRefusal(f"it has no place for a system turn ({error})")
         return error
 
-    def find(self, conversation: Conversation) -> tuple[Layout, list[str]]:
+    def find(self, conversation: Conversation) -> tuple[TemplateLayout, list[str]]:
         """The layout of a conversation and its values as the template writes them (many strip them).
 
         Raises: TemplateRefusal.
@@ -145,7 +145,7 @@ class Layouts:
                 return layout, values
         return layout, self._values_in(self._template.render(messages_of(conversation)), layout, values)
 
-    def _values_in(self, text: str, layout: Layout, values: list[str]) -> list[str]:
+    def _values_in(self, text: str, layout: TemplateLayout, values: list[str]) -> list[str]:
         """The values as they stand in a rendered text, which must be the layout filled with them."""
         found, place, fragments = list(values), 0, layout.fragments
         for number, fragment in enumerate(fragments):
@@ -166,14 +166,14 @@ class Layouts:
             raise TemplateRefusal(f"it writes something else at {text[place : place + 20]!r}")
         return found
 
-    def _make(self, shape: Shape) -> Layout:
+    def _make(self, shape: Shape) -> TemplateLayout:
         messages = _marked_messages(shape)
         text = self._template.render(messages)
         places = self._markers(text, messages)
         intervals = list(self._trained_intervals(shape, messages, text, places))
         fragments = tuple(self._cut(text, places, intervals))
         has_thoughts = any(thought is not None for thought in shape.thoughts)
-        return Layout(fragments, None if has_thoughts else trace_template(self._template, messages, text))
+        return TemplateLayout(fragments, None if has_thoughts else trace_template(self._template, messages, text))
 
     def _markers(self, text: str, messages: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
         """{value: (start, end)} of the markers in a text. Thoughts of earlier answers may be left out, nothing else."""

@@ -12,9 +12,9 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.llm.api_key import read_api_key
 from megatron_huatuo.llm.budget import Price, SharedBudget
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings, most_completion_tokens
-from megatron_huatuo.unify.writer_prompts import Prompt
-from megatron_huatuo.unify.writer_replay import ReplayPrompt
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, Style
+from megatron_huatuo.unify.writers.writer_prompts import Prompt
+from megatron_huatuo.unify.writers.writer_replay import ReplayPrompt
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, Style
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 
 import jinja2.nodes
 
-from megatron_huatuo.index.chat_template import ChatTemplate, Message, template_environment
+from megatron_huatuo.index.formats.chat_template import ChatTemplate, Message, template_environment
 
 _CAPTURING = (
     jinja2.nodes.Macro,

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.index.chat_template import ChatTemplate, TemplateRefusal
 from megatron_huatuo.index.encoded import EncodedDocuments, RecordFormat, count_untrained_answers, join_documents
-from megatron_huatuo.index.template_layout import Fragment, Layout, Layouts, messages_of
+from megatron_huatuo.index.formats.chat_template import ChatTemplate, TemplateRefusal
+from megatron_huatuo.index.formats.template_layout import Fragment, TemplateLayout, TemplateLayouts, messages_of
 from megatron_huatuo.index.tokenizer import Tokenizer
 from megatron_huatuo.storage.pairs import parse_conversations
 from megatron_huatuo.storage.records import Conversation, Turn
@@ -61,7 +61,7 @@ class NativeFormat(RecordFormat):
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, train_on_thinking: bool) -> None:
         self._tokenizer, self._template, self._train_on_thinking = tokenizer, template, train_on_thinking
-        self._layouts = Layouts(template, tokenizer.control_tokens, train_on_thinking)
+        self._layouts = TemplateLayouts(template, tokenizer.control_tokens, train_on_thinking)
         special = [text for text, token in tokenizer.control_tokens.items() if token.is_special]
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._parts = functools.lru_cache(maxsize=256)(self._parts_of)
@@ -192,7 +192,7 @@ class NativeFormat(RecordFormat):
     def _encode_prefix(self, text: str, continues: bool) -> NDArray[np.int32]:
         return self._tokenizer.encode_batch([text], continues=continues)[0]
 
-    def _parts_of(self, layout: Layout) -> tuple[_Text | _Constant, ...]:
+    def _parts_of(self, layout: TemplateLayout) -> tuple[_Text | _Constant, ...]:
         """Control tokens, and the texts between them; those without a value are encoded here, once."""
         control_tokens = self._tokenizer.control_tokens
         parts: list[_Text | _Constant] = []

@@ -19,7 +19,7 @@ from megatron_huatuo.config import at_least
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
 from megatron_huatuo.index.encoded import RecordFormat
-from megatron_huatuo.index.formats import DEFAULT_FORMAT, FormatSettings, open_format
+from megatron_huatuo.index.formats.format_table import DEFAULT_FORMAT, FormatSettings, open_format
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_huatuo.corpus.account import Item
-from megatron_huatuo.corpus.xml_prose import NOTHING_TO_READ, local_name, prose
+from megatron_huatuo.corpus.readers.xml_prose import NOTHING_TO_READ, local_name, prose
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.records import Document

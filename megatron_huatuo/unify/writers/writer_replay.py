@@ -14,8 +14,8 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.manifest import fingerprint
 from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.unify.input_documents import Invitation, Task
-from megatron_huatuo.unify.writer_prompts import PROMPTS_FOLDER, fill, read_prompt_file
-from megatron_huatuo.unify.writer_styles import share_of
+from megatron_huatuo.unify.writers.writer_prompts import PROMPTS_FOLDER, fill, read_prompt_file
+from megatron_huatuo.unify.writers.writer_styles import share_of
 
 SOURCE = "replay"
 """Source of all that a model writes of itself"""

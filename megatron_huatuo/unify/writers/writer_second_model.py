@@ -13,9 +13,9 @@ from megatron_huatuo.llm.request_log import Reply
 from megatron_huatuo.llm.retries import Endpoint, RequestFailed
 from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Spent
-from megatron_huatuo.unify.writer_prompts import Prompt
-from megatron_huatuo.unify.writer_settings import SamplingSettings
+from megatron_huatuo.unify.writers.writer import ENDPOINT_FAILED, Spent
+from megatron_huatuo.unify.writers.writer_prompts import Prompt
+from megatron_huatuo.unify.writers.writer_settings import SamplingSettings
 
 _NO = "second_model"
 _UNREADABLE = "second_model_unreadable"

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from megatron_huatuo.log import get_logger, now
 from megatron_huatuo.models.core.flops import flops_per_token, peak_flops_per_s
-from megatron_huatuo.train import metrics
+from megatron_huatuo.train.observers import metrics
+from megatron_huatuo.train.observers.stragglers import StragglerWatch
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank
 from megatron_huatuo.train.step import StepResult
-from megatron_huatuo.train.stragglers import StragglerWatch
 
 _NO_PAUSE_S = 1e-3  # looking whether a save is due
 _NOTE_EVERY_S = 10.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_huatuo.blend.learning_rate import BlendRates
 from megatron_huatuo.storage.blend_files import BlendReader
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 
 
 def rates_of_run(config: TrainConfig) -> BlendRates:

@@ -17,7 +17,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.storage.manifest import fingerprint
 from megatron_huatuo.storage.records import LANGUAGES, Document
 from megatron_huatuo.unify.gates import Demands
-from megatron_huatuo.unify.writer_prompts import PROMPTS_FOLDER, Prompt, fill, read_prompt_file
+from megatron_huatuo.unify.writers.writer_prompts import PROMPTS_FOLDER, Prompt, fill, read_prompt_file
 
 QUESTION_ANSWER = "question-answer"
 """The style of the recipe, and the default; its prompts are those of {zh,en}.yaml"""

@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.sentences import first_sentence, split_clauses
-from megatron_huatuo.unify.writer import Ask, Draft, Spent
-from megatron_huatuo.unify.writer_styles import QUESTION_ANSWER, Style
+from megatron_huatuo.unify.writers.writer import Ask, Draft, Spent
+from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, Style
 
 _TITLE_QUESTIONS = {
     "zh": (

@@ -19,10 +19,10 @@ from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.llm.wrapping import peel_answer, peel_question
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.records import Document
-from megatron_huatuo.unify.writer import ENDPOINT_FAILED, Ask, Draft, Spent
-from megatron_huatuo.unify.writer_second_model import SecondModel, note_spent
-from megatron_huatuo.unify.writer_settings import ModelOptions
-from megatron_huatuo.unify.writer_styles import Style, draw_style
+from megatron_huatuo.unify.writers.writer import ENDPOINT_FAILED, Ask, Draft, Spent
+from megatron_huatuo.unify.writers.writer_second_model import SecondModel, note_spent
+from megatron_huatuo.unify.writers.writer_settings import ModelOptions
+from megatron_huatuo.unify.writers.writer_styles import Style, draw_style
 
 _WITHOUT_TEXT = {
     CONTENT_FILTER: "content filter: the endpoint withholds the reply",

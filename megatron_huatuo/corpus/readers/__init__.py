@@ -1,0 +1,1 @@
+"""Files of a corpus, of every format, to Documents."""
