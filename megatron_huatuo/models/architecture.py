@@ -32,7 +32,7 @@ class Architecture:
     """Sizes and choices of one decoder-only transformer (RMSNorm, gated linear units, causal)."""
 
     family: str
-    """Name in `models.registry`: the Hugging Face layout of its weights and configuration."""
+    """Name in `models.families`: the Hugging Face layout of its weights and configuration."""
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int

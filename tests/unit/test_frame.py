@@ -177,11 +177,11 @@ def test_a_choice_is_refused_with_what_would_do() -> None:
         "storage.records",
         "corpus",
         "unify",
-        "index.build",
+        "index.build_index",
         "blend",
         "evaluate.answer_parser",
         "parallel.parallel_config",
-        "models.registry",
+        "models.families",
         "plan",
     ],
 )
