@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_huatuo.models.core.alibi import alibi_slopes
-from megatron_huatuo.models.core.attention import Segments
+from megatron_huatuo.models.core.attention import AttendedSegments
 from megatron_huatuo.models.core.attention_torch import attend_by_document
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +27,9 @@ def _kernel(name: str):
     return attend_with_flex
 
 
-def _run(kernel, tensors: list[torch.Tensor], segments: Segments, slopes: torch.Tensor | None) -> list[torch.Tensor]:
+def _run(
+    kernel, tensors: list[torch.Tensor], segments: AttendedSegments, slopes: torch.Tensor | None
+) -> list[torch.Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     output = kernel(*leaves, segments, 0.125, slopes)
     output.float().square().sum().backward()
@@ -42,7 +44,7 @@ def test_bf16_error_is_at_most_twice_that_of_plain_attention(name: str, with_ali
     wide = [torch.randn(sum(LENGTHS), heads, 64, device="cuda") for heads in (8, 2, 2)]
     narrow = [tensor.bfloat16() for tensor in wide]
     bounds = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
-    segments = Segments(bounds, max(LENGTHS))
+    segments = AttendedSegments(bounds, max(LENGTHS))
     slopes = alibi_slopes(8).cuda() if with_alibi else None
     exact = _run(attend_by_document, [tensor.float() for tensor in narrow], segments, slopes)
     plain = _run(attend_by_document, narrow, segments, slopes)

@@ -16,7 +16,7 @@ import yaml
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.inspect.report_data import MOST_POINTS, gather
+from megatron_huatuo.inspect.report_data import MOST_POINTS, gather_report
 from megatron_huatuo.inspect.report_page import write_report
 from megatron_huatuo.train.train_config import TrainConfig
 
@@ -114,7 +114,7 @@ def test_a_hundred_thousand_lines_are_thinned(tmp_path: Path, sample_blend: Path
     began = time.process_time()
     output = write_report(run_dir, tmp_path / "report.html")
     spent_s = time.process_time() - began
-    report = gather(run_dir, None, [])
+    report = gather_report(run_dir, None, [])
     assert len(report.losses[0].x) == MOST_POINTS
     assert output.stat().st_size < 3_000_000
     assert spent_s < 20, f"{spent_s:.1f} s of processor time"
@@ -122,10 +122,10 @@ def test_a_hundred_thousand_lines_are_thinned(tmp_path: Path, sample_blend: Path
 
 def test_what_is_no_run_or_no_result_is_refused(tmp_path: Path, sample_blend: Path) -> None:
     with pytest.raises(ConfigError, match=r"no training run: .* holds no log, status or checkpoints"):
-        gather(tmp_path, None, [])
+        gather_report(tmp_path, None, [])
     run_dir = make_run(tmp_path / "run", str(sample_blend), 3)
     with pytest.raises(ConfigError, match=r"no results: .* has no scores\.json"):
-        gather(run_dir, None, [tmp_path])
+        gather_report(run_dir, None, [tmp_path])
 
 
 def test_a_blend_that_is_gone_is_said(tmp_path: Path) -> None:
