@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check machines before a run, on all its ranks:  torchrun --nproc-per-node N … tools/check_cluster.py --directory DIR
 
-Ranks and devices, equal versions, clocks, a shared file system with atomic renames, bandwidth of all-reduce, of
-all-gather and between nodes. On several nodes examples/launch_node.sh starts it: launch_node.sh check --directory DIR. Rank 0 prints a line a check and READY or NOT READY; the exit code is 0 or 1.
+Ranks and devices, equal versions, clocks, a shared file system with atomic renames, attention that keeps documents apart,
+bandwidth of all-reduce, of all-gather and between nodes. On several nodes examples/launch_node.sh starts it: launch_node.sh check --directory DIR. Rank 0 prints a line a check and READY or NOT READY; the exit code is 0 or 1.
 """
 
 from __future__ import annotations

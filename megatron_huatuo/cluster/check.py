@@ -1,4 +1,5 @@
-"""Is this set of machines fit for a run? Ranks, devices, versions, clocks, shared files and bandwidth, in a minute.
+"""Is this set of machines fit for a run? Ranks, devices, versions, clocks, shared files, isolation of documents and bandwidth,
+in a minute.
 
 Invariant: every rank reaches the same findings, and the check ends: each wait has a limit.
 """
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from megatron_huatuo.cluster.cluster_bandwidth import measure_bandwidth
 from megatron_huatuo.cluster.cluster_files import check_shared_files
+from megatron_huatuo.cluster.cluster_isolation import check_isolation
 from megatron_huatuo.cluster.cluster_links import NodeLinks, measure_links
 from megatron_huatuo.cluster.cluster_ranks import RankFacts, describe_rank, nodes_of, ranges_of
 from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
@@ -37,6 +39,7 @@ def check_cluster(settings: ClusterSettings, *, clock: Callable[[], float] = tim
         findings.append(_check_clocks(facts, settings.max_clock_skew_s, clock))
         problem, text = check_shared_files(settings.directory, settings.wait_s)
         findings.append(Finding("shared files", "fail" if problem else "pass", problem or text))
+        findings.append(check_isolation(settings.attention, device))
         findings += _check_bandwidth(facts, device, settings)
         return findings
     except (dist.DistError, RuntimeError) as error:

@@ -13,6 +13,8 @@ class ClusterSettings:
     """A folder that all nodes share, such as the parent of the run directory."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    attention: str = "auto"
+    """As model.attention of a run: transformer_engine, flash_attn, torch, or auto; its isolation of documents is proved."""
     message_mib: int | None = None
     """Size of each rank's message for the bandwidth; default 256 on GPUs, 4 on CPUs."""
     min_bus_gb_per_s: float | None = None

@@ -42,6 +42,8 @@ def _check(directory: str, fault: str, settings: dict[str, Any]) -> dict[str, tu
         clock = lambda: time.time() + 7.0  # noqa: E731
     if fault == "everything" and dist.get_rank() == 0:
         _write_in_place()
+    if fault == "leak" and dist.get_rank() == 1:
+        _attend_over_the_whole_row()
     found = cluster.check_cluster(ClusterSettings(directory, "cpu", message_mib=1, **settings), clock=clock)
     return {finding.name: (finding.verdict, finding.text) for finding in found}
 
@@ -67,6 +69,18 @@ def _write_in_place() -> None:
     cluster_files._write_whole = write
 
 
+def _attend_over_the_whole_row() -> None:
+    from megatron_huatuo.models.core import attention_torch
+    from megatron_huatuo.models.core.attention import Segments
+
+    attend = attention_torch.attend_by_document
+
+    def as_one_document(query: Any, key: Any, value: Any, segments: Segments, *rest: Any) -> Any:
+        return attend(query, key, value, Segments(segments.cu_seqlens[[0, -1]], query.shape[0]), *rest)
+
+    attention_torch.attend_by_document = as_one_document
+
+
 def check(tmp_path: Path, fault: str = "", ranks: int = 2, **settings: Any) -> dict[str, tuple[str, str]]:
     """Findings, whose verdicts must be the same on all ranks."""
     found = run_ranks(ranks, _check, str(tmp_path), fault, settings)
@@ -82,6 +96,20 @@ def test_sound_cluster_passes_every_check(tmp_path: Path) -> None:
     assert found["ranks"][1] == "2 ranks on 1 nodes, 2 each"
     assert "megatron-core 0.16" in found["versions"][1]
     assert {"all-reduce, all ranks", "all-gather, all ranks"} <= found.keys()
+
+
+def test_attention_that_leaks_on_one_rank_is_not_ready_and_named(tmp_path: Path) -> None:
+    verdict, text = check(tmp_path, "leak")["isolation"]
+    assert verdict == "fail"
+    assert text.startswith(
+        f"rank 1 on {socket.gethostname()}: attention 'torch' does not keep documents apart: a gradient of "
+    )
+    assert text.endswith("(1 ranks in all)")
+
+
+def test_attention_that_is_not_there_is_not_ready_and_named(tmp_path: Path) -> None:
+    verdict, text = check(tmp_path, attention="flash_attn")["isolation"]
+    assert verdict == "fail" and "wrong model.attention: got 'flash_attn', but it needs a GPU" in text
 
 
 def test_nodes_are_measured_apart(tmp_path: Path) -> None:
@@ -101,6 +129,7 @@ def test_every_fault_is_found_and_named(tmp_path: Path) -> None:
         "environment": ("warn", "NCCL_DEBUG: (none) on ranks 0, INFO on ranks 1"),
         "clocks": ("fail", "(rank 1) is +7.0"),
         "shared files": ("fail", "rank 1 saw a missing or mixed file"),
+        "isolation": ("pass", "documents of a row are kept apart on all ranks in "),
         "all-reduce, all ranks": ("fail", "need 1e+06 (--min-bus-gb-per-s)"),
         "all-gather, all ranks": ("pass", "GB/s on the bus"),
     }
@@ -196,7 +225,7 @@ def test_lost_rank_ends_the_check_with_an_error(tmp_path: Path) -> None:
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
     command = [sys.executable, str(ROOT / "tools" / "check_cluster.py"), "--device", "cpu"]
     command += ["--directory", str(tmp_path), "--timeout-minutes", "0.03"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert "error: ranks lost each other" in done.stderr and "Traceback" not in done.stderr
 
@@ -209,7 +238,7 @@ def test_torchrun_gets_the_verdict_and_the_exit_code(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "READY" and done.stdout.count("versions") == 1

@@ -1,4 +1,4 @@
-"""Proof, at every start, that the attention in use keeps the documents of a row apart.
+"""Proof, at every start and in the check of a cluster, that the attention in use keeps the documents of a row apart.
 
 Attention backends are chosen by what is installed, and a wrong version or an unfused fallback is silent: losses fall all the
 same. So the modules that the run has built, one of each kind of layer, are asked with their own heads and type. The gradient
@@ -10,14 +10,21 @@ it, and none before.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.core.attention_backend import choose_backend, core_attention
+from megatron_huatuo.models.core.build import transformer_config
 from megatron_huatuo.models.core.decoder_layer import layer_window
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 
@@ -53,18 +60,49 @@ def prove_isolation(model: PackedGPTModel, device: torch.device) -> Isolation | 
     """
     if not len(model.decoder.layers):
         return None
+    kinds = {
+        layer_window(model.config, layer.layer_number): layer.self_attention.core_attention
+        for layer in reversed(model.decoder.layers)
+    }
+    return _prove(model.attention_backend, model.config, kinds, device)
+
+
+def prove_backend(
+    architecture: Architecture, attention: str, precision: str, device: torch.device, group: dist.ProcessGroup
+) -> Isolation:
+    """The same for the attention that a run of `architecture` would choose here, without building a model.
+
+    attention, precision: as for `build_model`. group: of this rank alone. Raises: ConfigError naming the backend.
+    """
+    config = transformer_config(architecture, precision=precision, use_cpu_initialization=device.type == "cpu")
+    backend = choose_backend(attention, device=device.type, alibi=architecture.alibi, precision=precision)
+    build = core_attention(backend, device=device.type, alibi=architecture.alibi)
+    groups = ProcessGroupCollection(tp=group, cp=group)
+    first = {layer_window(config, number): number for number in range(architecture.num_layers, 0, -1)}
+    kinds = {
+        window: build(
+            config=config,
+            layer_number=number,
+            attn_mask_type=AttnMaskType.causal,
+            attention_type="self",
+            pg_collection=groups,
+        )
+        for window, number in first.items()
+    }
+    return _prove(backend, config, kinds, device)
+
+
+def _prove(backend: str, config: TransformerConfig, kinds: Mapping[int | None, Any], device: torch.device) -> Isolation:
+    """kinds: core attention by the window of its layers."""
     began = time.perf_counter()
-    kinds = {layer_window(model.config, layer.layer_number): layer for layer in reversed(model.decoder.layers)}
     leak = difference = 0.0
-    for window, layer in kinds.items():
-        attention = layer.self_attention.core_attention
-        found_leak, found_difference = _between_documents(model, attention, device)
+    for window, attention in kinds.items():
+        found_leak, found_difference = _between_documents(config, attention, device)
         if window is not None:
-            found_leak = _larger(found_leak, _before_window(model, attention, window, device))
+            found_leak = _larger(found_leak, _before_window(backend, config, attention, window, device))
         leak, difference = _larger(leak, found_leak), _larger(difference, found_difference)
-    tolerance = _TOLERANCES[model.config.params_dtype]
     seconds = time.perf_counter() - began
-    found = Isolation(model.attention_backend, leak, difference, tolerance, seconds, tuple(kinds))
+    found = Isolation(backend, leak, difference, _TOLERANCES[config.params_dtype], seconds, tuple(kinds))
     _refuse(found)
     return found
 
@@ -74,9 +112,9 @@ def _larger(one: float, other: float) -> float:
     return one if one > other or one != one else other
 
 
-def _between_documents(model: PackedGPTModel, attention: Any, device: torch.device) -> tuple[float, float]:
+def _between_documents(config: TransformerConfig, attention: Any, device: torch.device) -> tuple[float, float]:
     """(leak, difference) of one document of a row."""
-    row = _random_row(model, device, sum(_LENGTHS))
+    row = _random_row(config, device, sum(_LENGTHS))
     packed = _attend(attention, row, _LENGTHS)
     first = sum(_LENGTHS[:_ASKED])
     inside = slice(first, first + _LENGTHS[_ASKED])
@@ -89,26 +127,25 @@ def _between_documents(model: PackedGPTModel, attention: Any, device: torch.devi
     return leak, difference
 
 
-def _before_window(model: PackedGPTModel, attention: Any, window: int, device: torch.device) -> float:
+def _before_window(backend: str, config: TransformerConfig, attention: Any, window: int, device: torch.device) -> float:
     """Largest gradient that the last token of a document longer than the window sends to values before it. Raises:
     ConfigError when the farthest value inside gets none."""
     length = window + _LENGTHS[_ASKED]
-    row = _random_row(model, device, length)
+    row = _random_row(config, device, length)
     _attend(attention, row, (length,))[-1].float().sum().backward()
     gradient = row[2].grad
     if gradient is None:
         return float("nan")
     if not gradient[length - window].abs().max() > 0:
         raise ConfigError(
-            f"attention {model.attention_backend!r} has another window: the token {window} before the end of a document got no "
+            f"attention {backend!r} has another window: the token {window} before the end of a document got no "
             f"gradient, need one from a window of {window}. Choose another with model.attention (torch always can)."
         )
     return float(gradient[: length - window].abs().max())
 
 
-def _random_row(model: PackedGPTModel, device: torch.device, length: int) -> list[torch.Tensor]:
+def _random_row(config: TransformerConfig, device: torch.device, length: int) -> list[torch.Tensor]:
     """Queries, keys and values [length, 1, heads of this rank, head_dim] that want a gradient."""
-    config = model.config
     ranks = config.tensor_model_parallel_size
     heads = (config.num_attention_heads // ranks, max(1, config.num_query_groups // ranks))
     generator = torch.Generator().manual_seed(0)
