@@ -16,7 +16,7 @@ from megatron_huatuo.cluster.cluster_settings import Finding
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.isolation import prove_backend
-from megatron_huatuo.models.registry import get_preset
+from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.parallel.host import enable_host
 
 # Backends are chosen by the kind of positions, and look at the size of a head: the recipe's, with rotary positions and ALiBi.

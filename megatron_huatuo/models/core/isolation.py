@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import choose_backend, core_attention
-from megatron_huatuo.models.core.build import transformer_config
+from megatron_huatuo.models.core.build_model import transformer_config
 from megatron_huatuo.models.core.decoder_layer import layer_window
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 
