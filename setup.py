@@ -84,7 +84,13 @@ class BuildKernel(build_ext):
 
 kernel = Extension(
     "megatron_huatuo._C",
-    sources=["csrc/bindings.cpp", "csrc/blend_order.cpp", "csrc/pack_rows.cpp", "csrc/vector_kernels.cpp"],
+    sources=[
+        "csrc/assemble_rows.cpp",
+        "csrc/bindings.cpp",
+        "csrc/blend_order.cpp",
+        "csrc/pack_rows.cpp",
+        "csrc/vector_kernels.cpp",
+    ],
     depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.*"))],
     include_dirs=["csrc", pybind11_include()],
     # No -march=native: one build runs everywhere and picks its instruction set at run time.

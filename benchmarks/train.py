@@ -163,7 +163,7 @@ def _config(folder: str, size: Size, kind: str) -> TrainConfig:
 
 def _batches(rows: PackedRows, layout: BatchLayout, start: int, device: torch.device, *, isolate: bool) -> list[Batch]:
     return [
-        build_batch([rows.row(row) for row in layout.rows(start, index)], device, isolate_documents=isolate)
+        build_batch(rows.read(layout.rows(start, index)), device, isolate_documents=isolate)
         for index in range(layout.num_microbatches)
     ]
 

@@ -1,9 +1,13 @@
 // Registration only: NumPy arrays in, NumPy arrays out, the interpreter lock released around the work.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
 
+#include "assemble_rows.h"
 #include "blend_order.h"
 #include "check.h"
 #include "pack_rows.h"
@@ -135,10 +139,91 @@ py::tuple finish_rows(RowPacker& packer) {
   return py::make_tuple(order, to_array(row_start));
 }
 
+// A view of an array that is read where it lies; arrays of an .idx file are not aligned.
+template <typename T>
+const char* view(const py::array& array, int64_t size, const char* name) {
+  HUATUO_CHECK(py::isinstance<py::array_t<T>>(array), "wrong dtype of " << name);
+  HUATUO_CHECK(
+      array.ndim() == 1 && array.shape(0) == size && (size < 2 || array.strides(0) == py::ssize_t(sizeof(T))),
+      "wrong size of " << name << ": got " << array.size() << ", need " << size << " in one piece");
+  return static_cast<const char*>(array.data());
+}
+
+void add_source(RowAssembler& assembler, const py::array& tokens, const py::array& sequence_lengths,
+                const py::array& sequence_pointers, const py::array& sequence_modes,
+                const py::array& document_indices, const std::optional<py::array>& piece_start,
+                const Array<int64_t>& last_label, const Array<bool>& last_counts, int64_t cut_token) {
+  DocumentSource source{};
+  source.wide_tokens = py::isinstance<py::array_t<int32_t>>(tokens);
+  source.num_tokens = tokens.size();
+  source.tokens = source.wide_tokens ? view<int32_t>(tokens, tokens.size(), "tokens")
+                                     : view<uint16_t>(tokens, tokens.size(), "tokens");
+  source.num_sequences = sequence_lengths.size();
+  source.sequence_lengths = view<int32_t>(sequence_lengths, source.num_sequences, "sequence_lengths");
+  source.sequence_pointers = view<int64_t>(sequence_pointers, source.num_sequences, "sequence_pointers");
+  // All modes are one and the same byte where an index stores none.
+  HUATUO_CHECK(py::isinstance<py::array_t<int8_t>>(sequence_modes) && sequence_modes.ndim() == 1 &&
+                   sequence_modes.size() == source.num_sequences,
+               "wrong sequence_modes: need int8 [" << source.num_sequences << "]");
+  source.sequence_modes = static_cast<const char*>(sequence_modes.data());
+  source.mode_stride = sequence_modes.strides(0);
+  HUATUO_CHECK(document_indices.size() >= 1, "wrong document_indices: need at least one");
+  source.num_documents = document_indices.size() - 1;
+  source.document_indices = view<int64_t>(document_indices, source.num_documents + 1, "document_indices");
+  if (piece_start) source.piece_start = view<int64_t>(*piece_start, source.num_documents + 1, "piece_start");
+  HUATUO_CHECK(last_label.size() == 6 && last_counts.size() == 6,
+               "wrong size of last_label or last_counts: need [2, 3]");
+  std::copy_n(last_label.data(), 6, &source.last_label[0][0]);
+  std::copy_n(last_counts.data(), 6, &source.last_counts[0][0]);
+  source.cut_token = cut_token;
+  assembler.add_source(source);
+}
+
+template <typename T>
+T* row_pointer(py::array_t<T>& array, const RowAssembler& assembler, int64_t rows, const char* name) {
+  HUATUO_CHECK(
+      array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == assembler.seq_length() &&
+          (array.flags() & py::array::c_style),
+      "wrong shape of " << name << ": need [" << rows << ", " << assembler.seq_length() << "] in one piece");
+  return array.mutable_data();
+}
+
+py::array_t<int32_t> assemble(const RowAssembler& assembler, const Array<int64_t>& source,
+                              const Array<int64_t>& number, const Array<int64_t>& row_start,
+                              py::array_t<int64_t>& tokens, py::array_t<int64_t>& labels,
+                              py::array_t<float>& loss_mask, py::array_t<int64_t>& source_of_token) {
+  const int64_t rows = row_start.size() - 1, entries = source.size();
+  HUATUO_CHECK(rows >= 0 && number.size() == entries, "wrong size of source, number or row_start");
+  const int64_t* starts = row_start.data();
+  HUATUO_CHECK(starts[0] == 0 && starts[rows] == entries && std::is_sorted(starts, starts + rows + 1),
+               "wrong row_start: need ascending numbers from 0 to " << entries);
+  const RowOutput out{row_pointer(tokens, assembler, rows, "tokens"),
+                      row_pointer(labels, assembler, rows, "labels"),
+                      row_pointer(loss_mask, assembler, rows, "loss_mask"),
+                      row_pointer(source_of_token, assembler, rows, "source_of_token")};
+  std::vector<int32_t> bounds;
+  {
+    const py::gil_scoped_release release;
+    assembler.assemble(source.data(), number.data(), starts, rows, out, bounds);
+  }
+  return to_array(bounds);
+}
+
+py::array_t<int64_t> find_loss_positions(const Array<float>& loss_mask, int64_t multiple) {
+  HUATUO_CHECK(loss_mask.ndim() == 2, "wrong loss_mask: need two dimensions");
+  std::vector<int64_t> positions;
+  {
+    const py::gil_scoped_release release;
+    positions = loss_positions(loss_mask.data(), loss_mask.shape(0), loss_mask.shape(1), multiple);
+  }
+  return to_array(positions);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Kernels of megatron_huatuo: priority order and row packing. Use megatron_huatuo.blend.";
+  m.doc() =
+      "Kernels of megatron_huatuo: priority order, row packing and row assembly. Use .blend and .dataset.";
 #ifdef MEGATRON_HUATUO_CUDA
   m.attr("has_cuda") = true;
 #else
@@ -165,4 +250,15 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<int64_t, int64_t>(), py::arg("seq_length"), py::arg("window"))
       .def("add", &add_rows, py::arg("document_lengths"))
       .def("finish", &finish_rows);
+  py::class_<RowAssembler>(m, "RowAssembler")
+      .def(py::init<int64_t, int64_t>(), py::arg("seq_length"), py::arg("pad_id"))
+      .def("add_source", &add_source, py::kw_only(), py::arg("tokens"), py::arg("sequence_lengths"),
+           py::arg("sequence_pointers"), py::arg("sequence_modes"), py::arg("document_indices"),
+           py::arg("piece_start"), py::arg("last_label"), py::arg("last_counts"), py::arg("cut_token"),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 5>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
+      .def("assemble", &assemble, py::arg("source"), py::arg("number"), py::arg("row_start"),
+           py::arg("tokens").noconvert(), py::arg("labels").noconvert(), py::arg("loss_mask").noconvert(),
+           py::arg("source_of_token").noconvert());
+  m.def("loss_positions", &find_loss_positions, py::arg("loss_mask"), py::arg("multiple"));
 }

@@ -45,3 +45,31 @@ class RowPacker:
     def __init__(self, seq_length: int, window: int) -> None: ...
     def add(self, document_lengths: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+class RowAssembler:
+    def __init__(self, seq_length: int, pad_id: int) -> None: ...
+    def add_source(
+        self,
+        *,
+        tokens: NDArray[Any],
+        sequence_lengths: NDArray[np.int32],
+        sequence_pointers: NDArray[np.int64],
+        sequence_modes: NDArray[np.int8],
+        document_indices: NDArray[np.int64],
+        piece_start: NDArray[np.int64] | None,
+        last_label: NDArray[np.int64],
+        last_counts: NDArray[np.bool_],
+        cut_token: int,
+    ) -> None: ...
+    def assemble(
+        self,
+        source: NDArray[np.int64],
+        number: NDArray[np.int64],
+        row_start: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        loss_mask: NDArray[np.float32],
+        source_of_token: NDArray[np.int64],
+    ) -> NDArray[np.int32]: ...
+
+def loss_positions(loss_mask: NDArray[np.float32], multiple: int) -> NDArray[np.int64]: ...

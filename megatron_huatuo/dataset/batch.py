@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_huatuo._ext import load_kernel
 from megatron_huatuo.dataset.batch_layout import BatchLayout
-from megatron_huatuo.dataset.rows import PackedRows, Row
+from megatron_huatuo.dataset.row_block import RowBlock
+from megatron_huatuo.dataset.rows import PackedRows
 
 _POSITIONS = 128
 
@@ -48,38 +50,32 @@ class Batch:
         return Batch(**{name: move(getattr(self, name)) for name in names}, packed_seq_params=packed)
 
 
-def build_batch(rows: list[Row], device: torch.device, *, isolate_documents: bool = True) -> Batch:
-    """Stack rows and copy them to a device. Without `isolate_documents` a row is one sequence, as in the reference implementation."""
-    length = len(rows[0].tokens)
-    bounds = [row.document_bounds if isolate_documents else np.array([0, length], np.int32) for row in rows]
-    offsets = [b[:-1] + i * length for i, b in enumerate(bounds)]
-    cu_seqlens = np.concatenate([*offsets, np.array([len(rows) * length], np.int32)]).astype(np.int32)
+def build_batch(rows: RowBlock, device: torch.device, *, isolate_documents: bool = True) -> Batch:
+    """Rows on a device. Without `isolate_documents` a row is one sequence, as in the reference implementation."""
     packed = None
     if isolate_documents:
-        longest = int(np.diff(cu_seqlens).max())
-        cu = torch.from_numpy(cu_seqlens)
+        bounds = rows.document_bounds
+        longest = int(np.diff(bounds).max())
+        cu = torch.from_numpy(bounds)
         packed = PackedSeqParams(
             qkv_format="sbhd", cu_seqlens_q=cu, cu_seqlens_kv=cu, max_seqlen_q=longest, max_seqlen_kv=longest
         )
-
-    def stack(arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays))
-
-    loss_mask = np.stack([row.loss_mask for row in rows])
     batch = Batch(
-        tokens=stack([row.tokens for row in rows]),
-        labels=stack([row.labels for row in rows]),
-        loss_mask=torch.from_numpy(loss_mask),
-        loss_positions=torch.from_numpy(_loss_positions(loss_mask)),
-        source_of_token=stack([row.source_of_token.astype(np.int64) for row in rows]),
+        tokens=torch.from_numpy(rows.tokens),
+        labels=torch.from_numpy(rows.labels),
+        loss_mask=torch.from_numpy(rows.loss_mask),
+        loss_positions=torch.from_numpy(loss_positions(rows.loss_mask)),
+        source_of_token=torch.from_numpy(rows.source_of_token),
         packed_seq_params=packed,
     )
     return batch if device.type == "cpu" else batch.on_device(lambda tensor: tensor.to(device))
 
 
-def _loss_positions(loss_mask: np.ndarray) -> np.ndarray:
+def loss_positions(loss_mask: np.ndarray) -> np.ndarray:
     """int64 [t]: every trained position of loss_mask [b, L], numbered as in [L, b], and as many others as make t a
     multiple of `_POSITIONS` or all: tensors of few different sizes suit the GPU's allocator and kernels."""
+    if kernel := load_kernel():
+        return kernel.loss_positions(loss_mask, _POSITIONS)
     trained = loss_mask.T.flatten() > 0
     count = max(1, -(-int(trained.sum()) // _POSITIONS)) * _POSITIONS
     return np.sort(np.argsort(~trained, kind="stable")[:count])
@@ -104,7 +100,7 @@ class StepBatches:
         """(micro-batches, event after which they are on the GPU)."""
         batches = [
             build_batch(
-                [self._rows.row(row) for row in self._layout.rows(consumed_train_samples, microbatch)],
+                self._rows.read(self._layout.rows(consumed_train_samples, microbatch)),
                 torch.device("cpu"),
                 isolate_documents=self._isolate,
             )

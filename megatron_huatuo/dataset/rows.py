@@ -1,4 +1,4 @@
-"""Rows of a blend: the tokens, targets and document bounds of row r.
+"""Rows of a blend, read through memory maps.
 
 Invariant: row r depends on the blend and r alone, never on ranks, batch sizes or what was read before.
 """
@@ -7,115 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
+from megatron_huatuo.dataset.row import Row, empty_row, read_row
+from megatron_huatuo.dataset.row_block import BlockAssembler, RowBlock
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.manifest import sha256_file
-from megatron_huatuo.storage.targets import DocumentsInRows, Segments, label_tokens
+from megatron_huatuo.storage.targets import DocumentsInRows
 
-PADDING_SOURCE = -1
 _SUFFIXES = ("bin", "idx")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One packed row; L = seq_length.
-
-    tokens, labels: int64 [L]. loss_mask: float32 [L], 1 where the label is trained on.
-    document_bounds: int32 [documents + 1], from 0 to L; padding is the last document of its own.
-    source_of_token: int16 [L], the index of the source, -1 in padding.
-    """
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    loss_mask: np.ndarray
-    document_bounds: np.ndarray
-    source_of_token: np.ndarray
-
-
-def empty_row(seq_length: int, pad_id: int) -> Row:
-    """A row of padding only: what fills the last global batch."""
-    return Row(
-        tokens=np.full(seq_length, pad_id, np.int64),
-        labels=np.full(seq_length, pad_id, np.int64),
-        loss_mask=np.zeros(seq_length, np.float32),
-        document_bounds=np.array([0, seq_length], np.int32),
-        source_of_token=np.full(seq_length, PADDING_SOURCE, np.int16),
-    )
-
-
-def fill_row(
-    tokens: np.ndarray, segments: Segments, source_of_document: np.ndarray, seq_length: int, pad_id: int
-) -> Row:
-    """Place documents one after the other and pad the rest.
-
-    tokens: [n], the stored tokens of the segments, in order; source_of_document: [d].
-    Raises: DataError when they do not fit.
-    """
-    if len(tokens) > seq_length:
-        raise DataError(
-            f"row overflows: got {len(tokens)} tokens, need at most {seq_length}. Build the blend again from this index."
-        )
-    row = empty_row(seq_length, pad_id)
-    if len(tokens) == 0:
-        return row
-    places = slice(0, len(tokens))
-    row.tokens[places], row.labels[places], row.loss_mask[places] = label_tokens(tokens, segments)
-    lengths = _document_lengths(segments)
-    row.source_of_token[places] = np.repeat(source_of_document, lengths)
-    bounds = np.concatenate([[0], np.cumsum(lengths), [seq_length] if len(tokens) < seq_length else []])
-    return Row(row.tokens, row.labels, row.loss_mask, bounds.astype(np.int32), row.source_of_token)
-
-
-def _document_lengths(segments: Segments) -> np.ndarray:
-    """Tokens of each document: int64 [d]."""
-    first = np.cumsum(segments.per_document) - segments.per_document
-    return np.add.reduceat(segments.lengths, first)
-
-
-def read_row(
-    sources: Sequence[DocumentsInRows], source: np.ndarray, number: np.ndarray, seq_length: int, pad_id: int
-) -> Row:
-    """The row that holds these documents in this order; source, number: [d], whole numbers.
-
-    Raises: DataError when they do not fit.
-    """
-    places, parts = [], []
-    for one in np.unique(source):
-        here = np.flatnonzero(source == one)
-        parts.append(sources[one].segments(number[here]))
-        places.append(here)
-    if not parts:
-        return empty_row(seq_length, pad_id)
-    segments = _in_order(places, parts)
-    first = np.cumsum(segments.per_document) - segments.per_document
-    starts, lengths = segments.starts[first], _document_lengths(segments)
-    tokens = np.concatenate(
-        [
-            sources[one].index.tokens[start : start + length]
-            for one, start, length in zip(source.tolist(), starts.tolist(), lengths.tolist(), strict=True)
-        ]
-    )
-    return fill_row(tokens, segments, source, seq_length, pad_id)
-
-
-def _in_order(places: list[np.ndarray], parts: list[Segments]) -> Segments:
-    """Segments of all sources in the order of the row; places: the documents' places in the row, by source."""
-    if len(parts) == 1:
-        return parts[0]
-    per_document = np.concatenate([part.per_document for part in parts])
-    place = np.concatenate(places)
-    by_segment = np.argsort(np.repeat(place, per_document), kind="stable")
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in parts])[by_segment] for name in Segments._fields[:-1]
-    }
-    return Segments(**joined, per_document=per_document[np.argsort(place)])
 
 
 class PackedRows:
@@ -138,6 +43,7 @@ class PackedRows:
             self._verify(*share)
         self.tokenizer = self._common_tokenizer()
         self.eos_id: int = self.tokenizer["eos_id"]
+        self._blocks = BlockAssembler(self._documents, self.seq_length, self.eos_id)
 
     def __len__(self) -> int:
         return len(self._blend)
@@ -213,10 +119,18 @@ class PackedRows:
             int(documents.lengths(number[source == place]).sum()) for place, documents in enumerate(self._documents)
         )
 
+    def _documents_of(self, row: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(source, number) of every document of row `row`: none beyond the last row."""
+        entries = self._blend.entries_of(row) if row < len(self) else slice(0, 0)
+        return self._blend.order_source[entries], self._blend.order_document[entries]
+
+    def read(self, rows: Sequence[int]) -> RowBlock:
+        """These rows side by side; beyond the last one come empty rows."""
+        source, number = zip(*map(self._documents_of, rows), strict=True)
+        return self._blocks.assemble(source, number)
+
     def row(self, row: int) -> Row:
-        """Row number `row`; beyond the last one, an empty row."""
+        """Row number `row` in its plain form, which `read` equals; beyond the last one, an empty row."""
         if row >= len(self):
             return empty_row(self.seq_length, self.eos_id)
-        entries = self._blend.entries_of(row)
-        source, number = self._blend.order_source[entries], self._blend.order_document[entries]
-        return read_row(self._documents, source, number, self.seq_length, self.eos_id)
+        return read_row(self._documents, *self._documents_of(row), self.seq_length, self.eos_id)

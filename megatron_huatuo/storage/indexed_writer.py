@@ -32,7 +32,7 @@ from megatron_huatuo.storage.indexed import (
     token_dtype,
 )
 from megatron_huatuo.storage.manifest import sealed, write_json
-from megatron_huatuo.storage.targets import HUATUO_RULE, TargetRule, count_targets, segment_targets
+from megatron_huatuo.storage.targets import HUATUO_RULE, TargetRule, count_targets, segment_targets, target_table
 
 _BLOCK_TOKENS = 1 << 20
 
@@ -47,7 +47,7 @@ class IndexedWriter:
     """
 
     def __init__(self, path_prefix: str | PathLike[str], vocab_size: int, *, rule: TargetRule = HUATUO_RULE) -> None:
-        self.vocab_size, self._rule = vocab_size, rule
+        self.vocab_size, self._table = vocab_size, target_table(rule, eos=0)
         self.dtype = token_dtype(vocab_size)
         self.documents = self.sequences = self.tokens = self.trained_tokens = 0
         self._targets = index_paths(path_prefix)
@@ -99,7 +99,7 @@ class IndexedWriter:
         self.trained_tokens += self._count_targets(lengths, modes, counts)
 
     def _count_targets(self, lengths: NDArray[np.int64], modes: NDArray[Any], counts: NDArray[np.int64]) -> int:
-        found = segment_targets(np.zeros_like(lengths), lengths, modes, counts, rule=self._rule, eos=0)
+        found = segment_targets(np.zeros_like(lengths), lengths, modes, counts, table=self._table)
         return int(count_targets(found).sum())
 
     def _check(

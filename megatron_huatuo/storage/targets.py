@@ -5,8 +5,8 @@ token is the target of which place, which targets count, and what becomes of a d
 answer depends on the chat format that the index's manifest names. It stands in storage/ because all who read an index need
 the same answer: the writer (counts), the blend (lengths, what can be drawn), rows, validation, inspection and plans.
 
-Invariant: the rules leave here as plain arrays, one entry per segment (`Segments`). Whoever assembles rows copies tokens
-and fills in labels by them, and decides nothing.
+Invariant: the rules leave here as numbers: a table per rule (`TargetTable`), and what it gives for segments (`Segments`).
+Whoever assembles rows copies tokens and fills in labels by them, and decides nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,38 @@ def rule_named(chat_format: str) -> TargetRule:
     return _RULES[chat_format]
 
 
+class TargetTable(NamedTuple):
+    """A rule in numbers: what becomes of the last place of a segment, by [its mode, what follows it in the document].
+
+    What follows is 0 nothing, 1 a context segment, 2 a trained one. All who assemble rows look up here.
+    last_label: int64 [2, 3], an id, or KEEP: the token that follows in the row. last_counts: bool [2, 3], whether that label counts.
+    cut_token: id in the last place of a document that is cut to a row, or KEEP: the stored one.
+    """
+
+    last_label: NDArray[np.int64]
+    last_counts: NDArray[np.bool_]
+    cut_token: int
+
+
+NOTHING, CONTEXT_NEXT, TRAINED_NEXT = 0, 1, 2
+
+
+def target_table(rule: TargetRule, eos: int) -> TargetTable:
+    """The numbers of a rule. A label counts where the next token is trained on; a document's last place has no target.
+
+    >>> target_table(HUATUO_RULE, eos=2).last_label.tolist()
+    [[2, -1, -1], [2, 2, -1]]
+    >>> target_table(NATIVE_RULE, eos=2).last_counts.astype(int).tolist()
+    [[0, 0, 1], [0, 0, 1]]
+    """
+    label, counts = np.full((2, 3), KEEP, np.int64), np.zeros((2, 3), np.bool_)
+    counts[:, TRAINED_NEXT] = True
+    label[:, NOTHING] = eos
+    if rule.answers_end_with_eos:
+        label[TRAINED, CONTEXT_NEXT], counts[TRAINED, CONTEXT_NEXT] = eos, True
+    return TargetTable(label, counts, eos if rule.cut_ends_with_eos else KEEP)
+
+
 class Segments(NamedTuple):
     """Segments of documents as a row takes them, in order; s segments of d documents.
 
@@ -96,18 +128,18 @@ def segment_targets(
     modes: ArrayLike,
     per_document: NDArray[Any],
     *,
-    rule: TargetRule,
-    eos: int,
+    table: TargetTable,
     seq_length: int | None = None,
 ) -> Segments:
-    """Apply the rule to stored segments.
+    """Look stored segments up in the rule's table.
 
     starts, lengths, modes: [s]; per_document: [d], each > 0. seq_length: documents are cut to it (None: none is).
     Inside a document the label of a place is the next token, and it counts where that token's mode is 1.
 
     Example, one document of two turns under huatuo2's rule with eos 2, tokens 11 12 | 21 22 | 13 | 23 2: labels
     12 21 22 *2* 23 2 2, of which the counting ones are those of places 1 to 5:
-    >>> found = segment_targets([0, 2, 4, 5], [2, 2, 1, 2], [0, 1, 0, 1], np.array([4]), rule=HUATUO_RULE, eos=2)
+    >>> table = target_table(HUATUO_RULE, eos=2)
+    >>> found = segment_targets([0, 2, 4, 5], [2, 2, 1, 2], [0, 1, 0, 1], np.array([4]), table=table)
     >>> found.last_label.tolist(), found.last_counts.tolist()
     ([-1, 2, -1, 2], [True, True, True, False])
     """
@@ -120,18 +152,17 @@ def segment_targets(
         before -= np.repeat(before[first], per_document)  # tokens of the document before each segment
         kept = np.minimum(length, seq_length - before)
         if (kept < length).any():
-            if rule.cut_ends_with_eos:
-                is_long = np.repeat(np.add.reduceat(length, first) > seq_length, per_document)
-                last_token[is_long & (before < seq_length) & (before + length >= seq_length)] = eos
+            is_long = np.repeat(np.add.reduceat(length, first) > seq_length, per_document)
+            last_token[is_long & (before < seq_length) & (before + length >= seq_length)] = table.cut_token
             keep = kept > 0
             per_document = np.add.reduceat(keep, first, dtype=np.int64)
             start, length = start[keep], kept[keep]
             is_trained, last_token = is_trained[keep], last_token[keep]
-    goes_on = _goes_on(per_document)
-    next_trained = np.append(is_trained[1:], False) & goes_on
-    ends_answer = is_trained & goes_on & ~next_trained & rule.answers_end_with_eos
-    last_label = np.where(ends_answer | ~goes_on, eos, KEEP)
-    return Segments(start, length, is_trained, last_token, last_label, next_trained | ends_answer, per_document)
+    next_trained = np.append(is_trained[1:], False)
+    follows = np.where(_goes_on(per_document), np.where(next_trained, TRAINED_NEXT, CONTEXT_NEXT), NOTHING)
+    place = is_trained.astype(np.intp), follows
+    last_label, last_counts = table.last_label[place], table.last_counts[place]
+    return Segments(start, length, is_trained, last_token, last_label, last_counts, per_document)
 
 
 def _goes_on(per_document: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -177,6 +208,9 @@ class DocumentsInRows:
     A number counts documents of the index. Under a rule with pieces it counts pieces: a document of L tokens, L > 1, has
     ceil((L - 1) / seq_length) of them, because its L - 1 targets need L - 1 places.
 
+    table: the rule in numbers. piece_start: int64 [documents of the index + 1], the number of each document's first piece,
+    where the rule has pieces; else None. A kernel that assembles rows takes both.
+
     Opening costs nothing, with pieces one pass over the lengths and 8 bytes per document.
     Raises: DataError for an unknown chat format.
     """
@@ -184,12 +218,13 @@ class DocumentsInRows:
     def __init__(self, index: IndexedReader, seq_length: int) -> None:
         self.index, self.seq_length = index, seq_length
         self.rule = target_rule(index.manifest, index.path_prefix)
-        self._eos = int((index.manifest or {}).get("tokenizer", {}).get("eos_id", 0))
+        self.table = target_table(self.rule, int((index.manifest or {}).get("tokenizer", {}).get("eos_id", 0)))
+        self.piece_start: NDArray[np.int64] | None = None
         self._num_documents = len(index)
         if self.rule.becomes_pieces:
             pieces = -(-np.maximum(index.document_lengths() - 1, 0) // seq_length)
-            self._piece_start = np.append(0, np.cumsum(pieces))
-            self._num_documents = int(self._piece_start[-1])
+            self.piece_start = np.append(0, np.cumsum(pieces, dtype=np.int64))
+            self._num_documents = int(self.piece_start[-1])
 
     def __len__(self) -> int:
         return self._num_documents
@@ -197,20 +232,20 @@ class DocumentsInRows:
     def origin_of(self, numbers: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(document of the index, its first token that is here), both int64 [d], of these numbers [d]."""
         numbers = np.asarray(numbers, np.int64)
-        if not self.rule.becomes_pieces:
+        if self.piece_start is None:
             return numbers, np.zeros_like(numbers)
-        document = np.searchsorted(self._piece_start, numbers, side="right") - 1
-        return document, (numbers - self._piece_start[document]) * self.seq_length
+        document = np.searchsorted(self.piece_start, numbers, side="right") - 1
+        return document, (numbers - self.piece_start[document]) * self.seq_length
 
     def numbers_of(self, document: int) -> range:
         """The numbers that a document of the index has here: one, or those of its pieces."""
-        if not self.rule.becomes_pieces:
+        if self.piece_start is None:
             return range(document, document + 1)
-        return range(int(self._piece_start[document]), int(self._piece_start[document + 1]))
+        return range(int(self.piece_start[document]), int(self.piece_start[document + 1]))
 
     def full_lengths(self, numbers: ArrayLike | None = None) -> NDArray[np.int64]:
         """Tokens of these documents (None: of all) before they are cut to a row; of a piece, its own: int64 [d]."""
-        if not self.rule.becomes_pieces:
+        if self.piece_start is None:
             return self.index.document_lengths(numbers)
         document, offset = self.origin_of(np.arange(len(self)) if numbers is None else numbers)
         return np.minimum(self.index.document_lengths(document) - offset, self.seq_length)
@@ -229,22 +264,27 @@ class DocumentsInRows:
         return np.flatnonzero(~lost) if lost.any() else None
 
     def segments(self, numbers: ArrayLike) -> Segments:
-        """Segments of these documents, in the order given; numbers: [d] whole numbers in [0, n)."""
+        """Segments of these documents, in the order given; numbers: [d] whole numbers in [0, n).
+
+        Raises: DataError for a document without a token, or with a segment without one.
+        """
         numbers = np.asarray(numbers, np.int64)
-        if self.rule.becomes_pieces:
+        if self.piece_start is not None:
             return self._pieces(numbers)
         index = self.index
         first = index.document_indices[numbers]
         per_document = index.document_indices[numbers + 1] - first
         before = np.cumsum(per_document) - per_document
         chosen = np.arange(int(per_document.sum())) + np.repeat(first - before, per_document)
+        lengths = index.sequence_lengths[chosen]
+        if min(per_document.min(initial=1), lengths.min(initial=1)) < 1:
+            raise DataError(f"document or sequence has no token: {index.path_prefix}. Index the source again.")
         return segment_targets(
             index.sequence_pointers[chosen] // index.dtype.itemsize,
-            index.sequence_lengths[chosen],
+            lengths,
             index.sequence_modes[chosen],
             per_document,
-            rule=self.rule,
-            eos=self._eos,
+            table=self.table,
             seq_length=self.seq_length,
         )
 
@@ -254,7 +294,7 @@ class DocumentsInRows:
         document, offset = self.origin_of(numbers)
         starts = index.sequence_pointers[index.document_indices[document]] // index.dtype.itemsize + offset
         lengths, ones = self.lengths(numbers), np.ones(len(numbers), np.int64)
-        found = segment_targets(starts, lengths, ones, ones, rule=self.rule, eos=self._eos)
+        found = segment_targets(starts, lengths, ones, ones, table=self.table)
         goes_on = offset + lengths < index.document_lengths(document)
         label = found.last_label.copy()
         label[goes_on] = index.tokens[(starts + lengths)[goes_on]]

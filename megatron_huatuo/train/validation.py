@@ -6,6 +6,7 @@ Invariant: a validation sees each held-out document once, in rows like those of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from megatron_huatuo.blend import pack_rows
 from megatron_huatuo.dataset.batch import build_batch
 from megatron_huatuo.dataset.batch_layout import BatchLayout
-from megatron_huatuo.dataset.rows import Row, empty_row, read_row
+from megatron_huatuo.dataset.row_block import BlockAssembler, RowBlock
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.targets import DocumentsInRows
@@ -26,7 +27,7 @@ class HeldOut:
     """Rows of one held-out index, documents in file order."""
 
     def __init__(self, name: str, path_prefix: str, seq_length: int, tokenizer_sha256: str, eos_id: int) -> None:
-        self.name, self._seq_length, self._eos_id = name, seq_length, eos_id
+        self.name = name
         index = IndexedReader(path_prefix)
         if index.manifest is None:
             raise DataError(
@@ -38,18 +39,18 @@ class HeldOut:
                 f"validation source {name} has another tokenizer: got {found[:12]}, need {tokenizer_sha256[:12]} "
                 f"({path_prefix}). Index it with the blend's tokenizer."
             )
-        self._documents = DocumentsInRows(index, seq_length)
-        self._order, self._row_start = pack_rows(self._documents.lengths(), seq_length, 1)
+        documents = DocumentsInRows(index, seq_length)
+        self._blocks = BlockAssembler([documents], seq_length, eos_id)
+        self._order, self._row_start = pack_rows(documents.lengths(), seq_length, 1)
 
     def __len__(self) -> int:
         return len(self._row_start) - 1
 
-    def row(self, row: int) -> Row:
-        """Row number `row`; beyond the last one, an empty row."""
-        if row >= len(self):
-            return empty_row(self._seq_length, self._eos_id)
-        numbers = self._order[self._row_start[row] : self._row_start[row + 1]]
-        return read_row([self._documents], np.zeros_like(numbers), numbers, self._seq_length, self._eos_id)
+    def read(self, rows: Sequence[int]) -> RowBlock:
+        """These rows side by side; beyond the last one come empty rows."""
+        entries = (self._row_start[np.minimum([row, row + 1], len(self))] for row in rows)
+        numbers = [self._order[first:last] for first, last in entries]
+        return self._blocks.assemble([np.zeros_like(number) for number in numbers], numbers)
 
 
 def validate_on(
@@ -62,7 +63,7 @@ def validate_on(
     with torch.no_grad():
         for start in range(0, len(held_out), layout.global_batch_size):
             batches = [
-                build_batch([held_out.row(row) for row in layout.rows(start, m)], device, isolate_documents=isolate)
+                build_batch(held_out.read(layout.rows(start, m)), device, isolate_documents=isolate)
                 for m in range(layout.num_microbatches)
             ]
             total += run_microbatches(training, batches, 1, forward_only=True).sum(dim=0)[:, 0]

@@ -31,8 +31,9 @@ def build(config: Any):
 def run_model(model: Any, rows: list[Any], *, isolate: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(logits [rows, L, vocabulary], losses [rows, L])."""
     from megatron_huatuo.dataset.batch import build_batch
+    from megatron_huatuo.dataset.row_block import stack_rows
 
-    batch = build_batch(rows, torch.device("cpu"), isolate_documents=isolate)
+    batch = build_batch(stack_rows(rows), torch.device("cpu"), isolate_documents=isolate)
     inputs = (batch.tokens, None, None)
     with torch.no_grad():
         logits = model(*inputs, packed_seq_params=batch.packed_seq_params)
@@ -118,7 +119,7 @@ def _with_and_without_other_logits(config: Any) -> list[tuple[np.ndarray, dict[s
     from megatron_huatuo.dataset.batch import build_batch
 
     rows, model = build(config)
-    batch = build_batch([rows.row(0), rows.row(1)], torch.device("cpu"))
+    batch = build_batch(rows.read([0, 1]), torch.device("cpu"))
     trained = torch.nonzero(batch.loss_mask.t().flatten()).flatten()
     assert 0 < len(trained) < batch.loss_mask.numel()
     results = []

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+import megatron_huatuo
 from megatron_huatuo import _ext
 from megatron_huatuo.blend import order_plan, row_packing
 from megatron_huatuo.blend.order_draws import fresh_draws
@@ -47,14 +50,22 @@ def test_long_orders_without_the_kernel_are_refused() -> None:
         OrderPlan(fresh_draws([3_000_000], [1.0], 5))
 
 
-def test_missing_kernel_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, "the compiled kernel is missing"),
+        (SimpleNamespace(__file__="/there/_C.so"), "the compiled kernel is older than this version (/there/_C.so)"),
+    ],
+)
+def test_missing_or_old_kernel_is_said_once(monkeypatch: pytest.MonkeyPatch, module: Any, message: str) -> None:
     said: list[str] = []
     logger = _ext.get_logger("megatron_huatuo._ext")
     monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
-    monkeypatch.setitem(sys.modules, "megatron_huatuo._C", None)
+    monkeypatch.setattr(megatron_huatuo, "_C", module, raising=False)
+    monkeypatch.setitem(sys.modules, "megatron_huatuo._C", module)
     _ext.load_kernel.cache_clear()
     try:
         assert _ext.load_kernel() is None and _ext.load_kernel() is None
     finally:
         _ext.load_kernel.cache_clear()
-    assert len(said) == 1 and "the compiled kernel is missing" in said[0] and "build_ext --inplace" in said[0]
+    assert len(said) == 1 and message in said[0] and "build_ext --inplace" in said[0]

@@ -6,8 +6,15 @@ import itertools
 
 import numpy as np
 
-from megatron_huatuo.dataset.rows import Row, fill_row
-from megatron_huatuo.storage.targets import HUATUO_RULE, Segments, TargetRule, label_tokens, segment_targets
+from megatron_huatuo.dataset.row import Row, fill_row
+from megatron_huatuo.storage.targets import (
+    HUATUO_RULE,
+    Segments,
+    TargetRule,
+    label_tokens,
+    segment_targets,
+    target_table,
+)
 
 EOS = 2
 Document = tuple[list[int], list[int], int]
@@ -25,8 +32,7 @@ def segments_of(
         lengths,
         found,
         np.array([len(one) for one in runs], np.int64),
-        rule=rule,
-        eos=eos,
+        table=target_table(rule, eos),
         seq_length=seq_length,
     )
 

@@ -9,7 +9,9 @@ import torch
 
 from megatron_huatuo.dataset.batch import StepBatches, build_batch
 from megatron_huatuo.dataset.batch_layout import BatchLayout
-from megatron_huatuo.dataset.rows import PackedRows, empty_row
+from megatron_huatuo.dataset.row import empty_row
+from megatron_huatuo.dataset.row_block import stack_rows
+from megatron_huatuo.dataset.rows import PackedRows
 from tests.unit.dataset.hand_rows import row_of
 
 CPU = torch.device("cpu")
@@ -17,7 +19,7 @@ ROW = row_of([([11, 21, 2], [0, 1, 1], 0), ([12, 2], [0, 1], 1)], 6)
 
 
 def test_a_batch_of_two_rows_by_hand() -> None:
-    batch = build_batch([ROW, empty_row(6, 2)], CPU)
+    batch = build_batch(stack_rows([ROW, empty_row(6, 2)]), CPU)
     assert batch.tokens.tolist() == [[11, 21, 2, 12, 2, 2], [2] * 6]
     packed = batch.packed_seq_params
     assert packed is not None and packed.qkv_format == "sbhd"
@@ -32,7 +34,7 @@ def test_logits_are_wanted_at_every_trained_position_and_at_few_others(sample_bl
     rows = PackedRows(sample_blend)
     chosen = [rows.row(0), rows.row(1), empty_row(rows.seq_length, len(rows.source_names))]
     for some in (chosen, chosen[:1], chosen[2:]):
-        batch = build_batch(some, CPU)
+        batch = build_batch(stack_rows(some), CPU)
         positions, trained = batch.loss_positions, torch.nonzero(batch.loss_mask.t().flatten()).flatten()
         assert set(trained.tolist()) <= set(positions.tolist())
         assert positions.tolist() == sorted(set(positions.tolist()))
@@ -40,7 +42,7 @@ def test_logits_are_wanted_at_every_trained_position_and_at_few_others(sample_bl
 
 
 def test_without_isolation_a_row_is_one_sequence() -> None:
-    batch = build_batch([ROW], CPU, isolate_documents=False)
+    batch = build_batch(stack_rows([ROW]), CPU, isolate_documents=False)
     assert batch.packed_seq_params is None
 
 

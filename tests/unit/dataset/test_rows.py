@@ -11,7 +11,8 @@ import pytest
 
 from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
-from megatron_huatuo.dataset.rows import PackedRows, empty_row
+from megatron_huatuo.dataset.row import empty_row
+from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter

@@ -27,7 +27,7 @@ from tests.unit.dataset.hand_rows import EOS, segments_of, targets_of
 
 
 def test_worked_examples_hold() -> None:
-    assert doctest.testmod(targets) == (0, 2)
+    assert doctest.testmod(targets) == (0, 5)
 
 
 def naive_targets(
