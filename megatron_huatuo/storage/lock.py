@@ -1,6 +1,8 @@
 """One writer a path: an advisory lock that dies with its process.
 
 Invariant: a killed process leaves no lock behind, because the kernel drops it; the empty lock file stays and is reused.
+The package filelock would do the same by flock, but where a file system has none (ENOSYS: Lustre mounted without it) it turns
+to a lock file that a kill leaves behind, and the next start of a run would be refused.
 """
 
 from __future__ import annotations

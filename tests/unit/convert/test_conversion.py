@@ -26,7 +26,7 @@ from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.write_hf_weights import write_weights
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError, IntegrityError
 from megatron_huatuo.models.families import get_preset
-from megatron_huatuo.models.weight_table import hf_shapes
+from megatron_huatuo.models.weight_table import hf_shapes, weight_rules
 from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 from megatron_huatuo.storage.run_files import STATE, resolve_checkpoint
@@ -114,6 +114,14 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
         IntegrityError, match=r"'embedding\.word_embeddings\.weight' is \[160, 96\], need \[3072, 192\]"
     ):
         StateReader(checkpoint / STATE, get_preset("toy"))
+
+
+def test_layer_that_is_stored_in_part_is_refused(tmp_path: Path) -> None:
+    checkpoint = import_hf(write_model(tmp_path / "hf", SMALL["llama"]), tmp_path / "checkpoint")
+    state, rule = StateReader(checkpoint / STATE, SMALL["llama"]), weight_rules(SMALL["llama"])[0]
+    state._tensors[rule.key].chunks.clear()
+    with pytest.raises(IntegrityError, match=rf"checkpoint lacks a part of layer 0 of '{rule.key}': got 0 values"):
+        state.read(rule, 0)
 
 
 def test_benchmark_needs_a_size_with_layers() -> None:

@@ -285,5 +285,8 @@ def test_wrong_settings_and_lost_tokenizers_are_named(exam_and_index, tmp_path):
         tokenizer.write_bytes(content + b"\0")
         with pytest.raises((DataError, ConfigError), match=r"tokenizer"):
             find_overlap(questions, [prefix], workers=1)
+        tokenizer.write_bytes(content + b"\xf8\x07\x01")  # a field that sentencepiece does not know
+        with pytest.raises(DataError, match="another tokenizer lies at"):
+            find_overlap(questions, [prefix], workers=1)
     finally:
         tokenizer.write_bytes(content)
