@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -45,24 +46,20 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory with the config.json of a model of 4 layers that fits the sample's tokenizer; no weights."""
-    from megatron_huatuo.models.architecture import Architecture
     from megatron_huatuo.models.hf_config import config_json
     from megatron_huatuo.storage.manifest import write_json
+    from tests.unit.convert.small_models import SMALL
 
-    architecture = Architecture(
-        family="llama",
+    architecture = dataclasses.replace(
+        SMALL["llama"],
         num_layers=4,
         hidden_size=64,
         ffn_hidden_size=160,
         num_attention_heads=4,
-        num_query_groups=2,
-        head_dim=16,
         vocab_size=2048,
         norm_epsilon=1e-6,
         rope_theta=1e4,
         max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
     )
     directory = tmp_path_factory.mktemp("small_model")
     write_json(directory / "config.json", config_json(architecture, "float32"))

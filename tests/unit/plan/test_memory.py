@@ -7,25 +7,15 @@ from typing import Any
 
 import pytest
 
-from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.models.families import presets
 from megatron_huatuo.plan.memory import layer_activations, layers_in_flight, rank_memory, rank_parameters
 from tests.distributed.runner import run_ranks
+from tests.unit.convert import small_models
 from tests.unit.plan.plans import make_config
 
-SMALL = Architecture(
-    family="llama",
-    num_layers=4,
-    hidden_size=64,
-    ffn_hidden_size=96,
-    num_attention_heads=4,
-    num_query_groups=2,
-    head_dim=16,
-    vocab_size=128,
-    norm_epsilon=1e-6,
-    rope_theta=1e4,
-    max_position_embeddings=256,
+SMALL = dataclasses.replace(
+    small_models.SMALL["llama"], num_layers=4, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, vocab_size=128
 )
 WITH_BIAS = dataclasses.replace(SMALL, family="qwen2", qkv_bias=True, tied_embeddings=True)
 
