@@ -71,7 +71,10 @@ class PackedTEAttention(TEDotProductAttention):
         if packed_seq_params is None:
             return super().forward(query, key, value, None, AttnMaskType.causal, **others)
         length, batch = query.shape[:2]
-        flat = [tensor.transpose(0, 1).reshape(batch * length, *tensor.shape[2:]) for tensor in (query, key, value)]
+        flat = [
+            _at_start(tensor.transpose(0, 1).reshape(batch * length, *tensor.shape[2:]))
+            for tensor in (query, key, value)
+        ]
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=packed_seq_params.cu_seqlens_q,
@@ -81,3 +84,8 @@ class PackedTEAttention(TEDotProductAttention):
         )
         context = super().forward(*flat, None, AttnMaskType.causal, packed_seq_params=packed, **others)
         return context.reshape(batch, length, -1).transpose(0, 1).contiguous()
+
+
+def _at_start(tensor: torch.Tensor) -> torch.Tensor:
+    """Transformer Engine looks for a layout in the places of q, k and v, and knows none that begins inside another's memory."""
+    return tensor.clone(memory_format=torch.contiguous_format) if tensor.storage_offset() else tensor

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.attention import AttendedSegments
 from megatron_huatuo.models.core.attention_backend import choose_backend, has_transformer_engine, import_obstacle
 
@@ -68,6 +69,16 @@ def test_overlap_gets_buffers_of_a_whole_micro_batch(fp8: bool, mode: _Modes, mo
     assert os.environ["UB_SKIPMC"] == "1", "an A100 has no multicast"
 
 
+def test_transformer_engine_gets_no_tensor_that_begins_inside_another() -> None:
+    """It knows no layout for one, as for a document cut out of a row, and raised at the start of every run."""
+    from megatron_huatuo.models.core.transformer_engine import _at_start
+
+    row = torch.arange(24.0, requires_grad=True).view(6, 2, 2)
+    document = _at_start(row[2:5])
+    assert document.storage_offset() == 0 and document.is_contiguous() and torch.equal(document, row[2:5])
+    assert _at_start(row).data_ptr() == row.data_ptr(), "whole rows are not copied"
+
+
 def test_a_broken_package_is_absent_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +89,7 @@ def test_a_broken_package_is_absent_and_says_why(
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformer_engine"]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(get_logger("megatron_huatuo"), "propagate", True)
     import_obstacle.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
