@@ -23,8 +23,6 @@ from megatron_huatuo.evaluate.answering.replies import (
     open_scorer,
     output_directory,
 )
-from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion, filled_options
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.generate import (
     Continued,
     GeneratedReply,
@@ -34,7 +32,12 @@ from megatron_huatuo.evaluate.generate import (
     Request,
 )
 from megatron_huatuo.evaluate.overlap import OverlapSettings, add_overlap, find_overlap
-from megatron_huatuo.evaluate.questions import (
+from megatron_huatuo.evaluate.result_directory import MANIFEST_KIND
+from megatron_huatuo.evaluate.score import count_group, score_replies
+from megatron_huatuo.exams.exam_format import ExamQuestion, filled_options
+from megatron_huatuo.exams.exam_formats import OWN, exam_format
+from megatron_huatuo.exams.likeliest_option import PUBLISHED, OptionTexts, likeliest, option_texts, with_one_letter
+from megatron_huatuo.exams.questions import (
     AUTO,
     chance_level,
     find_examples,
@@ -42,8 +45,6 @@ from megatron_huatuo.evaluate.questions import (
     select_questions,
     smallest_answers,
 )
-from megatron_huatuo.evaluate.result_directory import MANIFEST_KIND
-from megatron_huatuo.evaluate.score import count_group, score_replies
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import BadLines, write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
@@ -65,7 +66,7 @@ class ExamSettings:
     """Ask at most so many questions, drawn by the seed"""
     seed: int = 0
     """Decides which questions --limit draws, which examples --few-shot shows, and the replies of --votes"""
-    prompt: str = "published"
+    prompt: str = PUBLISHED
     """Words of the request: published (the exam's own) or recipe (that of HuatuoGPT-II's evaluation, for every exam)"""
     few_shot: int = 0
     """Solved examples shown before each question"""
@@ -93,7 +94,7 @@ class ExamSettings:
         at_least("votes", self.votes, 1)
         for name in ("few_shot", "max_bad_lines", "max_failed"):
             at_least(name, getattr(self, name), 0)
-        one_of("prompt", self.prompt, ("published", "recipe"))
+        one_of("prompt", self.prompt, (PUBLISHED, "recipe"))
         one_of("scoring", self.scoring, ("generation", "loglikelihood"))
         one_of("scored_text", self.scored_text, ("letter", "text"))
         one_of("normalise", self.normalise, _NORMALISATIONS)
@@ -207,8 +208,13 @@ class _Exam:
 
     def prompt(self, question: ExamQuestion) -> str:
         """The request for one question."""
-        chosen = exam_format(question.exam if self.settings.prompt == "published" else "own")
+        chosen = exam_format(question.exam if self.settings.prompt == PUBLISHED else OWN)
         return chosen.prompt(question, self.examples(question))
+
+    def option_texts(self, question: ExamQuestion) -> OptionTexts:
+        """What is scored of one question by log-likelihood."""
+        by_text = self.settings.scored_text == "text"
+        return option_texts(question, self.examples(question), prompt=self.settings.prompt, by_text=by_text)
 
     def record(self, index: int, **answer: Any) -> dict[str, Any]:
         """A line of `replies.jsonl`. answer: reply, parsed, finish_reason, prompt, and what else is known."""
@@ -290,7 +296,7 @@ def _by_loglikelihood(
             "--scoring loglikelihood needs a Hugging Face directory: endpoints do not tell how likely a given text is. "
             "Leave out --base-url, or use --scoring generation."
         )
-    one_letter = [index for index, smallest in enumerate(exam.smallest) if smallest == 0]
+    one_letter = with_one_letter(exam.questions)
     left_out = len(exam.questions) - len(one_letter)
     if not one_letter:
         raise ConfigError(
@@ -301,26 +307,20 @@ def _by_loglikelihood(
             "%d questions that ask for several letters are left out: log-likelihood picks one option", left_out
         )
     scorer = open_scorer(model, directory, generation, trust_remote_code=exam.settings.trust_remote_code)
-    by_text = exam.settings.scored_text == "text"
-    contexts, letters, texts = [], [], []
-    for question in (exam.questions[index] for index in one_letter):
-        chosen = exam_format(question.exam if exam.settings.prompt == "published" else "own")
-        contexts.append(chosen.completion(question, exam.examples(question), by_text=by_text))
-        choices = chosen.choices(question, by_text=by_text)
-        letters.append(list(choices))
-        texts.append(tuple(choices.values()))
-    scored = scorer.score([Continued(*item) for item in zip(contexts, texts, strict=True)])
+    texts = [exam.option_texts(exam.questions[index]) for index in one_letter]
+    scored = scorer.score([Continued(context, tuple(choices.values())) for context, choices in texts])
     records: list[dict[str, Any]] = []
     picked: dict[str, list[dict[str, Any]]] = {name: [] for name in _NORMALISATIONS}
-    for index, context, own_letters, likelihoods in zip(one_letter, contexts, letters, scored, strict=True):
-        best = {name: None if likelihoods is None else _best(own_letters, likelihoods, name) for name in picked}
+    for index, (context, choices), likelihoods in zip(one_letter, texts, scored, strict=True):
+        letters = list(choices)
+        best = {name: None if likelihoods is None else _best(letters, likelihoods, name) for name in picked}
         record = exam.record(
             index,
             reply="",
             parsed=best[exam.settings.normalise],
             finish_reason="prompt too long" if likelihoods is None else "stop",
             prompt=context,
-            loglikelihood=None if likelihoods is None else dict(zip(own_letters, likelihoods, strict=True)),
+            loglikelihood=None if likelihoods is None else dict(zip(letters, likelihoods, strict=True)),
         )
         records.append(record)
         for name, letter in best.items():
@@ -335,5 +335,6 @@ def _by_loglikelihood(
 def _best(letters: Sequence[str], likelihoods: Sequence[Likelihood], normalise: str) -> str:
     """The letter of the largest log-likelihood, as a sum, per token or per character; the first of equals."""
     place = _NORMALISATIONS.index(normalise)
-    values = [entry.total / (1, entry.tokens, max(1, entry.characters))[place] for entry in likelihoods]
-    return letters[values.index(max(values))]
+    return likeliest(
+        letters, [entry.total / (1, entry.tokens, max(1, entry.characters))[place] for entry in likelihoods]
+    )

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from megatron_huatuo.config import at_least
 from megatron_huatuo.corpus.contamination import CHARACTERS_ZH, WORDS_EN
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion, filled_options
 from megatron_huatuo.evaluate.score import count_group
+from megatron_huatuo.exams.exam_format import ExamQuestion, filled_options
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import progress

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.significance import interval_of_mean_share, wilson_interval
+from megatron_huatuo.exams.exam_formats import exam_format
 
 _UNNAMED = "-"
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from megatron_huatuo.config import one_of
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format
-from megatron_huatuo.evaluate.exams.pharmacist import QUESTION_TYPES, TRACKS
 from megatron_huatuo.evaluate.result_directory import read_result
 from megatron_huatuo.evaluate.score import format_table, percent, score_replies
 from megatron_huatuo.evaluate.significance import interval_of_mean_share
+from megatron_huatuo.exams.exam_formats import exam_format
+from megatron_huatuo.exams.pharmacist import QUESTION_TYPES, TRACKS
 from megatron_huatuo.storage.atomic import atomic_write
 
 _Records = list[Mapping[str, Any]]

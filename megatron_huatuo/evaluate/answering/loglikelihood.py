@@ -1,7 +1,7 @@
 """How likely a model finds each option as the continuation of a question: scoring without generating.
 
 Invariant: a likelihood depends on its context and continuation alone, whatever else is in the batch, and is in the request
-log before it is used. Context and continuation are parted as lm-evaluation-harness parts them.
+log before it is used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from megatron_huatuo.evaluate.answering.chat_model import ChatModel
 from megatron_huatuo.evaluate.answering.chat_templates import AUTO_TEMPLATE
 from megatron_huatuo.evaluate.answering.huggingface import directory_fingerprint
 from megatron_huatuo.evaluate.generate import Continued, GenerationSettings, Likelihood
+from megatron_huatuo.exams.likeliest_option import part_tokens
 from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.manifest import fingerprint
@@ -103,15 +104,11 @@ class LoglikelihoodScorer:
                 )
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """(tokens of the context, tokens of the continuation); blanks at the end of the context go to the continuation."""
+        """(tokens of the context, tokens of the continuation)."""
         if self._in_template:
             context = self.chat.render([{"role": "user", "content": context}])
             continuation = continuation.lstrip(" ")
-        stripped = context.rstrip()
-        continuation, context = context[len(stripped) :] + continuation, stripped
-        whole, start = self.chat.encode_text(context + continuation), len(self.chat.encode_text(context))
-        start = min(start, len(whole) - 1)  # the continuation may melt into the last token of the context
-        return whole[:start], whole[start:]
+        return part_tokens(self.chat.encode_text, context, continuation)
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:

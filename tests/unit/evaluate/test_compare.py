@@ -10,10 +10,10 @@ import pytest
 from megatron_huatuo.errors import ConfigError, DataError, EndpointError, IntegrityError
 from megatron_huatuo.evaluate.compare import format_comparison, run_compare
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.exams.pharmacist import QUESTION_TYPES
 from megatron_huatuo.evaluate.generate import EndpointOptions, ModelEndpoint
 from megatron_huatuo.evaluate.score_tables import PUBLISHED_PHARMACIST, TableSettings, run_table
 from megatron_huatuo.evaluate.significance import holm, mcnemar_exact
+from megatron_huatuo.exams.pharmacist import QUESTION_TYPES
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
 from tests.unit.evaluate.test_published_exams import FILES
 

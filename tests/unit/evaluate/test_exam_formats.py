@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_huatuo import exams
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate import exams
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format, exam_formats, recognise_format
 from megatron_huatuo.evaluate.generate import ModelEndpoint
-from megatron_huatuo.evaluate.questions import read_questions
+from megatron_huatuo.exams.exam_formats import exam_format, exam_formats, recognise_format
+from megatron_huatuo.exams.questions import read_questions
 
 ROOT = Path(__file__).parents[3]
 GUIDE = ROOT / "docs" / "add_an_exam.md"
@@ -30,7 +30,7 @@ def guide_format(tmp_path, monkeypatch):
     (folder / "first_aid.py").write_text(blocks_of_the_guide("python")[0], encoding="utf-8")
     monkeypatch.setattr(exams, "__path__", [*exams.__path__, str(folder)])
     yield
-    sys.modules.pop("megatron_huatuo.evaluate.exams.first_aid", None)
+    sys.modules.pop("megatron_huatuo.exams.first_aid", None)
 
 
 def test_one_file_makes_a_format_as_the_guide_says(guide_format, endpoint, tmp_path):
@@ -52,13 +52,11 @@ def test_format_without_its_file_is_not_there(tmp_path):
 
 
 def test_two_formats_of_one_name_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "again.py").write_text(
-        "from megatron_huatuo.evaluate.exams.own_layout import OwnLayout as A\nFORMAT = A()\n"
-    )
+    (tmp_path / "again.py").write_text("from megatron_huatuo.exams.own_layout import OwnLayout as A\nFORMAT = A()\n")
     monkeypatch.setattr(exams, "__path__", [*exams.__path__, str(tmp_path)])
     with pytest.raises(ConfigError, match="two exam formats are called 'own'"):
         exam_formats()
-    sys.modules.pop("megatron_huatuo.evaluate.exams.again")
+    sys.modules.pop("megatron_huatuo.exams.again")
 
 
 def test_every_format_says_where_people_get_the_exam():
@@ -89,6 +87,6 @@ def test_file_that_two_formats_claim_must_be_named(tmp_path, monkeypatch):
     entries = exam_formats()
     twin = type("Twin", (type(entries["own"]),), {"name": "twin"})()
     claims = {"own": entries["own"], "twin": twin, "triplet": type("Triplet", (type(twin),), {"name": "triplet"})()}
-    monkeypatch.setattr("megatron_huatuo.evaluate.exams.exam_formats.exam_formats", lambda: dict(claims))
+    monkeypatch.setattr("megatron_huatuo.exams.exam_formats.exam_formats", lambda: dict(claims))
     with pytest.raises(DataError, match=r"cannot tell the exam format of .*: it may be twin and triplet"):
         recognise_format(path)

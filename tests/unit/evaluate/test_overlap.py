@@ -13,9 +13,9 @@ from megatron_huatuo.blend.blend_build import build_blend
 from megatron_huatuo.blend.blend_settings import parse_blend_config
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
 from megatron_huatuo.evaluate.generate import ModelEndpoint
 from megatron_huatuo.evaluate.overlap import ExamRuns, OverlapSettings, find_overlap
+from megatron_huatuo.exams.exam_format import ExamQuestion
 from megatron_huatuo.index.build_index import build_index
 
 ROOT = Path(__file__).parents[3]

@@ -9,9 +9,9 @@ import pytest
 
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format, exam_formats, recognise_format
 from megatron_huatuo.evaluate.generate import ModelEndpoint
-from megatron_huatuo.evaluate.questions import find_examples, read_questions, select_questions
+from megatron_huatuo.exams.exam_formats import exam_format, exam_formats, recognise_format
+from megatron_huatuo.exams.questions import find_examples, read_questions, select_questions
 from megatron_huatuo.storage.jsonl import BadLines
 
 FILES = Path(__file__).parent / "exams"

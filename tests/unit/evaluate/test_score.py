@@ -2,9 +2,9 @@
 
 import pytest
 
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format
 from megatron_huatuo.evaluate.score import format_scores, score_replies
 from megatron_huatuo.evaluate.significance import wilson_interval
+from megatron_huatuo.exams.exam_formats import exam_format
 
 
 def record(parsed, answer="A", kind="最佳选择题", source="pharmacy", finish_reason="stop", chance=0.2, **more):

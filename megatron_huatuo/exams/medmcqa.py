@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import (
+from megatron_huatuo.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, has_han
+from megatron_huatuo.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, has_han
 from megatron_huatuo.storage.records import Question, parse_questions
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
+from megatron_huatuo.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
 
 
 class CMB(ExamFormat):

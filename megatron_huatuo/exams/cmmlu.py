@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from megatron_huatuo.evaluate.exams.exam_format import (
+from megatron_huatuo.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,

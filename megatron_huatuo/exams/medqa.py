@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import (
+from megatron_huatuo.exams.exam_format import (
     ExamFormat,
     ExamQuestion,
     FileHead,

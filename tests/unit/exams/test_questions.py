@@ -7,9 +7,9 @@ import json
 import pytest
 
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format
-from megatron_huatuo.evaluate.questions import (
+from megatron_huatuo.exams.exam_format import ExamQuestion
+from megatron_huatuo.exams.exam_formats import exam_format
+from megatron_huatuo.exams.questions import (
     chance_level,
     find_examples,
     read_questions,

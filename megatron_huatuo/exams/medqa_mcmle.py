@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead
-from megatron_huatuo.evaluate.exams.medqa import MedQA, medqa_language
+from megatron_huatuo.exams.exam_format import ExamFormat, ExamQuestion, FileHead
+from megatron_huatuo.exams.medqa import MedQA, medqa_language
 
 
 class MedQAMainland(MedQA):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamQuestion
-from megatron_huatuo.evaluate.exams.exam_formats import exam_format, recognise_format
+from megatron_huatuo.exams.exam_format import ExamQuestion
+from megatron_huatuo.exams.exam_formats import exam_format, recognise_format
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.record_files import read_records

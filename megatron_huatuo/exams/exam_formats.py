@@ -10,9 +10,9 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from megatron_huatuo import exams
 from megatron_huatuo.errors import ConfigError, DataError
-from megatron_huatuo.evaluate import exams
-from megatron_huatuo.evaluate.exams.exam_format import CSV_SUFFIXES, ExamFormat, FileHead, read_csv_rows
+from megatron_huatuo.exams.exam_format import CSV_SUFFIXES, ExamFormat, FileHead, read_csv_rows
 from megatron_huatuo.storage.jsonl import BadLines
 from megatron_huatuo.storage.record_files import read_records
 

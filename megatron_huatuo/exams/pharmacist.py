@@ -10,8 +10,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace
-from megatron_huatuo.evaluate.exams.own_layout import as_exam_question
+from megatron_huatuo.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace
+from megatron_huatuo.exams.own_layout import as_exam_question
 from megatron_huatuo.storage.records import parse_questions
 
 QUESTION_TYPES = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.evaluate.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
+from megatron_huatuo.exams.exam_format import ExamFormat, ExamQuestion, FileHead, QuestionPlace, text_of
 
 _OPTION = re.compile(r"^\s*([A-H])[\s.、:：．]\s*(.*?)\s*$")
 
