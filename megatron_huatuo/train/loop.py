@@ -118,8 +118,20 @@ def _log_and_validate(run: Run, reporter: Reporter) -> None:
             source.name: validate_on(run.training, source, run.layout, run.device, isolate) for source in run.held_out
         }
         reporter.pause("validation", time.perf_counter() - began)
-    if run.iteration % logging.log_interval == 0 or last or validation:
-        reporter.write(validation, run.forgetting.measure(validation))
+    exam = _sit_exam(run, reporter, last=last)
+    if run.iteration % logging.log_interval == 0 or last or validation or exam:
+        reporter.write(validation, run.forgetting.measure(validation), exam)
+
+
+def _sit_exam(run: Run, reporter: Reporter, *, last: bool) -> dict[str, float]:
+    """The score of the small exam, where there is one and it is due."""
+    interval = run.config.logging.exam.interval
+    if run.exam is None or not (last or (interval and run.iteration % interval == 0)):
+        return {}
+    began = time.perf_counter()
+    score = run.exam.score(run.exam.likelihoods(run.training, run.layout, run.device))
+    reporter.pause("exam", time.perf_counter() - began)
+    return score
 
 
 def _save(run: Run, saver: Saver, reporter: Reporter, *, someone_writes: bool) -> None:

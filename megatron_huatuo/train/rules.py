@@ -74,6 +74,10 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least("checkpoint.keep_every", checkpoint.keep_every, 1)
     at_least("logging.log_interval", config.logging.log_interval, 1)
     at_least("logging.validation_interval", config.logging.validation_interval, 1)
+    at_least("logging.exam.interval", config.logging.exam.interval, 1)
+    at_least("logging.exam.limit", config.logging.exam.limit, 1)
+    if config.logging.exam.interval is not None and not config.logging.exam.questions:
+        raise ConfigError("logging.exam.interval has no effect without logging.exam.questions. Name their files.")
     at_least("optimizer.lr", lr, 0)
     at_least("optimizer.clip_grad", config.optimizer.clip_grad, 0)
     at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)

@@ -13,6 +13,7 @@ from megatron_huatuo.storage.run_files import CHECKPOINTS
 from megatron_huatuo.train.observers.forgetting import Forgetting
 from megatron_huatuo.train.observers.received import ReceivedRates
 from megatron_huatuo.train.setup import Training
+from megatron_huatuo.train.small_exam import SmallExam
 from megatron_huatuo.train.stop import StopRequest
 from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import HeldOut
@@ -35,6 +36,7 @@ class Run:
     train_iters: int
     received: ReceivedRates
     forgetting: Forgetting
+    exam: SmallExam | None
     iteration: int = 0
     consumed_train_samples: int = 0
     last_saved: int | None = None

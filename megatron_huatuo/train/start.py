@@ -26,7 +26,7 @@ from megatron_huatuo.models.core.isolation import prove_isolation
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.run_files import CONFIG, iteration_of
-from megatron_huatuo.train.inputs import open_held_out
+from megatron_huatuo.train.inputs import open_held_out, open_small_exam
 from megatron_huatuo.train.observers import metrics
 from megatron_huatuo.train.observers.environment import record_start
 from megatron_huatuo.train.observers.forgetting import Forgetting
@@ -57,7 +57,7 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
-    held_out = open_held_out(config, rows)
+    held_out, exam = open_held_out(config, rows), open_small_exam(config, rows)
     if config.parallel.tp_comm_overlap:
         _initialize_overlap(config, architecture, rows.seq_length)
     training = build_training(
@@ -70,8 +70,9 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
     forgetting = Forgetting(config.data.validation, found[1].get("forgetting") if found else None)
     stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
     run = Run(
-        config, rows, training, layout, device, held_out, stop, train_iters, received, forgetting, iteration, consumed
-    )
+        config, rows, training, layout, device, held_out, stop, train_iters, received, forgetting, exam, iteration,
+        consumed,
+    )  # fmt: skip
     run.last_saved = iteration if found else None
     if is_log_rank():
         _announce(run)
@@ -197,4 +198,6 @@ def _announce(run: Run) -> None:
     )
     for piece, obstacle in fused_pieces(run.training.chunks[0].config, run.device.type).items():
         _log.info("%s: %s", piece, "on" if obstacle is None else f"off, {obstacle}")
+    if run.exam is not None:
+        _log.info("exam of %d questions, %d left out", len(run.exam.questions), run.exam.left_out)
     _log.info("%d rows of %d tokens in %d steps", len(run.rows), run.rows.seq_length, run.train_iters)

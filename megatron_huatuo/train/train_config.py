@@ -144,6 +144,19 @@ class CheckpointConfig:
 
 
 @dataclass
+class ExamInTraining:
+    """Exam questions whose likeliest option the training ranks name themselves, without an export."""
+
+    questions: list[str] = field(default_factory=list)
+    """Question files as `tools/evaluate.py exam` takes them; none: no exam."""
+    interval: int | None = None
+    """Steps between exams; null: only at the end. An exam of t tokens, options times question, costs about as much as training
+    on t / 3: for at most 2 % of the time set it to 17 × t / (global_batch_size × seq_length) or more."""
+    limit: int | None = 200
+    """Ask at most so many questions, drawn as `--limit` draws them; null: all."""
+
+
+@dataclass
 class LoggingConfig:
     """What is written while training."""
 
@@ -151,6 +164,8 @@ class LoggingConfig:
     """Steps between lines of log.jsonl."""
     validation_interval: int | None = None
     """Steps between validations; null: only at the end."""
+    exam: ExamInTraining = field(default_factory=ExamInTraining)
+    """A small exam by log-likelihood."""
     tensorboard: bool = True
     """Write tensorboard/ into the run directory."""
     wandb_project: str | None = None

@@ -51,15 +51,17 @@ class Reporter:
         self._stragglers.add(result.seconds_to_reduction)
 
     def pause(self, reason: str, seconds: float) -> None:
-        """Time that training waited for a "save" or a "validation": no part of the steps."""
+        """Time that training waited for a "save", a "validation" or an "exam": no part of the steps."""
         self._started += seconds
         self._paused_s += seconds
         self._pauses[reason] = self._pauses.get(reason, 0.0) + seconds
 
-    def write(self, validation: Mapping[str, float], increase: Mapping[str, float]) -> None:
+    def write(self, validation: Mapping[str, float], increase: Mapping[str, float], exam: Mapping[str, float]) -> None:
         """Write the entry of the steps since the last one, and begin anew. increase: of the loss on general text."""
         if self._writer is not None:
             entry = self._entry(validation, increase)
+            if exam:
+                entry["exam"] = dict(exam)
             self._writer.write(entry)
             metrics.show_progress(metrics.progress_line(entry, self._run.train_iters))
             self._note_iteration()
