@@ -1,6 +1,6 @@
 """What a backbone looks like, apart from its weights.
 
-Invariant: an `Architecture` describes a model that `models.core.build` can build exactly; a setting that it cannot hold
+Invariant: an `Architecture` describes a model that `models.core.build_model` can build exactly; a setting that it cannot hold
 is refused by name when the description is read, never dropped.
 """
 
