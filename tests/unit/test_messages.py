@@ -23,7 +23,7 @@ from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.evaluate.answering.replies import output_directory
 from megatron_huatuo.evaluate.judging.answers import read_turns
 from megatron_huatuo.evaluate.judging.rate import read_rubric
-from megatron_huatuo.evaluate.questions import read_questions
+from megatron_huatuo.exams.questions import read_questions
 from megatron_huatuo.index.formats.chat_template import need_chat_template
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.inspect.describe import describe
