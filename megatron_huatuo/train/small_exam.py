@@ -16,7 +16,8 @@ import torch.distributed as dist
 from megatron_huatuo.blend import pack_rows
 from megatron_huatuo.dataset.batch import build_batch
 from megatron_huatuo.dataset.batch_layout import BatchLayout
-from megatron_huatuo.dataset.rows import Row, empty_row
+from megatron_huatuo.dataset.row import Row, empty_row
+from megatron_huatuo.dataset.row_block import stack_rows
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.exams.exam_format import filled_options
 from megatron_huatuo.exams.likeliest_option import likeliest, option_texts, part_tokens, with_one_letter
@@ -103,7 +104,7 @@ class SmallExam:
         with torch.no_grad():
             for start in range(0, len(self), own.global_batch_size):
                 batches = [
-                    build_batch([self.row(row) for row in own.rows(start, m)], device)
+                    build_batch(stack_rows([self.row(row) for row in own.rows(start, m)]), device)
                     for m in range(own.num_microbatches)
                 ]
                 sums = run_microbatches(training, batches, len(self._documents), forward_only=True)
