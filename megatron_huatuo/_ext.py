@@ -20,8 +20,12 @@ def load_kernel() -> ModuleType | None:
     try:
         import megatron_huatuo._C as _C
     except ImportError as error:
-        return _warn(f"missing ({error})")
-    return _C if hasattr(_C, _LATEST_PART) else _warn(f"older than this version ({_C.__file__})")
+        _warn(f"missing ({error})")
+        return None
+    if not hasattr(_C, _LATEST_PART):
+        _warn(f"older than this version ({_C.__file__})")
+        return None
+    return _C
 
 
 def _warn(what: str) -> None:
