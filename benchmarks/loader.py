@@ -58,7 +58,11 @@ def _rates(packed: PackedRows, folder: Path, settings: LoaderBenchmark) -> list[
             np.concatenate([_read(indexes[source], document) for source, document in packed.documents_of(row)])
 
     def sampler(dataset: GPTDataset) -> Callable[[], None]:
-        return lambda: [dataset[sample] for sample in range(len(rows))] and None
+        def read_all() -> None:
+            for sample in range(len(rows)):
+                dataset[sample]
+
+        return read_all
 
     peers = {"IndexedDataset, tokens only": tokens_only}
     peers |= {f"GPTDataset, {name}": sampler(dataset) for name, dataset in samples.items()}
@@ -155,5 +159,12 @@ def _launches(packed: PackedRows, repeats: int) -> list[dict[str, Any]]:
 
 
 def _record(name: str, work: int, unit: str, timings: dict[str, list[Timing]], ours: str, peer: str) -> dict[str, Any]:
-    runs = {"ours": timings[ours], "peer": timings[peer]}
-    return rate_record(f"loader: {name}", work=work, unit=unit, **runs, peer_name=peer, packages=_PACKAGES)
+    return rate_record(
+        f"loader: {name}",
+        work=work,
+        unit=unit,
+        ours=timings[ours],
+        peer=timings[peer],
+        peer_name=peer,
+        packages=_PACKAGES,
+    )
