@@ -127,6 +127,40 @@ class GoodputBenchmark:
     """Of the failures; the default draws 14, where 14.6 are expected."""
 
 
+@dataclass
+class SweepBenchmark:
+    """Layouts, micro-batches and recomputation, or numbers of ranks, each a short training run in processes of its own.
+
+    Cases that run out of memory or time are recorded, and the next one starts. `--directory` gets sweep.md, sweep.png,
+    sweep.json, and the configuration and output of every case."""
+
+    config: str | None = None
+    """Training configuration that cases change; null: the toy model on the bundled sample."""
+    cases: str | None = None
+    """YAML list of {name, ranks, section: {key: value}}; null: the plan's best layouts, or with `scaling` one per number of ranks."""
+    best: int = 10
+    """How many of the plan's layouts."""
+    gpu: str = "h100"
+    """What the plan ranks layouts for."""
+    scaling: str | None = None
+    """strong: `ranks` in turn with the same global batch; weak: with a global batch that grows with them."""
+    ranks: list[int] = field(default_factory=lambda: [2])
+    """Ranks of all nodes together; the first one is that of layouts."""
+    ranks_per_node: int = 8
+    """Of which so many on a node."""
+    warm_up: int = 3
+    """Steps that are not counted."""
+    steps: int = 10
+    """Steps whose median counts."""
+    minutes: float = 20.0
+    """Time of one case, its start included."""
+    launch: str | None = None
+    """Command that starts the ranks, in which {config}, {ranks}, {nodes}, {ranks_per_node}, {python} and {train} (the path of
+    tools/train.py) are filled in. null: torchrun on this machine; examples/slurm/sweep.sbatch has that of Slurm."""
+    directory: str | None = None
+    """Where results go; null: a new temporary folder, named at the end."""
+
+
 BENCHMARKS: dict[str, type] = {
     "blend": BlendBenchmark,
     "unify": UnifyBenchmark,
@@ -137,5 +171,6 @@ BENCHMARKS: dict[str, type] = {
     "start": StartBenchmark,
     "save": SaveBenchmark,
     "goodput": GoodputBenchmark,
+    "sweep": SweepBenchmark,
 }
 """By name; `benchmarks/NAME.py` has `run(settings)`."""

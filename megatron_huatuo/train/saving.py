@@ -62,9 +62,11 @@ class Saver:
             self.finish()
 
     def save_last(self) -> None:
-        """The save that ends a run, here at once. Raises: SaveError."""
+        """The save that ends a run, here at once, unless the run is a measurement. Raises: SaveError."""
         self.finish()
         run = self._run
+        if not run.config.checkpoint.save_at_end:
+            return
         portable = self._wants_portable(is_last=True) or run.iteration == run.train_iters
         if run.last_saved != run.iteration or (portable and self._format != PORTABLE):
             self._publish(self._begin(portable, background=False))

@@ -127,6 +127,8 @@ class CheckpointConfig:
 
     save_interval: int | None = 500
     """Steps between saves; null: only at the end."""
+    save_at_end: bool = True
+    """Save when the run ends, by its last step or a stop request. false is for measurements: what was trained is lost."""
     keep: int = 2
     """Newest checkpoints that stay."""
     keep_every: int | None = None
