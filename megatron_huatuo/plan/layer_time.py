@@ -2,13 +2,14 @@
 
 Matrix products by a roofline whose two sides add up: arithmetic at the rate of large products, and the traffic of
 operands and result, which is hidden only in part and is what makes small products slow. Attention counts the lower
-triangle of each document, 2.5 times as much backward as forward. Everything else moves bytes. Tensor-parallel
+triangle of each document, of which a sliding window leaves a band, 2.5 times as much backward as forward. Everything else moves bytes. Tensor-parallel
 communication after Korthikanti et al. 2022, section 4.2, and megatron-core's linear layers: what runs beside a product
 costs `overlap_loss` of its time, the rest all of it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 
 from megatron_huatuo.plan.efficiency import Constants
@@ -59,6 +60,16 @@ class ForwardBackward:
     def backward_total(self) -> float:
         """Backward with what is computed again."""
         return self.backward.total + self.again
+
+
+def keys_per_query(length: float, window: int | None) -> float:
+    """Tokens that a token of a document attends to, on average, itself included; causal, the diagonal counted half.
+
+    >>> keys_per_query(4096.0, None), keys_per_query(4096.0, 512), keys_per_query(300.0, 512)
+    (2048.0, 480.0, 150.0)
+    """
+    reach = min(length, window or length)
+    return reach * (1 - reach / (2 * length))
 
 
 @dataclass(frozen=True)
@@ -134,30 +145,36 @@ class LayerModel:
         )
 
     def _attention_s(self) -> float:
+        """Mean of the layers, which may have windows of their own."""
         work = self.workload
         query, _ = self._widths()
-        flops = 4.0 * work.tokens * work.attended_length / 2 * query / work.tensor_parallel
-        rate = self.constants.attention_flops_per_s(self.gpu, work.attended_length)
-        if work.precision == "fp32":
-            rate *= self.gpu.peak_fp32_flops_per_s / self.gpu.peak_flops_per_s
-        return flops / rate
+        seconds = 0.0
+        for window, count in Counter(work.architecture.windows()).items():
+            keys = keys_per_query(work.attended_length, window)
+            flops = 4.0 * work.tokens * keys * query / work.tensor_parallel
+            rate = self.constants.attention_flops_per_s(self.gpu, 2 * keys)
+            seconds += count / work.architecture.num_layers * flops / rate
+        return seconds * (self.gpu.peak_flops_per_s / self.gpu.peak_fp32_flops_per_s if work.precision == "fp32" else 1)
 
     def _elementwise_s(self) -> tuple[float, float]:
         """Norms and residuals (divided as sequences are), rotation and gated unit (divided as matrices are).
 
-        Values moved for a token: norm forward 2, backward 3; residual 3 each way; rotation 2 of each query and key;
-        gated unit 3 forward, 5 backward.
+        Values moved for a token: norm forward 2, backward 3, of the hidden state twice or with norms behind four times, and
+        where they are normalised of queries and keys; residual 3 each way; rotation 2 of each query and key; gated unit 3
+        forward, 5 backward.
         """
         work, architecture = self.workload, self.workload.architecture
         width = 4 if work.precision == "fp32" else 2
         query, key_value = self._widths()
         rotated = 0 if architecture.alibi else 2 * (query + key_value)
+        normalised = query + key_value if architecture.qk_norm else 0
+        norms = 4 if architecture.post_norms else 2
         outside = architecture.hidden_size / work.outside_division
         ranks, ffn = work.tensor_parallel, architecture.ffn_hidden_size
         rate = self.constants.memory_bytes_per_s(self.gpu)
         factor = width * work.tokens / rate * (1.0 if work.fused else self.constants.eager_factor)
-        forward = factor * (10 * outside + (rotated + 3 * ffn) / ranks)
-        backward = factor * (12 * outside + (rotated + 5 * ffn) / ranks)
+        forward = factor * ((2 * norms + 6) * outside + (2 * normalised + rotated + 3 * ffn) / ranks)
+        backward = factor * ((3 * norms + 6) * outside + (3 * normalised + rotated + 5 * ffn) / ranks)
         if work.precision == "fp8":
             inputs = architecture.hidden_size * 2 + query + ffn
             gradients = query + 2 * key_value + 2 * architecture.hidden_size + 2 * ffn

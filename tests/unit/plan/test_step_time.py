@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 from typing import Any
 
 import pytest
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.families import presets
+from megatron_huatuo.plan import layer_time
 from megatron_huatuo.plan.efficiency import RANGES, Constants
 from megatron_huatuo.plan.gpus import GPUS, get_gpu
 from megatron_huatuo.plan.layer_time import LayerModel
@@ -59,6 +61,46 @@ def test_attention_counts_the_lower_triangle_and_more_than_twice_backward() -> N
 def test_short_documents_need_less_attention_than_whole_rows() -> None:
     assert step(attended_length=256.0).attention < step().attention / 2
     assert step(attended_length=256.0).products == step().products
+
+
+def test_a_sliding_window_leaves_a_band_of_the_triangle() -> None:
+    """A band of 1,024 keys in documents of 4,096 tokens is 4096·1024 - 1024²/2 pairs: 896 a token, at the rate of documents of
+    twice as many; Gemma 3's five local layers of six, and Mistral's all."""
+    assert doctest.testmod(layer_time) == (0, 1)
+    width = 4096
+
+    def by_hand(keys: float) -> float:
+        return 4 * 4096 * keys * width / (312e12 * 0.46 * 2 * keys / (2 * keys + 500))
+
+    whole, local = by_hand(2048), by_hand(896)
+    llama = WORK.architecture
+    mistral = dataclasses.replace(llama, sliding_window=1024)
+    gemma = dataclasses.replace(llama, sliding_window=1024, global_every=6, num_layers=36)
+    assert layer().forward.attention == pytest.approx(whole)
+    assert layer(architecture=mistral).forward.attention == pytest.approx(local)
+    assert layer(architecture=gemma).forward.attention == pytest.approx((5 * local + whole) / 6)
+    short = {"attended_length": 900.0}
+    assert layer(architecture=mistral, **short).forward.attention == layer(**short).forward.attention
+    wide = dataclasses.replace(llama, sliding_window=4096)
+    assert layer(architecture=wide) == layer(), "a window that no document fills changes nothing"
+
+
+def test_norms_behind_and_those_of_queries_and_keys_move_bytes_too() -> None:
+    """Two more of 2 values forward and 3 backward of the hidden state; as many of each query and key."""
+    h, kv, rate = 4096, 1024, 2.039e12 * 0.85
+    plain = dataclasses.replace(WORK.architecture, num_query_groups=8)
+    behind, heads = dataclasses.replace(plain, post_norms=True), dataclasses.replace(plain, qk_norm=True)
+    for architecture, values in ((behind, 2 * h), (heads, h + kv)):
+        more, less = layer(architecture=architecture), layer(architecture=plain)
+        forward = more.forward.elementwise - less.forward.elementwise
+        assert forward == pytest.approx(2 * 4096 * 2 * values / rate)
+        assert more.backward.elementwise - less.backward.elementwise == pytest.approx(1.5 * forward)
+        assert more.forward.products == less.forward.products
+    shared = {"architecture": heads, "tensor_parallel": 4}
+    less = layer(architecture=plain, tensor_parallel=4)
+    assert layer(**shared).forward.elementwise - less.forward.elementwise == pytest.approx(
+        2 * 4096 * 2 * (h + kv) / 4 / rate
+    ), "heads are divided as matrices are"
 
 
 def test_norms_rotation_and_gated_unit_move_their_bytes() -> None:
