@@ -10,7 +10,7 @@ import torch
 from tests.distributed.runner import run_ranks
 from tests.unit.convert.small_models import SMALL, oracle_logits, write_model
 
-LAYOUTS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2)}
+LAYOUTS = {"tp1": (1, 1), "tp2": (2, 1), "pp2": (1, 2), "tp2 pp2": (2, 2)}
 # A head is never split: five heads over two ranks are refused (tests/unit/model/test_build.py). Six give each rank three.
 CASES = [
     (name, layout) for name in SMALL for layout, (tp, _) in LAYOUTS.items() if SMALL[name].num_attention_heads % tp == 0
@@ -116,5 +116,5 @@ def test_packed_logits_losses_and_gradients_equal_the_oracle(tmp_path: Path, nam
     tp, pp = LAYOUTS[layout]
     directory = write_model(tmp_path / "hf", SMALL[name])
     _write_oracle(directory, name)
-    for errors in run_ranks(2, _compare, str(directory), name, tp, pp):
+    for errors in run_ranks(max(2, tp * pp), _compare, str(directory), name, tp, pp):
         assert max(errors.values()) < 1e-5, {key: error for key, error in errors.items() if error >= 1e-5}
