@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,50 @@ def test_ids_of_published_templates_are_those_of_transformers(name: str) -> None
     messages = [messages_of(one) for one in conversations]
     expected = theirs.apply_chat_template(messages, chat_template=settings["chat_template"], return_dict=False)
     assert [tokens_of(encoded, number) for number in range(200)] == expected
+
+
+# Where the published templates' answers begin and end, as bytes of the whole text.
+ANSWERS = {
+    "qwen3": rb"<\|im_start\|>assistant\n(.*?<\|im_end\|>)",
+    "qwen3 without thoughts": rb"<\|im_start\|>assistant\n(?:<think>.*?</think>\n\n)?(.*?<\|im_end\|>)",
+    "llama3_1": rb"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n(.*?<\|eot_id\|>)",
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_the_mask_of_published_templates_is_what_stands_between_their_tags(case: str) -> None:
+    """The oracle knows neither the template's logic nor our layouts: it finds answers in the bytes of the whole text, and
+    tokens by the bytes that they have."""
+    from transformers import PreTrainedTokenizerFast
+
+    name = case.partition(" ")[0]
+    directory = PUBLISHED / name
+    if not directory.is_dir():
+        pytest.skip(f"no published tokenizer at {directory}")
+    settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {key: settings[key] for key in ("bos_token", "eos_token", "pad_token") if settings.get(key)}
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **named)
+    template = read_chat_template(directory)
+    assert template is not None
+    ours = NativeFormat(load_tokenizer(directory), template, train_on_thinking=not case.endswith("without thoughts"))
+    conversations = list(some_conversations(200, seed=11))
+    encoded = ours.encode(conversations)
+    assert len(encoded.kept) == 200
+    trained = total = 0
+    for number, conversation in enumerate(conversations):
+        text = theirs.apply_chat_template(
+            messages_of(conversation), chat_template=settings["chat_template"], tokenize=False
+        ).encode()
+        spans = [found.span(1) for found in re.finditer(ANSWERS[case], text, re.DOTALL)]
+        assert len(spans) == len(conversation.turns) / 2
+        # A token of byte-level BPE has one character per byte, an added one is plain ASCII.
+        lengths = [len(token) for token in theirs.convert_ids_to_tokens(tokens_of(encoded, number))]
+        assert sum(lengths) == len(text)
+        starts = np.cumsum([0, *lengths[:-1]])
+        expected = [int(any(first <= start < end for first, end in spans)) for start in starts.tolist()]
+        assert modes_of(encoded, number) == expected, text.decode()
+        trained, total = trained + sum(expected), total + len(expected)
+    assert 0.3 * total < trained < 0.8 * total
 
 
 def by_hand(family: str) -> ChatTemplate:
