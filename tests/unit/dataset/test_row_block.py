@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo import _C
+from megatron_huatuo.blend import pack_rows
 from megatron_huatuo.dataset import batch, row_block
 from megatron_huatuo.dataset.batch import loss_positions
 from megatron_huatuo.dataset.row import read_row
@@ -23,6 +25,7 @@ from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.indexed import IndexedReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
 from megatron_huatuo.storage.targets import DocumentsInRows
+from megatron_huatuo.train.validation import HeldOut
 
 EOS, PAD = 2, 7
 FORMATS = ("huatuo2", "native", "text")
@@ -92,6 +95,17 @@ def test_rows_of_a_blend_are_those_of_the_plain_form(sample_blend: Path) -> None
     rows = PackedRows(sample_blend)
     numbers = [*range(len(rows)), len(rows), len(rows) + 9]
     assert_equal(rows.read(numbers), stack_rows([rows.row(number) for number in numbers]))
+
+
+def test_held_out_rows_are_those_of_the_plain_form(sample_blend: Path) -> None:
+    rows = PackedRows(sample_blend)
+    prefix = str(sample_blend.parent / "index" / "books")
+    held_out = HeldOut("books", prefix, 256, rows.tokenizer["sha256"], EOS)
+    documents = DocumentsInRows(IndexedReader(prefix), 256)
+    order, row_start = pack_rows(documents.lengths(), 256, 1)
+    numbers = [order[first:last] for first, last in itertools.pairwise(row_start)]
+    plain = [read_row([documents], np.zeros_like(part), part, 256, EOS) for part in [*numbers, order[:0]]]
+    assert_equal(held_out.read(range(len(held_out) + 1)), stack_rows(plain))
 
 
 def test_without_the_kernel_the_plain_form_does_its_work(sample_blend: Path, monkeypatch: pytest.MonkeyPatch) -> None:
