@@ -18,6 +18,16 @@ class BlendBenchmark:
 
 
 @dataclass
+class CurateBenchmark:
+    """Duplicates and merge of generated passages by the million; 2 kB of disk a passage. 20 million take about an hour."""
+
+    passages: list[int] = field(default_factory=lambda: [1_000_000, 2_000_000, 4_000_000])
+    """Sizes of the corpora, the smallest first."""
+    directory: str | None = None
+    """Where to work; null: the system's temporary folder."""
+
+
+@dataclass
 class UnifyBenchmark:
     """Passages to pairs through an endpoint that answers at once; about 100 s on 2 cores, one of which the endpoint uses."""
 
@@ -163,6 +173,7 @@ class SweepBenchmark:
 
 BENCHMARKS: dict[str, type] = {
     "blend": BlendBenchmark,
+    "curate": CurateBenchmark,
     "unify": UnifyBenchmark,
     "index": IndexBenchmark,
     "loader": LoaderBenchmark,

@@ -77,11 +77,11 @@ class Account:
 
     def add_in(self, document: Document) -> None:
         """A document as it was read."""
-        self._add("in", document)
+        self._add("in", document.source, len(document.text.encode()))
 
-    def add_out(self, document: Document) -> None:
-        """A passage that is kept."""
-        self._add("out", document)
+    def add_out(self, source: str, number_bytes: int) -> None:
+        """A passage that is kept, with the size of its text."""
+        self._add("out", source, number_bytes)
 
     def add_parts(self, source: str, more: int) -> None:
         """A document that became `more` + 1 passages."""
@@ -104,9 +104,9 @@ class Account:
         self.seconds[step] += seconds  # type: ignore[assignment]
         self.bytes_by_step[step] += number_bytes
 
-    def _add(self, where: str, document: Document) -> None:
-        self.counts[f"documents {where}"][document.source] += 1
-        self.counts[f"bytes {where}"][document.source] += len(document.text.encode())
+    def _add(self, where: str, source: str, number_bytes: int) -> None:
+        self.counts[f"documents {where}"][source] += 1
+        self.counts[f"bytes {where}"][source] += number_bytes
 
     def merge(self, record: Mapping[str, Any]) -> None:
         """Add what another account's `to_record` says."""

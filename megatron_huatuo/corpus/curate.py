@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_huatuo.config import to_plain
 from megatron_huatuo.corpus.curation_settings import CurationSettings
@@ -33,6 +33,9 @@ from megatron_huatuo.storage.manifest import (
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    from megatron_huatuo.corpus.band_search import BandSearch
+
 KIND = "corpus"
 _FILES = ("documents.jsonl", "rejected.jsonl", "contamination.jsonl", "report.json", "report.png", "rates.json")
 
@@ -51,7 +54,8 @@ def curate(
     Raises: ConfigError; DataError for a bad line beyond `max_bad_lines`, or when nothing is left.
     """
     # datatrove takes half a second to import.
-    from megatron_huatuo.corpus.shard_files import ShardWriter
+    from megatron_huatuo.corpus.band_search import BandSearch
+    from megatron_huatuo.corpus.shard_files import ShardWriter, shard_path
     from megatron_huatuo.corpus.steps import build_pipeline
 
     settings, execution = settings or CurationSettings(), execution or ExecutorSettings()
@@ -63,10 +67,13 @@ def curate(
         check_replaceable(target, KIND)
         work = root / fingerprint_work(files, decisive)
         shard = ShardWriter(str(work), with_signatures=settings.near_duplicate_similarity <= 1)
-        if not _run_tasks(len(files), work, partial(build_pipeline, files, shard, settings), execution):
+        shards = [shard_path(work, rank) for rank in range(len(files))]
+        search = BandSearch(shards, work / "pairs", settings.near_duplicate_similarity)
+        is_done = _run_tasks(shards, work, partial(build_pipeline, files, shard, settings), execution)
+        if not (is_done and search.run_tasks(execution)):
             get_logger(__name__).info("tasks are submitted; run the same command when they are done (%s)", work)
             return {"state": "submitted", "work": str(work)}
-        report = _merge(work, files, target, decisive, settings)
+        report = _merge(shards, search, files, target, decisive, settings.max_bad_lines)
         shutil.rmtree(root, ignore_errors=True)
     get_logger(__name__).info(
         "curated %d documents into %d passages (%d rejected): %s",
@@ -91,27 +98,36 @@ def _describe(settings: CurationSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run_tasks(tasks: int, work: Path, make_pipeline: Callable[[bool], list[Any]], execution: ExecutorSettings) -> bool:
+def _run_tasks(
+    shards: list[Path], work: Path, make_pipeline: Callable[[bool], list[Any]], execution: ExecutorSettings
+) -> bool:
     """Run what is not done; whether all is done now."""
-    from megatron_huatuo.corpus.shard_files import shard_path
     from megatron_huatuo.execution.executors import run_tasks
 
-    for rank in range(tasks):
-        if not (shard_path(work, rank) / "shard.json").exists():
-            (work / "datatrove" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
-
-    return run_tasks("curate", make_pipeline, tasks, work / "datatrove", execution)
+    return run_tasks(
+        "curate",
+        make_pipeline,
+        len(shards),
+        work / "datatrove",
+        execution,
+        is_done=lambda rank: (shards[rank] / "shard.json").exists(),
+    )
 
 
 def _merge(
-    work: Path, files: list[str], target: Path, decisive: dict[str, Any], settings: CurationSettings
+    shards: list[Path],
+    search: BandSearch,
+    files: list[str],
+    target: Path,
+    decisive: dict[str, Any],
+    max_bad_lines: int,
 ) -> dict[str, Any]:
     from megatron_huatuo.corpus.account import draw_report
     from megatron_huatuo.corpus.merge_shards import CorpusMerge
 
     with atomic_directory(target, replace=True) as directory:
-        merge = CorpusMerge(work, len(files), directory, settings.max_bad_lines)
-        merge.write(settings.near_duplicate_similarity)
+        merge = CorpusMerge(shards, directory, max_bad_lines)
+        merge.write(search)
         report = {**merge.account.report(), "tolerated": merge.tolerated()}
         if not report["documents_out"]:
             raise DataError(_nothing_left(report, files))

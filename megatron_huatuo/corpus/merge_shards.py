@@ -6,34 +6,36 @@ passages the first in input order stays.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from megatron_huatuo.corpus.account import Account, Rejected
-from megatron_huatuo.corpus.shard_files import read_keys, shard_path
+from megatron_huatuo.corpus.band_search import BandSearch
+from megatron_huatuo.corpus.shard_files import read_keys
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.log import progress
 from megatron_huatuo.storage.atomic import open_output
-from megatron_huatuo.storage.jsonl import dump_line, read_jsonl
+from megatron_huatuo.storage.jsonl import dump_line
 from megatron_huatuo.storage.manifest import read_json
-from megatron_huatuo.storage.records import Document, parse_document
-from megatron_huatuo.text.minhash import first_of_group_in_files
 
 Indices = npt.NDArray[np.int64]
+_EXACT, _NEAR, _HAS_COPIES, _REPEATED_ID = 1, 2, 4, 8  # bits of a mark
 
 
 class CorpusMerge:
-    """The merge of all shards of a run below `folder` into the directory `target`."""
+    """The merge of all shards of a run into the directory `target`."""
 
-    def __init__(self, folder: Path, tasks: int, target: Path, max_bad_lines: int) -> None:
+    def __init__(self, shards: Sequence[Path], target: Path, max_bad_lines: int) -> None:
         """Raises DataError when the shards together have too many bad lines."""
-        self.shards = [shard_path(folder, rank) for rank in range(tasks)]
+        self.shards = shards
         self.contents = [read_json(shard / "shard.json") for shard in self.shards]
         self.target = target
         self.account = Account()
@@ -57,74 +59,54 @@ class CorpusMerge:
         total: Counter[str] = sum((Counter(content["tolerated"]) for content in self.contents), Counter())
         return dict(sorted(total.items()))
 
-    def write(self, near_duplicate_similarity: float) -> None:
+    def write(self, search: BandSearch) -> None:
         """Write documents.jsonl, rejected.jsonl and contamination.jsonl."""
         keys = np.concatenate([read_keys(shard) for shard in self.shards])
         exact = first_equal(keys)
-        near = self._near_duplicates(len(keys), near_duplicate_similarity)
-        named = self._names_of_firsts(exact, near)
-        repeated = _repeated_ids(keys)
+        near = search.group(len(keys)).first
+        marks = _mark_passages(keys, exact, near)
+        names: dict[int, str] = {}  # of the passages that others are copies of
         seen: Counter[str] = Counter()
         with (
             open_output(self.target / "documents.jsonl") as kept,
             open_output(self.target / "rejected.jsonl") as rejected,
         ):
-            for index, passage in self._passages("merge", rejected):
-                first = int(exact[index]) if exact[index] != index else int(near[index])
-                if first == index:
-                    unique = self._unique(passage, bool(repeated[index]), seen)
-                    self.account.add_out(unique)
-                    kept.write(dump_line(unique.to_record()))
+            for index, (line, mark) in enumerate(zip(self._lines(rejected), marks.tobytes(), strict=True)):
+                passage = orjson.loads(line)
+                if mark & _HAS_COPIES:
+                    names[index] = passage["id"]
+                if mark & _EXACT:
+                    self._reject(passage, f"exact duplicate: of {names[int(exact[index])]}", rejected)
+                elif mark & _NEAR:
+                    self._reject(passage, f"near-duplicate: of {names[int(near[index])]}", rejected)
                 else:
-                    kind = "exact duplicate" if exact[index] != index else "near-duplicate"
-                    self._reject(passage, f"{kind}: of {named[first]}", rejected)
+                    self.account.add_out(passage["source"], len(passage["text"].encode()))
+                    kept.write(self._with_own_id(line, seen) if mark & _REPEATED_ID else line)
         with open_output(self.target / "contamination.jsonl") as report:
             for shard in self.shards:
                 report.write((shard / "contamination.jsonl").read_bytes())
 
-    def _passages(self, description: str, rejected: IO[bytes] | None = None) -> Iterator[tuple[int, Document]]:
-        """(number over all shards, passage); each shard's own rejections are copied before its passages."""
-        index = 0
-        for shard in progress(self.shards, description=description, unit="file"):
-            if rejected is not None:
-                with open(shard / "rejected.jsonl", "rb") as own:
-                    shutil.copyfileobj(own, rejected)
-            path = shard / "passages.jsonl"
-            for line in read_jsonl(path):
-                yield index, parse_document(line.record, f"{path}:{line.number}")
-                index += 1
+    def _lines(self, rejected: IO[bytes]) -> Iterator[bytes]:
+        """The lines of all passages; each shard's own rejections are copied before its passages."""
+        for shard in progress(self.shards, description="merge", unit="file"):
+            with open(shard / "rejected.jsonl", "rb") as own:
+                shutil.copyfileobj(own, rejected)
+            with open(shard / "passages.jsonl", "rb") as passages:
+                yield from passages
 
-    def _near_duplicates(self, number: int, threshold: float) -> Indices:
-        """For each passage the first one of its group, int64 [number]."""
-        if threshold > 1:  # no signatures were written
-            return np.arange(number, dtype=np.int64)
-        signatures = (shard / "signatures.bin" for shard in self.shards)
-        return first_of_group_in_files(signatures, threshold, self.target / "signatures.tmp")
-
-    def _names_of_firsts(self, exact: Indices, near: Indices) -> dict[int, str]:
-        """Ids of the passages that others are duplicates of."""
-        numbers = np.arange(len(exact))
-        firsts = {int(number) for number in np.unique(np.concatenate([exact[exact != numbers], near[near != numbers]]))}
-        if not firsts:
-            return {}
-        return {index: passage.id for index, passage in self._passages("name duplicates") if index in firsts}
-
-    def _unique(self, passage: Document, repeated: bool, seen: Counter[str]) -> Document:
-        """The passage under an id of its own: files may number their records alike."""
-        if not repeated:
-            return passage
-        seen[passage.id] += 1
-        if seen[passage.id] == 1:
-            return passage
+    def _with_own_id(self, line: bytes, seen: Counter[str]) -> bytes:
+        """The line with an id that no passage before has: files may number their records alike."""
+        passage = json.loads(line)
+        name = passage["id"]
+        seen[name] += 1
+        if seen[name] == 1:
+            return line
         self.account.add_repairs({"repeated id": 1})
-        return Document(
-            f"{passage.id}~{seen[passage.id]}", passage.source, passage.language, passage.text, passage.title,
-            passage.metadata,
-        )  # fmt: skip
+        return dump_line({**passage, "id": f"{name}~{seen[name]}"})
 
-    def _reject(self, passage: Document, reason: str, rejected: IO[bytes]) -> None:
-        origin = (passage.metadata or {})["origin"]
-        row = Rejected(passage.id, reason, origin["file"], origin["line"], passage.source)
+    def _reject(self, passage: dict[str, Any], reason: str, rejected: IO[bytes]) -> None:
+        origin = passage["metadata"]["origin"]
+        row = Rejected(passage["id"], reason, origin["file"], origin["line"], passage["source"])
         self.account.add_rejected(row)
         rejected.write(dump_line(row.to_record()))
 
@@ -135,7 +117,7 @@ def first_equal(keys: npt.NDArray[Any]) -> Indices:
     >>> first_equal(np.array([(0, 7, 7), (1, 7, 8), (2, 7, 7)], [("id", "u8"), ("text_high", "u8"), ("text_low", "u8")])).tolist()
     [0, 1, 0]
     """
-    order = np.lexsort((np.arange(len(keys)), keys["text_low"], keys["text_high"]))
+    order = np.lexsort((keys["text_low"], keys["text_high"]))  # stable: equal texts stay in order
     ordered = keys[order]
     new = np.ones(len(keys), bool)
     new[1:] = (ordered["text_high"][1:] != ordered["text_high"][:-1]) | (
@@ -147,7 +129,15 @@ def first_equal(keys: npt.NDArray[Any]) -> Indices:
     return first
 
 
-def _repeated_ids(keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether an id stands more than once, bool [N]."""
-    _, inverse, counts = np.unique(keys["id"], return_inverse=True, return_counts=True)
-    return np.asarray(counts[inverse] > 1)
+def _mark_passages(keys: npt.NDArray[Any], exact: Indices, near: Indices) -> npt.NDArray[np.uint8]:
+    """What the merge must know of each passage, as bits, uint8 [N]. keys: KEY_DTYPE [N]; exact, near: int64 [N]."""
+    marks = np.zeros(len(keys), np.uint8)
+    for first, bit in ((exact, _EXACT), (near, _NEAR)):
+        copies = np.flatnonzero(first != np.arange(len(first)))
+        marks[copies] |= bit
+        marks[first[copies]] |= _HAS_COPIES
+    order = np.argsort(keys["id"])
+    ids = keys["id"][order]
+    repeats = ids[1:] == ids[:-1]
+    marks[order[np.append(repeats, False) | np.append(False, repeats)] if len(ids) else order] |= _REPEATED_ID
+    return marks

@@ -22,9 +22,10 @@ from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 from megatron_huatuo.storage.records import Document
 from megatron_huatuo.text.minhash import signature
+from megatron_huatuo.text.near_duplicates import SIGNATURES, write_band_keys
 
 KEY_DTYPE = np.dtype([("id", "<u8"), ("text_high", "<u8"), ("text_low", "<u8")])
-_FILES = ("passages.jsonl", "rejected.jsonl", "contamination.jsonl", "keys.bin", "signatures.bin")
+_FILES = ("passages.jsonl", "rejected.jsonl", "contamination.jsonl", "keys.bin", SIGNATURES)
 
 
 class ShardWriter:
@@ -50,7 +51,7 @@ class ShardWriter:
         self._handles["passages.jsonl"].write(dump_line(passage.to_record()))
         self._handles["keys.bin"].write(make_key(passage).tobytes())
         if self.with_signatures:
-            self._handles["signatures.bin"].write(signature(passage.text).tobytes())
+            self._handles[SIGNATURES].write(signature(passage.text).tobytes())
 
     def reject(self, rejected: Rejected) -> None:
         """Add a rejection."""
@@ -67,6 +68,8 @@ class ShardWriter:
         for bad in self._bad_lines.lines:
             self.reject(Rejected(None, bad.reason, bad.file, bad.line))
         self._close()
+        if self.with_signatures:
+            write_band_keys(self._private)
         content: dict[str, Any] = {
             "input": {"path": self._input, "bytes": os.path.getsize(self._input), "sha256": sha256_file(self._input)},
             "bad_lines": len(self._bad_lines.lines),

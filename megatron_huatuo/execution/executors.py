@@ -42,16 +42,22 @@ def run_tasks(
     tasks: int,
     logging_dir: Path,
     settings: ExecutorSettings,
+    *,
+    is_done: Callable[[int], bool],
     figures: Callable[[], dict[str, str]] | None = None,
 ) -> bool:
     """Run all tasks that are not done; returns whether all are done now (SLURM runs them later).
 
     name: of the stage, for progress bars and job names. make_pipeline: (show a progress bar of its own) -> steps.
+    is_done: whether what a task makes is there; the record of a finished task alone is not believed.
     figures: what a bar over several local tasks shows besides their number; without secrets, it goes to the workers too.
     """
     # datatrove takes half a second to import.
     from megatron_huatuo.execution.processes import ProcessExecutor
 
+    for rank in range(tasks):
+        if not is_done(rank):
+            (logging_dir / "completions" / f"{rank:05d}").unlink(missing_ok=True)
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(logging_dir), "workers": settings.workers}
     if settings.executor == "local":
         executor: Any = ProcessExecutor(name, make_pipeline(settings.workers == 1 or tasks == 1), figures, **common)

@@ -25,7 +25,7 @@ from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import describe_files, read_json, write_json, write_manifest
 from megatron_huatuo.storage.pairs import parse_conversations
 from megatron_huatuo.storage.records import Conversation
-from megatron_huatuo.text.minhash import first_of_group_in_files
+from megatron_huatuo.text.near_duplicates import Groups, SignatureFiles, group_near_duplicates
 from megatron_huatuo.unify.output_report import UnificationReport
 from megatron_huatuo.unify.run_job import Job
 from megatron_huatuo.unify.writers.writer import ENDPOINT_FAILED, Refusal
@@ -110,8 +110,9 @@ class Merge:
 
     def write(self, near_duplicate_similarity: float) -> None:
         """Write conversations.jsonl and rejected.jsonl."""
-        signatures = (folder / "signatures.bin" for folder in self.folders)
-        first = first_of_group_in_files(signatures, near_duplicate_similarity, self.target / "signatures.tmp")
+        files = SignatureFiles(self.folders)
+        is_off = near_duplicate_similarity > 1
+        first = (Groups(len(files)) if is_off else group_near_duplicates(files, near_duplicate_similarity)).first
         ids = {int(number): "" for number in np.unique(first[first != np.arange(len(first))])}
         with (
             open_output(self.target / "conversations.jsonl") as kept,

@@ -24,6 +24,7 @@ from megatron_huatuo.storage.jsonl import BadLines, dump_line
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.records import Conversation, Document, Turn
 from megatron_huatuo.text.minhash import signature
+from megatron_huatuo.text.near_duplicates import SIGNATURES, write_band_keys
 from megatron_huatuo.unify.gates import Gates, measure_support, pair_language
 from megatron_huatuo.unify.input_documents import Invitation, Query, Task
 from megatron_huatuo.unify.output_report import UnificationReport
@@ -46,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 class Unifier:
-    """Turns tasks into conversations.jsonl, signatures.bin and rejected.jsonl of one directory."""
+    """Turns tasks into conversations.jsonl, their signatures and rejected.jsonl of one directory."""
 
     def __init__(self, backend: Backend, gates: Gates, max_concurrency: int, gate_pairs: bool = False) -> None:
         """gate_pairs: conversations that are taken over must pass the gates too."""
@@ -100,7 +101,7 @@ class Unifier:
         window = _WINDOW_A_REQUEST * self.max_concurrency
         with (
             open_output(directory / "conversations.jsonl") as kept,
-            open_output(directory / "signatures.bin") as signatures,
+            open_output(directory / SIGNATURES) as signatures,
             open_output(directory / "rejected.jsonl") as rejected,
         ):
             async for task, outcome in in_order(self.outcome, tasks, window):
@@ -117,6 +118,7 @@ class Unifier:
                     rejected.write(dump_line(self.report.add_refusal(task, result)))
                 if style is not None:
                     self.report.add_style(style, result, spent)
+        write_band_keys(directory)
 
     def _support(self, task: Task, conversation: Conversation) -> tuple[float, float] | None:
         """Faithfulness and coverage, where there is a passage to compare with."""

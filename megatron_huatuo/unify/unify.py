@@ -214,11 +214,18 @@ def _run_tasks(job: Job, execution: ExecutorSettings) -> bool:
     from megatron_huatuo.execution.executors import run_tasks
     from megatron_huatuo.unify.run_shard import UnifyShard
 
-    logs = job.work / "datatrove"
-    for rank in range(len(job.shards)):
+    def is_done(rank: int) -> bool:
         path = job.shard_path(rank) / "shard.json"
         content = read_json(path) if path.exists() else None
-        if content is None or (content["stopped"] and content["budget_usd"] != job.budget_usd):
-            (logs / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+        return content is not None and not (content["stopped"] and content["budget_usd"] != job.budget_usd)
+
     figures = None if job.model is None else LiveFigures(job, job.model)
-    return run_tasks("unify", lambda show: [UnifyShard(job, show)], len(job.shards), logs, execution, figures)
+    return run_tasks(
+        "unify",
+        lambda show: [UnifyShard(job, show)],
+        len(job.shards),
+        job.work / "datatrove",
+        execution,
+        is_done=is_done,
+        figures=figures,
+    )

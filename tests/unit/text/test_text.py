@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo.text.language import count_size, detect_language
-from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, first_of_group, signature, similarity
+from megatron_huatuo.text.minhash import NUM_PERMUTATIONS, signature, similarity
 from megatron_huatuo.text.sentences import first_sentence, split_clauses, split_sentences
 
 MIXED = st.text("血压。！？；，：、 \n.,:;!?Dr A1e.g", max_size=60)
@@ -79,31 +79,3 @@ def test_similarity_estimates_the_share_of_common_shingles():
 def test_signatures_ignore_case_punctuation_and_white_space():
     assert (signature("Aspirin, 100 mg：血压。") == signature("aspirin 100 MG 血\n压")).all()
     assert signature("").shape == (NUM_PERMUTATIONS,) and (signature("a b") != signature("b c")).any()
-
-
-def test_groups_keep_the_first_and_are_found_among_thousands():
-    choose = random.Random(1)
-    texts = [" ".join(words(seed, 60)) for seed in range(1500)]
-    copies = {}
-    for number in choose.sample(range(1500), 60):
-        copy = texts[number].split()
-        copy[choose.randrange(60)] = "changed"
-        copies[len(texts)] = number
-        texts.append(" ".join(copy))
-    first = first_of_group(np.stack([signature(text) for text in texts]), 0.8)
-    found = {index: int(number) for index, number in enumerate(first) if index != number}
-    assert sum(copies.get(index) == number for index, number in found.items()) >= 58
-    assert len(found) <= 60
-
-
-def test_chains_of_near_duplicates_are_one_group_named_after_the_first():
-    before, after = words(7, 100), words(8, 100)
-    texts = [" ".join([*after[:cut], *before[cut:]]) for cut in (0, 4, 8, 12, 16, 20)]
-    assert similarity(signature(texts[0]), signature(texts[-1])) < 0.8
-    first = first_of_group(np.stack([signature(text) for text in texts]), 0.8)
-    assert first.tolist() == [0] * 6
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_groups_of_nothing(number):
-    assert first_of_group(np.zeros((number, NUM_PERMUTATIONS), np.uint32), 0.8).tolist() == list(range(number))
