@@ -29,7 +29,7 @@ class CurateBenchmark:
 
 @dataclass
 class UnifyBenchmark:
-    """Passages to pairs through an endpoint that answers at once; about 100 s on 2 cores, one of which the endpoint uses."""
+    """Passages to pairs through an endpoint that answers at once; about 3 minutes on 2 cores, one of which the endpoint uses."""
 
     documents: int = 2000
     """Passages of 230 characters, two requests each."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import interleave, peak_mib, rate_record, surroundings
 from benchmarks.settings import UnifyBenchmark
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.llm.api_key import ApiKey
+from megatron_huatuo.llm.endpoint_settings import EndpointSettings
+from megatron_huatuo.llm.request import Client
 from megatron_huatuo.storage.jsonl import read_jsonl, write_jsonl
 from megatron_huatuo.storage.records import parse_document
 from megatron_huatuo.unify import unify
@@ -66,7 +70,8 @@ def run(settings: UnifyBenchmark) -> list[dict[str, Any]]:
             peer_name="openai.AsyncOpenAI in a bare loop: no log, no gates, no output",
             packages=_PACKAGES,
         )
-        return [rate, _memory_record(directory, settings.documents, base_url)]
+        alone = _request_records(base_url, settings.documents, settings.repeats)
+        return [rate, *alone, _memory_record(directory, settings.documents, base_url)]
 
 
 @contextlib.contextmanager
@@ -122,6 +127,56 @@ async def _ask_all(path: Path, base_url: str) -> None:
             await ask(prompt.ask_answer(document, question), 2048)
 
         await asyncio.gather(*(rewrite(line.record) for line in read_jsonl(path)))
+
+
+def _request_records(base_url: str, requests: int, repeats: int) -> list[dict[str, Any]]:
+    """What a request costs by itself, through `llm` and through the openai client over each of its transports."""
+    import openai
+
+    async def ask_ours() -> None:
+        client = Client(EndpointSettings(base_url, "m"), ApiKey(None))
+        try:
+            await _ask_many(client.ask, requests)
+        finally:
+            await client.close()
+
+    async def ask_peer(transport: type[Any]) -> None:
+        async with openai.AsyncOpenAI(
+            base_url=base_url, api_key="none", http_client=transport(), max_retries=0, timeout=600
+        ) as client:
+            await _ask_many(lambda payload: client.chat.completions.create(**payload), requests)
+
+    peers = {
+        "the openai client over aiohttp": openai.DefaultAioHttpClient,
+        "the openai client over httpx": openai.DefaultAsyncHttpxClient,
+    }
+    candidates = {"ours": lambda: asyncio.run(ask_ours())}
+    for name, transport in peers.items():
+        candidates[name] = functools.partial(lambda kind: asyncio.run(ask_peer(kind)), transport)
+    timings = interleave(candidates, repeats)
+    return [
+        rate_record(
+            f"unify: a request by itself, against {name}",
+            work=requests,
+            unit="requests/s",
+            ours=timings["ours"],
+            peer=timings[name],
+            peer_name=f"{name}, no retries",
+            packages=_PACKAGES,
+        )
+        for name in peers
+    ]
+
+
+async def _ask_many(ask: Callable[[dict[str, Any]], Awaitable[object]], requests: int) -> None:
+    slots = asyncio.Semaphore(_CONCURRENCY)
+
+    async def one(number: int) -> None:
+        message = {"role": "user", "content": _QUESTION * 20 + str(number)}
+        async with slots:
+            await ask({"model": "m", "messages": [message], "temperature": 0.7, "max_tokens": 512})
+
+    await asyncio.gather(*(one(number) for number in range(requests)))
 
 
 def _memory_record(directory: Path, documents: int, base_url: str) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 Invariant: the API key stands in the request header and nowhere else. Errors are shown without it; a reply that holds it
 is dropped, never edited.
+
+Not through the openai client: a request costs several times as much there over either of its transports (tools/benchmark.py
+unify), and bodies that real servers send are judged here as they are, before any client has typed them.
 """
 
 from __future__ import annotations
