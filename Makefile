@@ -1,11 +1,11 @@
-# Targets: setup demo test test-quick test-slurm check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
+# Targets: setup demo test test-quick test-slurm test-mcore test-mcore-quick check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: FORCE setup demo test test-quick test-slurm check format bench test-gpu bench-gpu gpu-kit clean
+.PHONY: FORCE setup demo test test-quick test-slurm test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -41,6 +41,36 @@ test-quick: setup
 # A real Slurm of two nodes, and hosts in network namespaces, on this machine; what is missing is said and skipped.
 test-slurm: setup
 	$(BIN)/python -m pytest -rs --durations 20 -m slurm tests/slurm
+
+# Another megatron-core lies in a folder of its own: .venv keeps the one of constraints.txt. Its metadata may ask for a newer
+# Python than .venv's; its Python files run on 3.11 all the same, and the compiled helper of its datasets is not used.
+# Releases from 0.19 on import triton, which builds of torch for CPUs leave out.
+MCORE ?= 0.19.2
+MCORE_PYTHON ?= 3.12
+MCORE_HOME := $(CURDIR)/build/mcore-$(MCORE)
+PIP_TO_MCORE := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --target $(MCORE_HOME).part
+
+$(MCORE_HOME): | $(VENV)/.packages
+	rm -rf $(MCORE_HOME) $(MCORE_HOME).part
+	$(PIP_TO_MCORE) --only-binary=:all: --python-version $(MCORE_PYTHON) megatron-core==$(MCORE) || { \
+	  echo "cannot fetch megatron-core $(MCORE) for Python $(MCORE_PYTHON): need a network or an index that has it (above: what pip" \
+	    "says). Choose another with MCORE=VERSION MCORE_PYTHON=VERSION." >&2; exit 1; }
+	$(BIN)/python -c "import triton" 2> /dev/null || $(PIP_TO_MCORE) triton
+	mv $(MCORE_HOME).part $(MCORE_HOME)
+
+WITH_MCORE := PYTHONPATH=$(CURDIR):$(MCORE_HOME) $(BIN)/python
+CHECK_MCORE := $(WITH_MCORE) -W ignore -c "import megatron.core as core; assert core.__version__ == '$(MCORE)', core.__version__"
+
+# The tests of all that stands on megatron-core, against release $(MCORE).
+test-mcore: setup $(MCORE_HOME)
+	$(CHECK_MCORE)
+	$(WITH_MCORE) -m pytest -n 2 --dist loadfile -m "not gpu" tests/unit/models tests/unit/parallel tests/unit/checkpoint
+	$(WITH_MCORE) -m pytest --durations 20 -m "not gpu" tests/distributed
+
+# A part of it, at most five minutes on two cores: all layouts, and checkpoints that change the release.
+test-mcore-quick: setup $(MCORE_HOME)
+	$(CHECK_MCORE)
+	$(WITH_MCORE) -m pytest --durations 5 tests/unit/parallel tests/distributed/test_core_versions.py tests/distributed/test_layouts.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -35,8 +36,8 @@ class EndpointError(HuatuoError):
 def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a tool's `main` into one that returns an exit code.
 
-    HuatuoError, a full disk, and an error of the system that names a file (no permission, no such folder), give one line
-    on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything else is a defect of ours and
+    HuatuoError, a missing package of others, a full disk, and an error of the system that names a file (no permission, no
+    such folder), give one line on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything else is a defect of ours and
     keeps its traceback.
     """
 
@@ -46,6 +47,13 @@ def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(*args, **kwargs) or 0
         except HuatuoError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 1
+        except ModuleNotFoundError as error:
+            package = (error.name or "megatron_huatuo").partition(".")[0]
+            if package == "megatron_huatuo":
+                raise
+            needed_by = traceback.extract_tb(error.__traceback__)[-1].filename
+            print(f"error: no package {package}, which {needed_by} needs. Run pip install {package}.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

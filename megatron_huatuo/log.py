@@ -43,6 +43,10 @@ def silence_known_warnings() -> None:
     for module in ("megatron", "torch"):
         for category in (UserWarning, FutureWarning, DeprecationWarning, SyntaxWarning):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}($|\.)")
+    # megatron-core 0.19 recommends HybridModel, which 0.16 does not have, at every build of a GPTModel.
+    logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(
+        lambda record: "DEPRECATED" not in record.getMessage()
+    )
 
 
 def progress(

@@ -1,6 +1,6 @@
 """The one file that lets megatron-core run without CUDA.
 
-megatron-core 0.16 names the CUDA device in its own code. `enable_host()` sends those names to the CPU: the functions of
+megatron-core names the CUDA device in its own code. `enable_host()` sends those names to the CPU: the functions of
 `torch.cuda` that it calls, the tensor factories' `device="cuda"`, `Tensor.cuda`, the type names that its optimizer
 compares, the random-number states of its tensor-parallel generator, the two collectives of its data parallelism, and what
 it has taken from Transformer Engine and apex where they are installed. Norm and optimizer seams follow from their absence,
@@ -17,14 +17,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import megatron.core
 import torch
 import torch.distributed as dist
 import torch.utils._device
 
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.parallel.core_versions import refuse_untested
 
-_TESTED = ((0, 16),)
 _CPU = torch.device("cpu")
 _EXCHANGED = 1 << 22  # numbers of one message of a reduction
 _FACTORIES = (
@@ -78,11 +77,7 @@ def enable_host() -> None:
     """
     if getattr(torch.cuda.current_device, "sends_cuda_to_host", False):
         return
-    version = tuple(int(part) for part in megatron.core.__version__.split(".")[:2])
-    if version not in _TESTED:
-        raise ConfigError(
-            f"megatron-core {megatron.core.__version__} is untested without CUDA: need 0.16. Install megatron-core==0.16.1."
-        )
+    refuse_untested()
     _patch_cuda_functions()
     # `with torch.device("meta")` knows factories by identity from a list that it makes once: let it list the real ones.
     torch.utils._device._device_constructors()
@@ -102,7 +97,8 @@ def _patch_cuda_functions() -> None:
 
     current_device.sends_cuda_to_host = True  # type: ignore[attr-defined]
     torch.cuda.current_device = current_device  # type: ignore[assignment]
-    for name in ("synchronize", "empty_cache", "set_device"):
+    # current_stream: megatron-core 0.19 lets it wait for gradients that CUDA graphs have made; here there are none.
+    for name in ("synchronize", "empty_cache", "set_device", "current_stream"):
         setattr(torch.cuda, name, _nothing())
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     torch.cuda.get_rng_state = mcore_random._get_cuda_rng_state = _get_rng_state
@@ -203,6 +199,7 @@ def _patch_gpu_packages() -> None:
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
     from megatron.core.transformer import attention, transformer_block
+    from megatron.core.transformer.moe import fused_a2a
 
     mcore_optimizer.USING_PYTORCH_OPTIMIZER, mcore_optimizer.Adam = True, torch.optim.AdamW
     distrib_optimizer.HAVE_APEX_OR_TE = False
@@ -211,6 +208,7 @@ def _patch_gpu_packages() -> None:
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
     linear_layers.HAVE_TE = False
+    fused_a2a.HAVE_TE_EP = False  # read by 0.19, when groups end
     attention.SplitAlongDim = None
     transformer_block.get_cpu_offload_context = None
 

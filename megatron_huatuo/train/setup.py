@@ -22,6 +22,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE_BACKEND
 from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.models.core.gpt import PackedGPTModel
+from megatron_huatuo.parallel.core_versions import wrap_data_parallel
 from megatron_huatuo.parallel.parallel_config import ParallelConfig
 from megatron_huatuo.train.first_weights import load_first_weights
 from megatron_huatuo.train.observers.clock import StepClock
@@ -157,7 +158,7 @@ def _wrap(config: TrainConfig, chunks: list[PackedGPTModel], device: torch.devic
     for index, chunk in enumerate(chunks):
         model = Float16Module(chunk.config, chunk) if config.training.precision == "bf16" else chunk
         # Buckets of later chunks are not split: their gradients come first, when there is nothing to overlap with.
-        wrapped.append(DistributedDataParallel(chunk.config, ddp_config, model, disable_bucketing=index > 0))
+        wrapped.append(wrap_data_parallel(chunk.config, ddp_config, model, disable_bucketing=index > 0))
     ddp_config.overlap_grad_reduce = config.parallel.overlap_grad_reduce  # is read anew in each step
     for chunk in wrapped:
         chunk.broadcast_params()

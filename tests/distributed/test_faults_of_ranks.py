@@ -105,7 +105,8 @@ def test_torchrun_restarts_a_run_whose_worker_was_killed(tmp_path: Path, configu
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["--max-restarts", "1", str(TRAIN), "--config", str(tmp_path / "train.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parents[1])}
+    path = os.pathsep.join(filter(None, [str(TRAIN.parents[1]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with open(tmp_path / "output", "w+") as output:
         launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:

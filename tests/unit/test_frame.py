@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 
 from megatron_huatuo.config import above_zero, argument_parser, at_least, dump_yaml, one_of, to_plain, within
 from megatron_huatuo.errors import ConfigError, DataError, exit_on_error
-from megatron_huatuo.log import progress
+from megatron_huatuo.log import progress, silence_known_warnings
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,19 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
         main()
 
 
+def test_a_missing_package_is_one_line_with_who_needs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As megatron-core 0.19 needs triton, which builds of torch for CPUs leave out."""
+    needs = tmp_path / "needs.py"
+    needs.write_text("import not_installed.part\n")
+    assert exit_on_error(lambda: runpy.run_path(str(needs)) and 0)() == 1
+    assert capsys.readouterr().err == (
+        f"error: no package not_installed, which {needs} needs. Run pip install not_installed.\n"
+    )
+    needs.write_text("import megatron_huatuo.not_there\n")
+    with pytest.raises(ModuleNotFoundError):
+        exit_on_error(lambda: runpy.run_path(str(needs)) and 0)()
+
+
 def test_a_path_that_cannot_be_written_is_one_line_with_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +89,15 @@ def test_interrupt_gives_130_and_success_gives_0() -> None:
     assert exit_on_error(interrupt)() == 130
     assert exit_on_error(lambda: None)() == 0
     assert exit_on_error(lambda: 3)() == 3
+
+
+def test_only_what_cannot_be_mended_here_is_silenced() -> None:
+    """megatron-core 0.19 advises against GPTModel at every build of one; what else its module says comes through."""
+    silence_known_warnings()
+    said = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    texts = ["GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes", "another warning"]
+    records = [logging.LogRecord(said.name, logging.WARNING, "gpt_model.py", 120, text, (), None) for text in texts]
+    assert [bool(said.filter(record)) for record in records] == [False, True]
 
 
 def test_errors_of_settings_and_data_are_value_errors() -> None:
