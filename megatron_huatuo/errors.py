@@ -36,9 +36,9 @@ class EndpointError(HuatuoError):
 def exit_on_error(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a tool's `main` into one that returns an exit code.
 
-    HuatuoError, a missing package of others, a full disk, and an error of the system that names a file (no permission, no
-    such folder), give one line on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0. Anything else is a defect of ours and
-    keeps its traceback.
+    HuatuoError, a package that is not installed, a full disk, and an error of the system that names a file (no
+    permission, no such folder), give one line on stderr and 1; Ctrl-C gives 130; a broken pipe (`tool | head`) gives 0.
+    Anything else is a defect of ours and keeps its traceback.
     """
 
     @functools.wraps(main)

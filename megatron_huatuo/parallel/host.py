@@ -207,8 +207,9 @@ def _patch_gpu_packages() -> None:
         module.multi_tensor_applier = utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    clip_grads.multi_tensor_scale_tensor_impl = None  # of 0.19, as HAVE_TE_EP, which it reads when groups end
     linear_layers.HAVE_TE = False
-    fused_a2a.HAVE_TE_EP = False  # read by 0.19, when groups end
+    fused_a2a.HAVE_TE_EP = False
     attention.SplitAlongDim = None
     transformer_block.get_cpu_offload_context = None
 
