@@ -52,7 +52,7 @@ PIP_TO_MCORE := $(BIN)/python -m pip install -q --disable-pip-version-check --no
 
 $(MCORE_HOME): | $(VENV)/.packages
 	rm -rf $(MCORE_HOME) $(MCORE_HOME).part
-	$(PIP_TO_MCORE) --only-binary=:all: --python-version $(MCORE_PYTHON) megatron-core==$(MCORE) || { \
+	$(PIP_TO_MCORE) --only-binary=:all: --ignore-requires-python --python-version $(MCORE_PYTHON) megatron-core==$(MCORE) || { \
 	  echo "cannot fetch megatron-core $(MCORE) for Python $(MCORE_PYTHON): need a network or an index that has it (above: what pip" \
 	    "says). Choose another with MCORE=VERSION MCORE_PYTHON=VERSION." >&2; exit 1; }
 	$(BIN)/python -c "import triton" 2> /dev/null || $(PIP_TO_MCORE) triton
