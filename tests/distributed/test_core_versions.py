@@ -16,7 +16,7 @@ import pytest
 
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.storage.run_files import read_training_state
-from megatron_huatuo.train.config import TrainConfig
+from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.engine import launch_rank, outcome, train_rank
 from tests.distributed.runner import run_ranks, started_ranks
 
