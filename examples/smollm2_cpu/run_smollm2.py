@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A real pretrained model through the whole corridor: import, held-out loss, training with two ranks, export, chat.
 
-SmolLM2-135M-Instruct learns the English passages of examples/one_stage_vs_two_stage/data in the recipe's chat format. Every
-step is one of the project's commands and is printed before it runs. Results go to runs/smollm2 below the working directory.
+SmolLM2-135M-Instruct learns the English passages of examples/one_stage_vs_two_stage/data in its own chat template, with which
+it is exported again. Every step is one of the project's commands and is printed before it runs. Results go to runs/smollm2
+below the working directory.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def prepare_data() -> None:
             *("unify_corpus.py", "--input", *(english(source, split) for source in SOURCES)),
             *("--output", unified, "--backend", "template"),
         )
-        files: dict[str, tuple[Path, tuple[str, ...]]] = dict.fromkeys(SOURCES, (unified / "conversations.jsonl", ()))
-        files["sft"] = (english("sft", split), ())
+        native = ("--chat-format", "native")
+        files = dict.fromkeys(SOURCES, (unified / "conversations.jsonl", native))
+        files["sft"] = (english("sft", split), native)
         files["general"] = (english("general", split), ("--format", "text"))
         for source, (path, form) in files.items():
             run(

@@ -11,6 +11,7 @@ from megatron_huatuo.convert.verify import Parity
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.storage.targets import HUATUO_RULE, NATIVE_RULE
 
 _DISCLAIMER = """\
 ## Medical disclaimer
@@ -24,7 +25,8 @@ without review by a qualified clinician. In an emergency call your local emergen
 def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any], parity: Parity | None) -> str:
     """Markdown text of the card.
 
-    origin: iteration, consumed_train_samples, fingerprints, decisive settings, learning_rate_by_source and ignored_config_keys of the checkpoint.
+    origin: iteration, consumed_train_samples, fingerprints, decisive settings, learning_rate_by_source, ignored_config_keys and
+        chat_formats of the checkpoint, and what `describe_format` says of the export.
     parity: figures of the verification, None when it was skipped.
     """
     ignored = origin.get("ignored_config_keys")
@@ -53,7 +55,7 @@ tags: [medical, megatron_huatuo]
 | --- | --- |
 {table}
 
-Conversations have the form `<问>：question\\n<答>：answer`; the chat template writes it. When the training data came
+{_format_text(origin)} When the training data came
 from template questions (as in the bundled demo), the model shows that the pipeline works and nothing more.
 
 {_rates_text(origin)}{_forgetting_text(origin.get("forgetting") or {})}## Parity with the training checkpoint
@@ -61,6 +63,18 @@ from template questions (as in the bundled demo), the model shows that the pipel
 {_parity_text(parity)}
 
 {_DISCLAIMER}"""
+
+
+def _format_text(origin: Mapping[str, Any]) -> str:
+    """The form of conversations, and which sources had another one."""
+    if origin.get("chat_format") != NATIVE_RULE.chat_format:
+        return "Conversations have the form `<问>：question\\n<答>：answer`; the chat template writes it."
+    others = [f"`{name}`" for name, one in origin["chat_formats"].items() if one == HUATUO_RULE.chat_format]
+    return (
+        "Conversations have the form of the base model's own chat template, which training saw and this directory has "
+        f"unchanged (sha256 `{origin['chat_template_sha256']}`)."
+        + (f" The sources {', '.join(others)} had the form `<问>：question\\n<答>：answer`." if others else "")
+    )
 
 
 def refuse_forgetting(losses: Mapping[str, Any], directory: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harml
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
 from megatron_huatuo.convert.model_card import model_card, refuse_forgetting
 from megatron_huatuo.convert.run_models import check_memory
+from megatron_huatuo.convert.served_format import ServedFormat, describe_format, served_format
 from megatron_huatuo.convert.state_tensors import StateReader
 from megatron_huatuo.convert.token_ids import TokenParity, compare_tokens
 from megatron_huatuo.convert.tokenizer_files import write_tokenizer_files
@@ -30,7 +31,6 @@ from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
 from megatron_huatuo.storage.run_files import STATE, TOKENIZER, iteration_of, read_training_state, resolve_checkpoint
-from megatron_huatuo.storage.targets import NATIVE_RULE
 
 KIND = "hf_model"
 _PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
@@ -65,11 +65,6 @@ def export_checkpoint(
     training = read_training_state(directory)
     if not allow_forgetting:
         refuse_forgetting(training.get("forgetting") or {}, directory)
-    if NATIVE_RULE.chat_format in (training.get("chat_formats") or {}).values():
-        get_logger(__name__).warning(
-            "the model was trained with its tokenizer's own chat template, and the export writes that of the recipe: put the "
-            "template of %s into %s before serving it", directory / TOKENIZER, hf_directory,
-        )  # fmt: skip
     architecture = load_checkpoint_architecture(directory)
     if llamafy:
         architecture = llama_architecture(architecture)
@@ -78,14 +73,15 @@ def export_checkpoint(
     if dtype not in DTYPES:
         raise ConfigError(f"wrong dtype: got {dtype!r}, need one of {', '.join(DTYPES)} (--dtype).")
     tokenizer = _tokenizer(directory, base_hf, architecture)
+    served = None if tokenizer is None else served_format(directory, tokenizer)
     if not skip_verification:
         check_memory(architecture)
     # Tensors are harmless to read before they are proved sound; nothing is published before the proof is there.
     with atomic_directory(hf_directory) as root, _proving_sound(directory) as proofs:
-        _write_settings(root, architecture, tokenizer, dtype)
+        _write_settings(root, architecture, served, dtype)
         token_ids = TokenParity(0, 0)
-        if tokenizer is not None and not skip_verification:  # before the weights, which take long
-            token_ids = compare_tokens(tokenizer, root, allow_mismatch=allow_token_mismatch)
+        if served is not None and not skip_verification:  # before the weights, which take long
+            token_ids = compare_tokens(served, root, allow_mismatch=allow_token_mismatch)
         shapes = hf_shapes(architecture)
         tensors = progress(
             fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
@@ -97,7 +93,7 @@ def export_checkpoint(
         if not skip_verification:
             get_logger(__name__).info("comparing with the training model: weights, logits, continuation")
             parity = verify_converted(directory, root, token_ids)
-        origin = _origin(directory)
+        origin = _origin(directory) | ({} if served is None else describe_format(served))
         (root / "README.md").write_text(model_card(architecture, dtype, origin, parity), encoding="utf-8")
         small = [path.name for path in root.iterdir() if path.name not in files]
         described = files | describe_files(root, sorted(small))
@@ -142,29 +138,34 @@ def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architec
     return tokenizer
 
 
-def _write_settings(root: Path, architecture: Architecture, tokenizer: Tokenizer | None, dtype: str) -> None:
+def _write_settings(root: Path, architecture: Architecture, served: ServedFormat | None, dtype: str) -> None:
     config = config_json(architecture, dtype)
-    if tokenizer is not None:
-        config["eos_token_id"] = tokenizer.eos_id  # the id that training put at the end of every answer
-        write_tokenizer_files(tokenizer, root, architecture.family)
+    if served is not None:
+        config["eos_token_id"] = _one_or_several(served.end_ids)  # what training put at the end of every answer
+        write_tokenizer_files(served.tokenizer, root, architecture.family, served.template)
     get_family(architecture.family).add_model_code(root, config)
     write_json(root / "config.json", config)
-    write_json(root / "generation_config.json", _generation_config(config, tokenizer))
+    write_json(root / "generation_config.json", _generation_config(config, served))
 
 
-def _generation_config(config: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The base model's, which the tokenizer's files carry, with training's end among its ends; greedy without one."""
-    ends = config["eos_token_id"]
-    base = tokenizer.files.get("generation_config.json") if tokenizer else None
-    if base is None:
-        pad = config["pad_token_id"] if config["pad_token_id"] is not None else ends
+def _generation_config(config: Mapping[str, Any], served: ServedFormat | None) -> dict[str, Any]:
+    """The base model's, which the tokenizer's files carry, with training's ends among its ends; greedy without one."""
+    base = served.tokenizer.files.get("generation_config.json") if served else None
+    if served is None or base is None:
+        ends = config["eos_token_id"]
+        pad = config["pad_token_id"] if config["pad_token_id"] is not None else (served.end_ids[0] if served else ends)
         own = {"eos_token_id": ends, "bos_token_id": config["bos_token_id"], "pad_token_id": pad}
         return {**own, "do_sample": False, "max_new_tokens": 1024}
     content = dict(read_json(base))
     named = content.get("eos_token_id")
-    if ends not in (named if isinstance(named, list) else [named]):
-        content["eos_token_id"] = ends
+    if not set(served.end_ids) <= set(named if isinstance(named, list) else [named]):
+        content["eos_token_id"] = _one_or_several(served.end_ids)
     return content
+
+
+def _one_or_several(ids: Sequence[int]) -> int | list[int]:
+    """As config.json holds ids that end a text."""
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def _origin(directory: Path) -> dict[str, Any]:
@@ -177,5 +178,6 @@ def _origin(directory: Path) -> dict[str, Any]:
         "learning_rate_by_source",
         "ignored_config_keys",
         "forgetting",
+        "chat_formats",
     )
     return {"iteration": iteration_of(directory), **{key: training[key] for key in kept if training.get(key)}}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.formats.chat_format import CHAT_TEMPLATE, encode_conversations, render
-from megatron_huatuo.index.tokenizer import Tokenizer
+import numpy as np
+
+from megatron_huatuo.convert.served_format import ServedFormat
+from megatron_huatuo.errors import ConfigError, IntegrityError
+from megatron_huatuo.index.formats.chat_format import render
+from megatron_huatuo.index.formats.chat_template import read_chat_template
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.hf_config import load_architecture
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
+from megatron_huatuo.storage.manifest import MANIFEST_NAME
 from megatron_huatuo.storage.records import Conversation, Turn
+from megatron_huatuo.storage.targets import TRAINED
 
 # Questions and answers by turns. Text that ends as text does before a role tag, text of two languages, special tokens and
 # a role tag within a value.
@@ -31,26 +36,17 @@ class TokenParity(NamedTuple):
     different: int
 
 
-def compare_tokens(tokenizer: Tokenizer, hf_directory: Path, *, allow_mismatch: bool = False) -> TokenParity:
+def compare_tokens(served: ServedFormat, hf_directory: Path, *, allow_mismatch: bool = False) -> TokenParity:
     """Compare what transformers makes of conversations with what training made of them.
 
-    tokenizer: the checkpoint's, which the index was made with.
+    served: the checkpoint's format and tokenizer.
     allow_mismatch: count and log what differs.
     Raises: IntegrityError naming the first text that differs.
     """
     theirs = _open_with_transformers(hf_directory)
     equal = different = 0
     for values in _CONVERSATIONS:
-        turns = tuple(Turn("gpt" if number % 2 else "human", value) for number, value in enumerate(values))
-        encoded = encode_conversations([Conversation("", turns)], tokenizer)
-        if not len(encoded.kept):  # such a text is never trained on
-            continue
-        trained = encoded.tokens[:-1].tolist()
-        prompt = trained[: int(encoded.sequence_lengths[:-1].sum())]
-        for problem in (
-            _text_problem(theirs, render(turns), trained),
-            _template_problem(theirs, values[:-1], prompt),
-        ):
+        for problem in _problems(theirs, served, values):
             if problem is None:
                 equal += 1
                 continue
@@ -61,12 +57,15 @@ def compare_tokens(tokenizer: Tokenizer, hf_directory: Path, *, allow_mismatch: 
     return TokenParity(equal, different)
 
 
-def is_published_by_us(hf_directory: Path) -> bool:
-    """Whether a directory's tokenizer is meant to give training's ids: a base model has another chat template, or none."""
-    settings = hf_directory / "tokenizer_config.json"
-    if not settings.is_file():
+def has_template_of(served: ServedFormat, hf_directory: Path) -> bool:
+    """Whether a directory's tokenizer is meant to give training's ids: it has training's chat template, or is our export."""
+    if (hf_directory / MANIFEST_NAME).is_file():
+        return True
+    try:
+        found = read_chat_template(hf_directory)
+    except ConfigError:  # a published one that nobody can render is another
         return False
-    return (hf_directory / MANIFEST_NAME).is_file() or read_json(settings).get("chat_template") == CHAT_TEMPLATE
+    return found is not None and found.text == served.template_text
 
 
 def _open_with_transformers(hf_directory: Path) -> Any:
@@ -78,6 +77,29 @@ def _open_with_transformers(hf_directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(hf_directory, config=config, trust_remote_code=False, local_files_only=True)
 
 
+def _problems(theirs: Any, served: ServedFormat, values: tuple[str, ...]) -> Iterator[str | None]:
+    """What differs in one conversation: its whole text, then what is served before its last answer. Nothing for a
+    conversation that training would have left out, or that names a special token, which a whole text cannot; and no prompt
+    where the answer begins with white space that the tokenizer joins to the template, which the index counts."""
+    turns = tuple(Turn("gpt" if number % 2 else "human", value) for number, value in enumerate(values))
+    encoded = served.form.encode([Conversation("", turns)])
+    if not len(encoded.kept):
+        return
+    trained = encoded.tokens.tolist()
+    last_answer = np.flatnonzero(encoded.sequence_modes == TRAINED)[-1]
+    prompt = trained[: int(encoded.sequence_lengths[:last_answer].sum())]
+    if served.template is None:
+        yield _text_problem(theirs, render(turns), trained[:-1])
+    elif any(
+        text in value for text, token in served.tokenizer.control_tokens.items() if token.is_special for value in values
+    ):
+        return
+    else:
+        yield _template_problem(theirs, values, trained)
+    if not encoded.counts["answers_joined_to_template"]:
+        yield _template_problem(theirs, values[:-1], prompt)
+
+
 def _text_problem(theirs: Any, text: str, trained: list[int]) -> str | None:
     for found in (theirs(text).input_ids, theirs(text, add_special_tokens=False).input_ids):
         if found != trained:
@@ -85,10 +107,11 @@ def _text_problem(theirs: Any, text: str, trained: list[int]) -> str | None:
     return None
 
 
-def _template_problem(theirs: Any, values: tuple[str, ...], prompt: list[int]) -> str | None:
+def _template_problem(theirs: Any, values: tuple[str, ...], expected: list[int]) -> str | None:
     roles = ("user", "assistant")
     chat = [{"role": roles[number % 2], "content": value} for number, value in enumerate(values)]
-    found = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    if found == prompt:
+    is_asked = len(values) % 2 == 1
+    found = theirs.apply_chat_template(chat, add_generation_prompt=is_asked, return_dict=False)
+    if found == expected:
         return None
-    return f"chat template gives other ids than training saw: {values} gives {found}, need {prompt}"
+    return f"chat template gives other ids than training saw: {values} gives {found}, need {expected}"

@@ -1,8 +1,9 @@
 """Tokenizer files of a Hugging Face directory: plain transformers gives the ids of our index.
 
-Invariant: the text of a special token stays text (`split_special_tokens`), nothing is added in front or behind, and
-the chat template writes what the model was trained on: `<问>：…\\n<答>：…`, turns joined by a line break. Training
-encodes a conversation segment by segment, a server encodes its whole text: a role tag begins a piece of its own in both.
+Invariant: the chat template writes what the model was trained on. The recipe's, `<问>：…\\n<答>：…` with turns joined by a
+line break, needs settings of its own: the text of a special token stays text (`split_special_tokens`), nothing is added in
+front or behind, and a role tag begins a piece of its own, since training encodes a conversation segment by segment and a
+server its whole text. The tokenizer's own template is written unchanged, beside files that stay as they are published.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, CHAT_TEMPLATE, QUESTION_TAG
-from megatron_huatuo.index.formats.chat_template import TEMPLATE_FILE
+from megatron_huatuo.index.formats.chat_template import TEMPLATE_FILE, ChatTemplate
 from megatron_huatuo.index.tokenizer import SentencePieceTokenizer, Tokenizer
 from megatron_huatuo.index.train_tokenizer import TOKENIZER_CONFIG
 from megatron_huatuo.models.families import get_family
@@ -22,7 +23,8 @@ from megatron_huatuo.storage.manifest import read_json, write_json
 # Settings of the base model that change no id. Its other ones may name remote code, or tokens that SentencePiece's own
 # ids do not have.
 _KEPT_WITH_SENTENCEPIECE = ("model_max_length", "padding_side", "truncation_side")
-
+# What a template of its own needs: the tokens that it writes, and the list that it may be in.
+_KEPT_WITH_TEMPLATE = ("added_tokens_decoder", "chat_template")
 
 # Byte-level BPE (Llama-3, Qwen2.5) has pieces such as "？\\n", which would take the line break out of the tag behind it.
 _ROLE_TAGS_APART = {
@@ -33,30 +35,51 @@ _ROLE_TAGS_APART = {
 }
 
 
-def write_tokenizer_files(tokenizer: Tokenizer, directory: str | os.PathLike[str], family: str = "llama") -> None:
+def write_tokenizer_files(
+    tokenizer: Tokenizer,
+    directory: str | os.PathLike[str],
+    family: str = "llama",
+    template: ChatTemplate | None = None,
+) -> None:
     """Write a tokenizer's files into a Hugging Face directory, with the settings that give the index's ids.
 
-    family: of the model that is published there (`Architecture.family`).
+    family: of the model that is published there (`Architecture.family`). template: the tokenizer's own, which training
+    saw; None for the recipe's.
     """
     root = Path(directory)
     settings = tokenizer.files.get("tokenizer_config.json")
     config = read_json(settings) if settings else {}
     if isinstance(tokenizer, SentencePieceTokenizer):
         shutil.copyfile(tokenizer.path, root / "tokenizer.model")
-        kept = {key: config[key] for key in _KEPT_WITH_SENTENCEPIECE if key in config}
-        config = kept | _sentencepiece_config(tokenizer)
+        kept = (*_KEPT_WITH_SENTENCEPIECE, *(_KEPT_WITH_TEMPLATE if template else ()))
+        config = {key: config[key] for key in kept if key in config} | _sentencepiece_config(tokenizer)
+        if template is not None:
+            config |= {"split_special_tokens": False, **template.special_tokens}
     else:
         for name, path in tokenizer.files.items():
-            if name != TEMPLATE_FILE:  # transformers would take it before the template in tokenizer_config.json
+            if name != TEMPLATE_FILE:
                 shutil.copyfile(path, root / name)
         content = read_json(tokenizer.path)
-        if (served := _as_served(content)) != content:
+        if template is None and (served := _as_served(content)) != content:
             write_json(root / "tokenizer.json", served)
         config.pop("auto_map", None)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
-        config |= {"split_special_tokens": True, "add_bos_token": False, "add_eos_token": False}
+        if template is None:
+            config |= {"split_special_tokens": True, "add_bos_token": False, "add_eos_token": False}
     get_family(family).add_tokenizer_code(root, config)
-    write_json(root / "tokenizer_config.json", {**config, "chat_template": CHAT_TEMPLATE})
+    write_json(root / "tokenizer_config.json", config | _template_settings(root, config, template))
+
+
+def _template_settings(root: Path, config: dict[str, Any], template: ChatTemplate | None) -> dict[str, Any]:
+    """The recipe's template, or training's unchanged, as a file too: current transformers takes that one first, older ones
+    know the setting alone. Templates in a list have no file, which would hide those beside the default one."""
+    if template is None:
+        return {"chat_template": CHAT_TEMPLATE}
+    published = config.get("chat_template")
+    if isinstance(published, list) and {"name": "default", "template": template.text} in published:
+        return {}
+    (root / TEMPLATE_FILE).write_bytes(template.text.encode("utf-8"))
+    return {"chat_template": template.text}
 
 
 def _as_served(content: dict[str, Any]) -> dict[str, Any]:

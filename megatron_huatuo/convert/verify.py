@@ -14,8 +14,9 @@ from megatron_huatuo.checkpoint.hf_weight_files import WeightFiles
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
 from megatron_huatuo.convert.run_models import Outputs, all_cores, check_memory, run_checkpoint, run_transformers
+from megatron_huatuo.convert.served_format import served_format
 from megatron_huatuo.convert.state_tensors import StateReader
-from megatron_huatuo.convert.token_ids import TokenParity, compare_tokens, is_published_by_us
+from megatron_huatuo.convert.token_ids import TokenParity, compare_tokens, has_template_of
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.tokenizer import load_tokenizer
@@ -72,21 +73,19 @@ def verify_export(
     """Compare weights, logits, greedy continuation and token ids of a checkpoint and a Hugging Face directory.
 
     checkpoint: a run, its checkpoints/ or one iteration. hf_directory: an export, or the published model that the checkpoint
-    was imported from; the chat template of that one is another, so its token ids are not compared.
+    was imported from; token ids are compared where its chat template is training's.
     Raises: IntegrityError that says what differs; ConfigError when memory does not suffice.
     """
     directory, published = resolve_checkpoint(checkpoint), Path(hf_directory)
     check_memory(load_checkpoint_architecture(directory))
     verify_checkpoint(directory)
     token_ids = TokenParity(0, 0)
-    if (directory / TOKENIZER).is_dir() and is_published_by_us(published):
-        token_ids = compare_tokens(
-            load_tokenizer(directory / TOKENIZER), published, allow_mismatch=allow_token_mismatch
-        )
+    carried = directory / TOKENIZER
+    served = served_format(directory, load_tokenizer(carried)) if carried.is_dir() else None
+    if served is not None and has_template_of(served, published):
+        token_ids = compare_tokens(served, published, allow_mismatch=allow_token_mismatch)
     else:
-        get_logger(__name__).info(
-            "token ids are not compared: no tokenizer, or the chat template is not this project's"
-        )
+        get_logger(__name__).info("token ids are not compared: no tokenizer, or another chat template than training's")
     return verify_converted(directory, published, token_ids)
 
 

@@ -42,6 +42,7 @@ class PackedRows:
         if verify:
             self._verify(*share)
         self.tokenizer = self._common_tokenizer()
+        self.chat_template = self._common_template()
         self.eos_id: int = self.tokenizer["eos_id"]
         self._blocks = BlockAssembler(self._documents, self.seq_length, self.eos_id)
 
@@ -134,3 +135,17 @@ class PackedRows:
         if row >= len(self):
             return empty_row(self.seq_length, self.eos_id)
         return read_row(self._documents, *self._documents_of(row), self.seq_length, self.eos_id)
+
+    def _common_template(self) -> str | None:
+        """Jinja text of the chat template of the native sources, which must share one; None without such a source."""
+        found: dict[str, str] = {}
+        for name, index in zip(self.source_names, self._indexes, strict=True):
+            if template := (index.manifest or {}).get("chat_template"):
+                found.setdefault(template["text"], name)
+        if len(found) > 1:
+            first, second, *_ = found.values()
+            raise DataError(
+                f"sources have different chat templates: those of {first} and {second} differ, and a model is served with "
+                "one. Index all native sources with one template."
+            )
+        return next(iter(found), None)

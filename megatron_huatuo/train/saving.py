@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_huatuo.checkpoint.layout import prune
 from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
 from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
+from megatron_huatuo.index.formats.chat_template import TEMPLATE_FILE
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.flops import count_parameters
@@ -145,6 +146,8 @@ class Saver:
         write_json(directory / ARCHITECTURE, run.training.architecture.to_dict())
         shutil.copyfile(run.run_dir / CONFIG, directory / CONFIG)
         load_tokenizer(run.rows.tokenizer["path"]).copy_to(directory / TOKENIZER)
+        if (template := run.rows.chat_template) is not None:  # that of the indexes, whatever became of the tokenizer's
+            (directory / TOKENIZER / TEMPLATE_FILE).write_bytes(template.encode("utf-8"))
 
 
 def _format_of_last_save(run: Run) -> str | None:

@@ -43,4 +43,6 @@ def test_a_pretrained_model_learns_every_source_and_is_exported(tmp_path: Path) 
     assert losses["general"]["loss"] < 1.05 * losses["general"]["base_loss"]
     parity = json.loads((runs / "hf" / "manifest.json").read_text())["parity"]
     assert parity["max_logit_difference"] < 1e-3 and parity["continuation_tokens"] == 16
+    own, exported = (runs / name / "chat_template.jinja" for name in ("base", "hf"))
+    assert exported.read_bytes() == own.read_bytes()
     assert "held-out loss" in done.stdout and "before" in done.stdout

@@ -42,7 +42,8 @@ class ChatModel:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise ConfigError(_why_not_loaded(directory, error)) from error
         self._choose_template(settings.template)
-        special = self.tokenizer.all_special_tokens
+        added = self.tokenizer.added_tokens_decoder.values()  # templates write more of them than those with a role
+        special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
         frame = self.render([{"role": "user", "content": "-"}])
         self._split_special_tokens = not any(token in frame for token in special)
 

@@ -11,11 +11,12 @@ import sentencepiece
 import transformers
 
 from megatron_huatuo.convert import tokenizer_files
+from megatron_huatuo.convert.served_format import ServedFormat
 from megatron_huatuo.convert.token_ids import compare_tokens
 from megatron_huatuo.convert.tokenizer_files import write_tokenizer_files
 from megatron_huatuo.errors import IntegrityError
-from megatron_huatuo.index.formats.chat_format import encode_conversations, render
-from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.index.formats.chat_format import HuatuoFormat, encode_conversations, render
+from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.storage.records import Conversation, Turn
@@ -215,10 +216,14 @@ def test_llama_2_is_served_without_bos(llama_2, tmp_path: Path) -> None:
     ours, *_ = llama_2
     write_config(tmp_path, "llama")
     write_tokenizer_files(ours, tmp_path)
-    assert compare_tokens(ours, tmp_path) == (8, 0)
+    assert compare_tokens(recipe_format(ours), tmp_path) == (8, 0)
     if ours.path.suffix == ".json":
         before, after = (json.loads((folder / "tokenizer.json").read_text()) for folder in (ours.path.parent, tmp_path))
         assert after == before | {"post_processor": None}, "nothing else is changed"
+
+
+def recipe_format(tokenizer: Tokenizer) -> ServedFormat:
+    return ServedFormat(tokenizer, None, HuatuoFormat(tokenizer), (tokenizer.eos_id,))
 
 
 def write_config(directory: Path, family: str) -> None:
@@ -282,7 +287,7 @@ def test_served_text_has_the_ids_of_its_segments(joining, tmp_path: Path, monkey
         assert served.input_ids == trained
         assert set(served) == {"input_ids", "attention_mask"}, "what generate() takes"
         assert theirs.decode(trained) == render(turns)
-    assert compare_tokens(ours, tmp_path) == (8, 0)
+    assert compare_tokens(recipe_format(ours), tmp_path) == (8, 0)
 
 
 def test_a_base_models_template_file_does_not_stand_before_the_one_that_was_trained_on(tmp_path: Path) -> None:
@@ -318,8 +323,8 @@ def test_text_that_is_joined_across_a_tag_is_found(joining, tmp_path: Path, monk
     with pytest.raises(
         IntegrityError, match=r"tokenizer differs from the index: '<问>：高血压.* --allow-token-mismatch"
     ):
-        compare_tokens(ours, tmp_path)
-    found = compare_tokens(ours, tmp_path, allow_mismatch=True)
+        compare_tokens(recipe_format(ours), tmp_path)
+    found = compare_tokens(recipe_format(ours), tmp_path, allow_mismatch=True)
     assert found.different > 0 and found.equal + found.different == 8
 
 
