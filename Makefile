@@ -1,11 +1,11 @@
-# Targets: setup demo test test-quick test-slurm test-mcore test-mcore-quick check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
+# Targets: setup demo test test-quick test-slurm test-te test-mcore test-mcore-quick check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: FORCE setup demo test test-quick test-slurm test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
+.PHONY: FORCE setup demo test test-quick test-slurm test-te test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -41,6 +41,12 @@ test-quick: setup
 # A real Slurm of two nodes, and hosts in network namespaces, on this machine; what is missing is said and skipped.
 test-slurm: setup
 	$(BIN)/python -m pytest -rs --durations 20 -m slurm tests/slurm
+
+# Training with Transformer Engine's and flash-attn's own Python, whose CUDA kernels are computed on the CPU. Downloads about 1.5
+# GB of pinned wheels once, into ~/.cache/megatron_huatuo or MEGATRON_HUATUO_TE; what cannot be had is said and skipped.
+test-te: setup
+	$(BIN)/python -m tests.te_on_host.environment
+	$(BIN)/python -m pytest -rs --durations 20 -m te tests/te_on_host
 
 # Another megatron-core lies in a folder of its own: .venv keeps the one of constraints.txt. Its metadata may ask for a newer
 # Python than .venv's; its Python files run on 3.11 all the same, and the compiled helper of its datasets is not used.

@@ -70,6 +70,16 @@ def give_each_parameter_its_step(optimizer: MegatronOptimizer) -> None:
             state["step"] = state["step"].clone()
 
 
+def keep_own_settings(optimizer: MegatronOptimizer) -> None:
+    """After `load_state_dict`: settings that the Adam which saved did not have are this one's. Transformer Engine's reads one
+    that torch's does not write, so a run that began without the one could not go on with the other."""
+    for distributed in _distributed_optimizers(optimizer):
+        adam = distributed.optimizer
+        for group in adam.param_groups:
+            for name, value in adam.defaults.items():
+                group.setdefault(name, value)
+
+
 @contextlib.contextmanager
 def whole_buckets(optimizer: MegatronOptimizer) -> Iterator[None]:
     """While the portable format is gathered or scattered: buckets count with the padding at their ends.

@@ -126,6 +126,7 @@ def load_training_state(
     with _buckets(optimizer, training["optimizer_format"]):
         optimizer.load_state_dict(loaded["optimizer"])
     adam_state.give_each_parameter_its_step(optimizer)
+    adam_state.keep_own_settings(optimizer)
     return training
 
 

@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE, import_obstacle
 
 _NO_GPU = "the run is on the CPU"
+_ROUNDS = "it rounds gradients to bf16 and adds them in any order: not for fp32 or runtime.deterministic"
 _APEX_ADAM = "apex.optimizers"
 
 
@@ -23,7 +24,7 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
         "fp8 matrix products": _unless(config.fp8 is not None, needs_te or "training.fp8 is null"),
         "fused SwiGLU": _unless(config.bias_activation_fusion, _NO_GPU),
         "fused RoPE": _unless(config.apply_rope_fusion, needs_te or "this backbone has no RoPE"),
-        "fused cross-entropy": _unless(config.cross_entropy_loss_fusion, _NO_GPU),
+        "fused cross-entropy": _unless(config.cross_entropy_loss_fusion, no_gpu or _ROUNDS),
         "fused gradient accumulation": _unless(
             config.gradient_accumulation_fusion,
             no_gpu or f"{import_obstacle('fused_weight_gradient_mlp_cuda')}, a part of NVIDIA apex",
