@@ -8,11 +8,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_huatuo.config import argument_parser
-from megatron_huatuo.errors import exit_on_error
+from megatron_huatuo.errors import ConfigError, exit_on_error
 from megatron_huatuo.log import get_logger, silence_known_warnings
 from megatron_huatuo.storage.manifest import check_replaceable, read_json, read_manifest
+
+if TYPE_CHECKING:
+    from megatron_huatuo.train.train_config import TrainConfig
 
 
 @exit_on_error
@@ -28,6 +32,11 @@ def main() -> int:
     )
     parser.add_class_arguments(TrainConfig)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved settings, stop")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        help="with --dry-run: also one step of N ranks at full size on fake tensors; parameters, memory and traffic beside the plan",
+    )
     options = parser.instantiate(parser.parse_args())
     config = TrainConfig(**{field.name: options[field.name] for field in dataclasses.fields(TrainConfig)})
     hf_directory = config.checkpoint.export_hf
@@ -36,10 +45,26 @@ def main() -> int:
 
     from megatron_huatuo.train.launch import launch
 
-    code = launch(config, dry_run=options.dry_run)
+    if options.ranks is not None and (not options.dry_run or options.ranks < 1):
+        raise ConfigError(
+            f"wrong --ranks: got {options.ranks}, need 1 or more, and --dry-run with it. torchrun starts real ranks."
+        )
+    code = launch(config, dry_run=options.dry_run, ranks=options.ranks)
+    if options.ranks is not None:
+        print_rehearsal(config, options.ranks)
     if hf_directory is not None and not options.dry_run and os.environ.get("RANK", "0") == "0":
         export(Path(config.run_dir), Path(hf_directory))
     return code
+
+
+def print_rehearsal(config: TrainConfig, ranks: int) -> None:
+    """One step at full size on fake tensors, for the rows of the run's blend."""
+    from megatron_huatuo.plan.plan import data_of_blend
+    from megatron_huatuo.plan.rehearsal_report import rehearsal_report
+
+    data = data_of_blend(config.data.blend)
+    assert data is not None, "launch has read it"
+    print("\n".join(f"# {line}" for line in rehearsal_report(config, ranks=ranks, seq_length=data.seq_length)))
 
 
 def export(run_dir: Path, hf_directory: Path) -> None:

@@ -27,22 +27,22 @@ from megatron_huatuo.train.train_config import TrainConfig
 _CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
 
 
-def launch(config: TrainConfig, *, dry_run: bool = False) -> int:
+def launch(config: TrainConfig, *, dry_run: bool = False, ranks: int | None = None) -> int:
     """Check everything, then train; returns the exit code.
 
-    Without a launcher one process is its own world. Raises: HuatuoError before any process group starts; a failure after
-    that ends the process here.
+    Without a launcher one process is its own world. ranks: of the run that a dry run is for; None: those of the launcher.
+    Raises: HuatuoError before any process group starts; a failure after that ends the process here.
     """
     try:
         refuse_to_repeat()
-        return _launch(config, dry_run=dry_run)
+        return _launch(config, dry_run=dry_run, ranks=ranks)
     except HuatuoError as error:
         note_failure(error)
         raise
 
 
-def _launch(config: TrainConfig, *, dry_run: bool) -> int:
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def _launch(config: TrainConfig, *, dry_run: bool, ranks: int | None) -> int:
+    rank, world_size = int(os.environ.get("RANK", "0")), ranks or int(os.environ.get("WORLD_SIZE", "1"))
     if not config.data.blend:
         raise ConfigError("wrong data.blend: got nothing, need a blend directory. Build one with tools/build_blend.py.")
     # Hashing a large blend takes a while: the ranks of a node share its files.
