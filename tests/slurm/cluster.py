@@ -103,10 +103,14 @@ class Cluster:
         """Bring a node up (again)."""
         self._start(f"slurmd.{node}", "-D", "-N", node)
 
-    def kill_slurmd(self, node: str) -> None:
-        """kill -9 of the daemon alone: what runs on the node goes on, and nobody hears of it any more."""
-        self._daemons[f"slurmd.{node}"].kill()
-        self._daemons[f"slurmd.{node}"].wait()
+    def fail_node(self, node: str) -> None:
+        """As when its power goes: the daemon, its slurmstepd and all that they started end at once, and report nothing."""
+        tasks = self.processes(node=node)
+        steps = {parent for task in tasks for parent in task.parents() if parent.name() == "slurmstepd"}
+        daemon = self._daemons[f"slurmd.{node}"]
+        daemon.kill()
+        hard_kill([*steps, *tasks])
+        daemon.wait()
 
     def _start(self, name: str, *arguments: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -222,4 +226,5 @@ def hard_kill(processes: list[psutil.Process]) -> None:
     """kill -9; there must be something to kill."""
     assert processes, "nothing to kill"
     for process in processes:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
