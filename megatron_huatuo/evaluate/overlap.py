@@ -5,7 +5,8 @@ token), 8 words of English, whatever the punctuation, case and spacing. A questi
 with it cover at least half of its stem, or of the stem with its options as they are printed. Runs made of nothing but the words
 that all exams are asked in ("which of the following is the most likely diagnosis") are no evidence.
 
-Invariant: every document of every index is read; what cannot be found, because a question is too short for a run, is counted.
+Invariant: every document of every index is searched, as token ids (`overlap_filter`) or as text; what cannot be found, because a
+question is too short for a run, is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import datetime
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from numpy.typing import NDArray
 from megatron_huatuo.config import at_least
 from megatron_huatuo.corpus.contamination import CHARACTERS_ZH, WORDS_EN
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.evaluate.overlap_filter import FULL_WIDTH, RunFilter, TokenCharacters, characters_of_text
 from megatron_huatuo.evaluate.score import count_group
 from megatron_huatuo.exams.exam_format import ExamQuestion, filled_options
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
-from megatron_huatuo.log import progress
+from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed import IndexedReader, index_paths
 from megatron_huatuo.storage.manifest import MANIFEST_NAME
@@ -38,9 +40,9 @@ from megatron_huatuo.text.minhash import Words, split_words
 
 LEAST_SHARE = 0.5
 _DOCUMENTS_AT_ONCE = 512
+_DOCUMENTS_COMPARED = 32
 _MOST_PLACES = 20
 _U64 = NDArray[np.uint64]
-_PLAIN = {code: code - 0xFEE0 for start, end in ("０９", "ＡＺ", "ａｚ") for code in range(ord(start), ord(end) + 1)}
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _COMMON_EN = """a all an and answer appropriate are as at based be been best by can case cause condition correct diagnosis does except
 expected explains explanation false finding findings following for from has have he her his in incorrect initial is it its
@@ -117,6 +119,17 @@ class ExamRuns:
         self.unfindable = [number for number in range(len(questions)) if number not in found]
         self._hashes = np.array(sorted(self._places), np.uint64)
 
+    def as_characters(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]]:
+        """For the filter of documents: (letters and digits of each text, where its runs begin there, where they end)."""
+        runs: list[list[tuple[int, int]]] = [[] for _ in self._units]
+        for places in self._places.values():
+            for unit, start, length in places:
+                runs[unit].append((start, length))
+        for unit, own in zip(self._units, runs, strict=True):
+            stream, before = characters_of_text(unit.text)
+            first, count = np.array(own).T
+            yield stream, before[unit.words.starts[first]], before[unit.words.ends[first + count - 1]]
+
     def _add(self, question: int, text: str) -> bool:
         """Note the runs of one text that are evidence; whether there is any."""
         words = split_words(text := _plain(text))
@@ -157,7 +170,7 @@ class ExamRuns:
 
 def _plain(text: str) -> str:
     """Full-width letters and digits as plain ones, on both sides."""
-    return text if text.isascii() else text.translate(_PLAIN)
+    return text if text.isascii() else text.translate(FULL_WIDTH)
 
 
 def _runs(words: Words) -> tuple[_U64, NDArray[np.int64], NDArray[np.int64]]:
@@ -206,7 +219,7 @@ def find_overlap(
     ]
     found: defaultdict[int, list[OverlapPlace]] = defaultdict(list)
     total = sum(count for count, _ in indexes.values())
-    search = functools.partial(_search, runs)
+    search = functools.partial(_search, runs, RunFilter(runs.as_characters()))
     crew = min(workers or available_cores(), max(1, len(chunks) // 4))
     with (
         progress(total=total, description="overlap", unit="document", unit_scale=True) as bar,
@@ -259,17 +272,32 @@ def _tokenizer_of(index: IndexedReader) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(prefix: str) -> tuple[IndexedReader, Tokenizer]:
+def _open(prefix: str) -> tuple[IndexedReader, Tokenizer, TokenCharacters | None]:
+    """An index, its tokenizer, and the characters of its tokens: None where those do not make the texts of its documents."""
     index = IndexedReader(prefix)
-    return index, _tokenizer_of(index)
+    tokenizer = _tokenizer_of(index)
+    characters = TokenCharacters(tokenizer)
+    for document in range(min(_DOCUMENTS_COMPARED, len(index))):
+        tokens = index.document(document)[0]
+        if not np.array_equal(characters.stream([tokens])[0], characters_of_text(tokenizer.decode(tokens))[0]):
+            get_logger(__name__).warning(
+                "%s: its tokens one by one do not make the text of document %d, so every document is decoded, which is slow",
+                *(prefix, document),
+            )
+            return index, tokenizer, None
+    return index, tokenizer, characters
 
 
-def _search(runs: ExamRuns, chunk: tuple[str, int, int]) -> list[tuple[int, int, float, str]]:
+def _search(runs: ExamRuns, run_filter: RunFilter, chunk: tuple[str, int, int]) -> list[tuple[int, int, float, str]]:
     """(question, document, share, text) of every overlap in documents [start, stop) of an index."""
     prefix, start, stop = chunk
-    index, tokenizer = _open(prefix)
+    index, tokenizer, characters = _open(prefix)
+    chosen: Iterable[int] = range(start, stop)
+    if characters is not None:
+        stream = characters.stream([index.document(document)[0] for document in chosen])
+        chosen = [start + number for number in run_filter.documents(*stream)]
     hits = []
-    for document in range(start, stop):
+    for document in chosen:
         text = tokenizer.decode(index.document(document)[0])
         hits += [(question, document, share, piece) for question, share, piece in runs.find(text)]
     return hits

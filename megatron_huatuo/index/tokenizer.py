@@ -24,7 +24,13 @@ from numpy.typing import NDArray
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 
-_CONTROL, _USER_DEFINED = (2, 3), 4  # types of pieces in SentencePiece's ModelProto: unknown and control; user-defined
+# Types of pieces in SentencePiece's ModelProto: unknown and control; user-defined; bytes.
+_CONTROL, _USER_DEFINED, _BYTE_PIECE = (2, 3), 4, 6
+
+# How tokenizers of the ByteLevel kind write bytes: printable ones as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted({*range(0x100)} - {*_PRINTABLE})
+_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + k): byte for k, byte in enumerate(_OTHERS)}
 
 # What a published model directory may hold beside its main tokenizer file, and an export copies along.
 _COMPANIONS = (
@@ -110,6 +116,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids. Control ids give no text with SentencePiece, and their name with tokenizer.json."""
+
+    @abc.abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes that each id stands for in a text, [vocab_size]; empty for an id without text."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
@@ -209,6 +219,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._model.decode([int(token) for token in ids]))
+
+    def token_bytes(self) -> list[bytes]:
+        return [
+            bytes([int(piece.piece[3:5], 16)])
+            if piece.type == _BYTE_PIECE
+            else b""
+            if piece.type in _CONTROL
+            else piece.piece.replace("▁", " ").encode()
+            for piece in self._content.pieces
+        ]
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -311,6 +331,21 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._model.decode([int(token) for token in ids], skip_special_tokens=False))
+
+    def token_bytes(self) -> list[bytes]:
+        is_byte_level = '"ByteLevel"' in json.dumps(_part(self._model.decoder))
+        added = self._model.get_added_tokens_decoder()
+        found = [b""] * self.vocab_size
+        for piece, number in self._model.get_vocab(with_added_tokens=True).items():
+            if number in added:
+                found[number] = piece.encode()
+            elif is_byte_level:
+                found[number] = bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+            elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
+                found[number] = bytes([int(piece[3:5], 16)])
+            else:
+                found[number] = piece.replace("▁", " ").encode()
+        return found
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
