@@ -12,6 +12,7 @@ from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dash
 from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.evaluate.compare import format_comparison, run_compare
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
+from megatron_huatuo.evaluate.free_answers import ANSWERS, AnswerSettings, run_answers
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
 from megatron_huatuo.evaluate.judging.grade import format_grades, run_grade
 from megatron_huatuo.evaluate.judging.judge import format_judgement, run_judge
@@ -39,6 +40,18 @@ def _exam_parser() -> ArgumentParser:
     return exam
 
 
+def _answer_parser() -> ArgumentParser:
+    answer = argument_parser("Have a model answer open questions, for judge, rate and grade: answers.jsonl.")
+    answer.add_argument("--model", type=str, required=True, metavar="HF_DIR", help="directory, or name at --base-url")
+    answer.add_argument("--base-url", type=str, metavar="URL", help="OpenAI-compatible endpoint, up to /v1")
+    answer.add_argument("--questions", type=str, nargs="+", required=True, metavar="FILE", help=".jsonl or .json")
+    answer.add_argument("--output", type=str, required=True, metavar="DIR", help="the same one again continues")
+    answer.add_argument("--trust-remote-code", action="store_true", help="run Python code of the directory")
+    add_dashed_fields(answer, AnswerSettings, skip=("trust_remote_code",))
+    add_dashed_fields(answer, GenerationSettings)
+    return answer
+
+
 def _judge_parser(description: str, files: dict[str, str]) -> ArgumentParser:
     judge = argument_parser(description)
     for flag, what in files.items():
@@ -52,6 +65,7 @@ def _parser() -> ArgumentParser:
     answers = {"--answers-a": "answers of model A", "--answers-b": "answers of model B"}
     parsers = {
         "exam": _exam_parser(),
+        "answer": _answer_parser(),
         "judge": _judge_parser("Have a model compare two files of answers, in both orders: verdicts.jsonl.", answers),
         "rate": _judge_parser("Have answers rated from 1 to 10 by a rubric: ratings.jsonl.", {"--answers": "answers"}),
         "grade": _judge_parser(
@@ -64,7 +78,7 @@ def _parser() -> ArgumentParser:
     parsers["rate"].add_argument(
         "--rubric", type=str, default="auto", metavar="FILE", help="auto, zh, en or a YAML file"
     )
-    for name in ("exam", "judge", "rate", "grade"):
+    for name in ("exam", "answer", "judge", "rate", "grade"):
         add_dashed_fields(parsers[name], EndpointOptions)
         add_dashed_fields(parsers[name], PatienceSettings)
     for name in ("compare", "table"):
@@ -84,15 +98,26 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _exam(args: Namespace) -> str:
+def _model(args: Namespace, generation: GenerationSettings) -> str | ModelEndpoint:
+    """The directory or the endpoint; settings of the other one are refused."""
     options, patience = from_dashed_fields(EndpointOptions, args), from_dashed_fields(PatienceSettings, args)
-    generation = from_dashed_fields(GenerationSettings, args)
     if args.base_url is None:
         refuse_ignored([options, patience], "without --base-url")
     else:
         own = {name: getattr(GenerationSettings, name) for name in ("max_new_tokens", "temperature")}
         refuse_ignored([replace(generation, **own)], "with --base-url")
-    model = args.model if args.base_url is None else ModelEndpoint(args.base_url, args.model, options, patience)
+    return args.model if args.base_url is None else ModelEndpoint(args.base_url, args.model, options, patience)
+
+
+def _answer(args: Namespace) -> str:
+    generation, settings = from_dashed_fields(GenerationSettings, args), from_dashed_fields(AnswerSettings, args)
+    count = run_answers(_model(args, generation), args.questions, args.output, settings, generation)
+    return f"{count} answers: {args.output}/{ANSWERS}"
+
+
+def _exam(args: Namespace) -> str:
+    generation = from_dashed_fields(GenerationSettings, args)
+    model = _model(args, generation)
     settings = from_dashed_fields(ExamSettings, args)
     overlap = from_dashed_fields(OverlapSettings, args)
     scores = run_exam(model, args.questions, args.output, settings, generation, overlap)
@@ -119,6 +144,8 @@ def main() -> None:
         print(_exam(args))
     elif command == "compare":
         print(format_comparison(run_compare(args.results, args.output)))
+    elif command == "answer":
+        print(_answer(args))
     elif command == "table":
         print(run_table(args.results, from_dashed_fields(TableSettings, args), args.exams, args.output))
     else:

@@ -94,14 +94,25 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, Answer]:
 def _parse_answer(raw: Any, where: str) -> list[tuple[Answer, str]]:
     if not isinstance(raw, dict):
         raise DataError(f"wrong record: got {type(raw).__name__}, need an object ({where})")
-    identifier = next((raw[key] for key in _ID_KEYS if raw.get(key) is not None), None)
-    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-        raise DataError(f"wrong value of 'id': got {type(identifier).__name__}, need text or a whole number ({where})")
+    identifier = read_identifier(raw, where)
     turns = _turns(raw, where)
     if turns[-1][0] != "assistant":
         raise DataError(f"nothing to judge: the last turn is the user's, need an answer after it ({where})")
     label = raw.get("label")
-    return [(Answer(str(identifier), turns, label if isinstance(label, str) else None), where)]
+    return [(Answer(identifier, turns, label if isinstance(label, str) else None), where)]
+
+
+def read_identifier(raw: dict[str, Any], where: str) -> str:
+    """The id of a record. Raises: DataError when it has none, or one that is no text and no whole number."""
+    identifier = next((raw[key] for key in _ID_KEYS if raw.get(key) is not None), None)
+    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
+        raise DataError(f"wrong value of 'id': got {type(identifier).__name__}, need text or a whole number ({where})")
+    return str(identifier)
+
+
+def read_question(raw: dict[str, Any], where: str) -> str:
+    """The question of a record of one turn. Raises: DataError naming the keys when there is none."""
+    return _first_text(raw, _QUESTION_KEYS, where)
 
 
 def _turns(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:

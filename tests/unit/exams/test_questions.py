@@ -46,6 +46,19 @@ def test_every_layout_gives_the_same_questions(tmp_path):
     assert len(read_questions([tmp_path / "g.jsonl.gz"])) == 2
 
 
+def test_an_answer_key_in_another_encoding_is_read_or_named(tmp_path):
+    questions = text({**RECORD, "id": "第1题", "answer": "A"})
+    (tmp_path / "q.jsonl").write_text(questions, encoding="utf-8")
+    key = json.dumps({"第1题": "B"}, ensure_ascii=False)
+    for encoding in ("gb18030", "utf-16"):
+        (tmp_path / "key.json").write_bytes(key.encode(encoding))
+        (question,) = read_questions([tmp_path / "q.jsonl"], answer_key=tmp_path / "key.json")
+        assert (question.id, question.answer) == ("第1题", "B")
+    (tmp_path / "key.json").write_bytes(b'{"q\xff1": "B"}')
+    with pytest.raises(DataError, match=r"invalid UTF-8: byte 3 \(.*key\.json:1\)"):
+        read_questions([tmp_path / "q.jsonl"], answer_key=tmp_path / "key.json")
+
+
 def test_question_without_id_is_named_by_file_and_line_not_by_path(tmp_path):
     (tmp_path / "q.jsonl").write_text(text(RECORD, RECORD), encoding="utf-8")
     assert [question.id for question in read_questions([tmp_path / "q.jsonl"])] == ["q.jsonl:1", "q.jsonl:2"]
