@@ -29,7 +29,8 @@ _BEGINNINGS = (24, 13, 8)  # characters by which a run is looked up: the longest
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 _SPREAD = np.uint64(0xD6E8FEB86659FD93)
-_U32, _U64 = NDArray[np.uint32], NDArray[np.uint64]
+_U32 = NDArray[np.uint32]
+_U64 = NDArray[np.uint64]
 
 
 @functools.cache
