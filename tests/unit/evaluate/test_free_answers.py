@@ -71,7 +71,7 @@ def test_an_endpoint_answers_and_only_missing_ones_are_asked_again(endpoint, que
         ('{"id": 1, "q": "x"}', r"no text under any of query, prompt, question"),
         ('{"query": "x"}', r"wrong value of 'id': got NoneType"),
         ('{"id": 1, "query": "x"}\n{"id": 1, "query": "y"}', r"repeated id: got '1' twice"),
-        ("[3]", r"wrong record: got int, need an object"),
+        ("[3]", r"no JSON object: got list"),
     ],
 )
 def test_bad_questions_are_refused(content, message, tmp_path):
