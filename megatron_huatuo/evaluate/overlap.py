@@ -125,10 +125,10 @@ class ExamRuns:
         for places in self._places.values():
             for unit, start, length in places:
                 runs[unit].append((start, length))
-        for unit, own in zip(self._units, runs, strict=True):
-            stream, before = characters_of_text(unit.text)
+        for text, own in zip(self._units, runs, strict=True):
+            stream, before = characters_of_text(text.text)
             first, count = np.array(own).T
-            yield stream, before[unit.words.starts[first]], before[unit.words.ends[first + count - 1]]
+            yield stream, before[text.words.starts[first]], before[text.words.ends[first + count - 1]]
 
     def _add(self, question: int, text: str) -> bool:
         """Note the runs of one text that are evidence; whether there is any."""
