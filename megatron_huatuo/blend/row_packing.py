@@ -82,47 +82,56 @@ class RowPacker:
 
 
 class _ReferencePacker:
-    """The stream interface of the kernel over the Python reference, which packs everything at the end."""
+    """The same in plain Python: a sorted list of (length, -draw) stands for the waiting documents."""
 
     def __init__(self, seq_length: int, window: int) -> None:
-        self._settings = (seq_length, window)
-        self._lengths: list[NDArray[np.integer]] = [np.empty(0, dtype=np.int64)]
+        self._seq_length, self._window = seq_length, window
+        self._lengths: list[int] = []
+        self._placed: list[bool] = []
+        self._waiting: list[tuple[int, int]] = []
+        self._oldest = self._room = self._added = self._packed = 0
 
     def add(self, lengths: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        self._lengths.append(lengths)
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self._lengths += np.minimum(lengths, self._seq_length).tolist()
+        self._placed += [False] * len(lengths)
+        return self._pack(len(self._lengths) - self._window + 1)  # as far as a whole window is known
 
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return reference_pack_rows(np.concatenate(self._lengths), *self._settings)
+        order, row_start = self._pack(len(self._lengths))
+        return order, np.append(row_start, self._packed)
+
+    def _pack(self, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Place documents until `stop` are placed in all."""
+        order: list[int] = []
+        row_start: list[int] = []
+        waiting, known = self._waiting, len(self._lengths)
+        while self._packed < stop:
+            while self._added < min(known, self._packed + self._window):
+                bisect.insort(waiting, (self._lengths[self._added], -self._added))
+                self._added += 1
+            while self._placed[self._oldest]:
+                self._oldest += 1
+            draw, length = self._oldest, self._lengths[self._oldest]
+            rest = self._room - length
+            if rest < 0 or 0 < rest < waiting[0][0]:
+                fitting = bisect.bisect_right(waiting, (self._room, 1)) - 1
+                if fitting >= 0 and self._packed - self._oldest != self._window - 1:
+                    length, draw = waiting[fitting][0], -waiting[fitting][1]
+                elif rest < 0:
+                    row_start.append(self._packed)
+                    self._room = self._seq_length
+            self._room -= length
+            waiting.remove((length, -draw))
+            self._placed[draw] = True
+            order.append(draw)
+            self._packed += 1
+        return np.array(order, dtype=np.int64), np.array(row_start, dtype=np.int64)
 
 
 def reference_pack_rows(
     lengths: NDArray[np.integer], seq_length: int, window: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The same in plain Python: a sorted list of (length, -draw) stands for the waiting documents."""
-    waiting: list[tuple[int, int]] = []
-    placed = np.zeros(len(lengths), dtype=bool)
-    order: list[int] = []
-    row_start: list[int] = []
-    oldest = room = added = 0
-    while len(order) < len(lengths):
-        while added < min(len(lengths), len(order) + window):
-            bisect.insort(waiting, (min(int(lengths[added]), seq_length), -added))
-            added += 1
-        while placed[oldest]:
-            oldest += 1
-        draw, length = oldest, min(int(lengths[oldest]), seq_length)
-        rest = room - length
-        if rest < 0 or 0 < rest < waiting[0][0]:
-            fitting = bisect.bisect_right(waiting, (room, 1)) - 1
-            if fitting >= 0 and len(order) - oldest != window - 1:
-                length, draw = waiting[fitting][0], -waiting[fitting][1]
-            elif rest < 0:
-                row_start.append(len(order))
-                room = seq_length
-        room -= length
-        waiting.remove((length, -draw))
-        placed[draw] = True
-        order.append(draw)
-    row_start.append(len(order))
-    return np.array(order, dtype=np.int64), np.array(row_start, dtype=np.int64)
+    """`pack_rows` in plain Python, for tests and where the kernel is not built."""
+    packer = _ReferencePacker(seq_length, window)
+    parts = [packer.add(lengths), packer.finish()]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -153,6 +153,18 @@ def test_threads_and_blocks_of_the_build_do_not_change_a_byte(
     assert ours["sources"] == theirs["sources"]
 
 
+@pytest.mark.parametrize("block", [37, 1 << 20])
+def test_without_the_kernel_the_same_bytes_are_built(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    wanted = _arrays(_build(content, tmp_path / "a"))
+    for module in ("order_plan", "row_packing"):
+        monkeypatch.setattr(f"megatron_huatuo.blend.{module}.load_kernel", lambda: None)
+    monkeypatch.setattr("megatron_huatuo.blend.blend_write.BLOCK_DRAWS", block)
+    found = _arrays(_build(content, tmp_path / "b"))
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 def test_megatron_indices_are_the_same_order_in_megatrons_dtypes(content: dict[str, Any], tmp_path: Path) -> None:
     directory = _build(content, tmp_path / "blend", megatron_indices=True)
     source, document, _ = _arrays(directory)
