@@ -3,9 +3,18 @@
 
 import sys
 
-from megatron_huatuo.config import argument_parser
+from jsonargparse import ArgumentParser
+
+from megatron_huatuo.config import add_dashed_fields, argument_parser, from_dashed_fields
+from megatron_huatuo.convert.card_metadata import CardFacts
 from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.log import silence_known_warnings
+
+
+def _add_card_facts(parser: ArgumentParser) -> None:
+    parser.add_argument("--language", nargs="+", default=(), metavar="CODE", help="of the model, such as zh en")
+    parser.add_argument("--datasets", nargs="+", default=(), metavar="ORG/NAME", help="trained on, names on the Hub")
+    add_dashed_fields(parser, CardFacts, skip=("language", "datasets"))
 
 
 @exit_on_error
@@ -34,7 +43,14 @@ def main() -> None:
     exporting.add_argument("--allow-token-mismatch", action="store_true", help="accept other token ids when served")
     exporting.add_argument("--allow-forgetting", action="store_true", help="publish a model that forgot, and say so")
     exporting.add_argument("--llamafy", action="store_true", help="write a Baichuan2-7B as a Llama, no remote code")
+    _add_card_facts(exporting)
     commands.add_subcommand("export", exporting, help=exporting.description)
+
+    describing = argument_parser("Write the model card of an export again, with the scores of exams that it has sat.")
+    describing.add_argument("--hf", required=True, help="exported directory")
+    describing.add_argument("--evaluation", nargs="+", default=[], metavar="DIR", help="outputs of evaluate.py exam")
+    _add_card_facts(describing)
+    commands.add_subcommand("card", describing, help=describing.description)
 
     verifying = argument_parser("Compare weights, token ids, logits and greedy continuation.")
     verifying.add_argument("--checkpoint", required=True, help="a run, its checkpoints/ or one iteration")
@@ -56,6 +72,12 @@ def main() -> None:
         written = average_checkpoints(options["checkpoints"], options["checkpoint"], options["weights"])
         print(f"checkpoint: {written}")
         return
+    if arguments.command == "card":
+        from megatron_huatuo.convert.model_card import rewrite_card
+
+        rewrite_card(options["hf"], options["evaluation"], from_dashed_fields(CardFacts, arguments["card"]))
+        print(f"model card: {options['hf']}/README.md")
+        return
     checkpoint, hf = options.pop("checkpoint"), options.pop("hf")
     if arguments.command == "import":
         from megatron_huatuo.convert.import_checkpoint import import_hf
@@ -65,7 +87,9 @@ def main() -> None:
     if arguments.command == "export":
         from megatron_huatuo.convert.publish import export_checkpoint
 
-        parity = export_checkpoint(checkpoint, hf, **options)
+        card = from_dashed_fields(CardFacts, arguments["export"])
+        own = {name: value for name, value in options.items() if name not in vars(card)}
+        parity = export_checkpoint(checkpoint, hf, **own, card=card)
         print(f"model: {hf}" if parity else f"model: {hf} (not verified)")
     else:
         from megatron_huatuo.convert.verify import verify_export

@@ -1,17 +1,31 @@
-"""README.md of an exported model: what it is, where it comes from, what was proved, what it must not be used for."""
+"""README.md of an exported model: what it is, where it comes from, what was proved, what it must not be used for.
+
+Invariant: the card follows from the manifest beside it and from exams, so it can be written again at any time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from megatron_huatuo import __version__
+from megatron_huatuo.convert.card_metadata import CardFacts, card_data, read_scores_of
 from megatron_huatuo.convert.verify import Parity
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.hf_config import load_architecture
+from megatron_huatuo.storage.atomic import atomic_write
+from megatron_huatuo.storage.manifest import describe_files, read_json, read_manifest, write_manifest
 from megatron_huatuo.storage.targets import HUATUO_RULE, NATIVE_RULE
+
+HF_KIND = "hf_model"
+CARD = "README.md"
 
 _DISCLAIMER = """\
 ## Medical disclaimer
@@ -22,12 +36,47 @@ without review by a qualified clinician. In an emergency call your local emergen
 """
 
 
-def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any], parity: Parity | None) -> str:
-    """Markdown text of the card.
+def rewrite_card(
+    hf_directory: str | os.PathLike[str],
+    evaluations: Sequence[str | os.PathLike[str]] = (),
+    given: CardFacts | None = None,
+) -> None:
+    """Write the card of an exported directory again, with the scores of exams that it has sat.
+
+    evaluations: result directories of `tools/evaluate.py exam`. given: facts that replace those of the export.
+    Raises: IntegrityError for a directory that is no export, or an unfinished exam; DataError for another model's exam.
+    """
+    root = Path(hf_directory)
+    manifest = read_manifest(root, HF_KIND)
+    known, new = manifest.get("card") or {}, asdict(given or CardFacts())
+    facts = CardFacts(**{name: value or known.get(name, value) for name, value in new.items()})
+    parity = Parity(**manifest["parity"]) if manifest["parity"] else None
+    scores = read_scores_of(root, evaluations)
+    config = read_json(root / "config.json")
+    text = model_card(
+        load_architecture(root), config["dtype"], manifest["checkpoint"], parity, facts, root.resolve().name, scores
+    )
+    with atomic_write(root / CARD, "w") as handle:
+        handle.write(text)
+    files = manifest["files"] | describe_files(root, [CARD])
+    content = {"checkpoint": manifest["checkpoint"], "parity": manifest["parity"], "card": asdict(facts)}
+    write_manifest(root, HF_KIND, content, files)
+
+
+def model_card(
+    architecture: Architecture,
+    dtype: str,
+    origin: Mapping[str, Any],
+    parity: Parity | None,
+    facts: CardFacts,
+    name: str,
+    scores: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Markdown text of the card, the Hub's metadata in front.
 
     origin: iteration, consumed_train_samples, fingerprints, decisive settings, learning_rate_by_source, ignored_config_keys and
         chat_formats of the checkpoint, and what `describe_format` says of the export.
-    parity: figures of the verification, None when it was skipped.
+    parity: figures of the verification, None when it was skipped. name: of the model. scores: as `read_scores_of` gives them.
     """
     ignored = origin.get("ignored_config_keys")
     fingerprints = origin.get("fingerprints") or {}
@@ -43,12 +92,7 @@ def model_card(architecture: Architecture, dtype: str, origin: Mapping[str, Any]
         ("Written by", f"megatron_huatuo {__version__}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [medical, megatron_huatuo]
----
-
+    text = f"""
 # Medical language model, one-stage adaptation
 
 | | |
@@ -62,7 +106,8 @@ from template questions (as in the bundled demo), the model shows that the pipel
 
 {_parity_text(parity)}
 
-{_DISCLAIMER}"""
+{_scores_text(scores)}{_DISCLAIMER}"""
+    return str(ModelCard(f"---\n{card_data(facts, name, scores).to_yaml()}\n---\n{text}"))
 
 
 def _format_text(origin: Mapping[str, Any]) -> str:
@@ -125,6 +170,19 @@ def _rates_text(origin: Mapping[str, Any]) -> str:
             "\n",
         ]
     )
+
+
+def _scores_text(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Exams that the model has sat; empty without any."""
+    if not scores:
+        return ""
+    lines = [
+        f"| {score['exam']} | {score['scoring']} | {score['count']} | {score['accuracy']:.1%} "
+        f"| {score['interval'][0]:.1%} to {score['interval'][1]:.1%} | {score['chance']:.1%} |"
+        for score in scores
+    ]
+    head = "| exam | scoring | questions | accuracy | 95 % interval | chance |\n| --- | --- | --- | --- | --- | --- |\n"
+    return "## Exams\n\n" + head + "\n".join(lines) + "\n\n"
 
 
 def _parity_text(parity: Parity | None) -> str:

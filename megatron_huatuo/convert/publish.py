@@ -8,12 +8,14 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint, verify_harmless
+from megatron_huatuo.convert.card_metadata import CardFacts, complete_facts
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
-from megatron_huatuo.convert.model_card import model_card, refuse_forgetting
+from megatron_huatuo.convert.model_card import CARD, HF_KIND, model_card, refuse_forgetting
 from megatron_huatuo.convert.run_models import check_memory
 from megatron_huatuo.convert.served_format import ServedFormat, describe_format, served_format
 from megatron_huatuo.convert.state_tensors import StateReader
@@ -30,9 +32,16 @@ from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.models.weight_table import hf_shapes
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.manifest import describe_files, read_json, sha256_file, write_json, write_manifest
-from megatron_huatuo.storage.run_files import STATE, TOKENIZER, iteration_of, read_training_state, resolve_checkpoint
+from megatron_huatuo.storage.run_files import (
+    CONFIG,
+    STATE,
+    TOKENIZER,
+    iteration_of,
+    read_run_config,
+    read_training_state,
+    resolve_checkpoint,
+)
 
-KIND = "hf_model"
 _PROOFS = 2  # threads: with one, two cores have written the weights before it has read them
 
 
@@ -46,6 +55,7 @@ def export_checkpoint(
     allow_token_mismatch: bool = False,
     llamafy: bool = False,
     allow_forgetting: bool = False,
+    card: CardFacts | None = None,
 ) -> Parity | None:
     """Write a Hugging Face directory and return the parity figures of its verification (None when skipped).
 
@@ -55,6 +65,7 @@ def export_checkpoint(
     dtype: "bfloat16", "float16" or "float32"; by default the type of the checkpoint's weights.
     llamafy: write a Baichuan2-7B as a Llama, with the normalised head folded in.
     allow_forgetting: publish also where the loss on general text rose by more than the run allows; the model card says it.
+    card: what the model card says of base model, license, languages and data sets; the rest is taken from the base's card.
     allow_token_mismatch: publish also where transformers gives other token ids than training saw.
     Raises: IntegrityError when the checkpoint is damaged or the result differs from it, ConfigError when memory does not
         suffice to compare them; nothing is published then.
@@ -94,11 +105,13 @@ def export_checkpoint(
             get_logger(__name__).info("comparing with the training model: weights, logits, continuation")
             parity = verify_converted(directory, root, token_ids)
         origin = _origin(directory) | ({} if served is None else describe_format(served))
-        (root / "README.md").write_text(model_card(architecture, dtype, origin, parity), encoding="utf-8")
+        facts = complete_facts(card or CardFacts(), _base_directory(directory, base_hf))
+        text = model_card(architecture, dtype, origin, parity, facts, Path(hf_directory).resolve().name)
+        (root / CARD).write_text(text, encoding="utf-8")
         small = [path.name for path in root.iterdir() if path.name not in files]
         described = files | describe_files(root, sorted(small))
-        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None}
-        write_manifest(root, KIND, content, described)
+        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None, "card": asdict(facts)}
+        write_manifest(root, HF_KIND, content, described)
     return parity
 
 
@@ -166,6 +179,13 @@ def _generation_config(config: Mapping[str, Any], served: ServedFormat | None) -
 def _one_or_several(ids: Sequence[int]) -> int | list[int]:
     """As config.json holds ids that end a text."""
     return ids[0] if len(ids) == 1 else list(ids)
+
+
+def _base_directory(checkpoint: Path, base_hf: str | os.PathLike[str] | None) -> Path | None:
+    """The base model: as named, else where the run took its first weights from."""
+    if base_hf is None and (checkpoint / CONFIG).is_file():
+        base_hf = read_run_config(checkpoint)["model"].get("init_from")
+    return Path(base_hf) if base_hf is not None and Path(base_hf).is_dir() else None
 
 
 def _origin(directory: Path) -> dict[str, Any]:

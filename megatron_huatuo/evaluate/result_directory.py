@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.exam_results import REPLIES, read_exam
 from megatron_huatuo.storage.jsonl import read_jsonl
-from megatron_huatuo.storage.manifest import read_manifest, verify_files
-
-MANIFEST_KIND = "exam"
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,8 @@ class ExamResult:
 def read_result(directory: str | os.PathLike[str]) -> ExamResult:
     """A finished exam. Raises: IntegrityError when it is unfinished, torn or changed; DataError for other content."""
     root = Path(directory)
-    manifest = read_manifest(root, MANIFEST_KIND)
-    verify_files(root, manifest)
-    records = {line.record["id"]: line.record for line in read_jsonl(root / "replies.jsonl")}
+    manifest, _ = read_exam(root)
+    records = {line.record["id"]: line.record for line in read_jsonl(root / REPLIES)}
     if not all({"question", "answer", "correct", "exam"} <= record.keys() for record in records.values()):
         raise DataError(
             f"result of an older version: {root}/replies.jsonl lacks keys. Run the exam again: nothing is paid twice."

@@ -14,11 +14,9 @@ import torch
 from megatron_huatuo.evaluate.answering.chat_model import ChatModel, SeededNoise
 from megatron_huatuo.evaluate.generate import GeneratedReply, GenerationSettings, Request
 from megatron_huatuo.llm.request_log import Reply, RequestLog
-from megatron_huatuo.log import get_logger, progress
-from megatron_huatuo.storage.manifest import fingerprint, sha256_file
-
-# Files of a model directory that decide no reply.
-_NO_CONTENT = (".md", ".png", ".jpg")
+from megatron_huatuo.log import get_logger
+from megatron_huatuo.storage.exam_results import directory_fingerprint
+from megatron_huatuo.storage.manifest import fingerprint
 
 
 class HuggingFaceGenerator:
@@ -97,16 +95,3 @@ class HuggingFaceGenerator:
                 self._batch_size = len(batch)
             torch.cuda.empty_cache()
             get_logger(__name__).warning("out of GPU memory: going on with batches of %d", self._batch_size)
-
-
-def directory_fingerprint(directory: Path) -> str:
-    """Fingerprint of all files that decide a model's replies: names and contents; model card and dot files left out."""
-    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    decisive = [path for path in files if path.suffix not in _NO_CONTENT and path.name != "manifest.json"]
-    size = sum(path.stat().st_size for path in decisive)
-    hashes = {}
-    with progress(total=size, description="fingerprint of the model", unit="B", unit_scale=True) as bar:
-        for path in decisive:
-            hashes[path.name] = sha256_file(path)
-            bar.update(path.stat().st_size)
-    return fingerprint(hashes)

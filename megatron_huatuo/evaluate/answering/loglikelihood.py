@@ -16,11 +16,11 @@ import torch
 
 from megatron_huatuo.evaluate.answering.chat_model import ChatModel
 from megatron_huatuo.evaluate.answering.chat_templates import AUTO_TEMPLATE
-from megatron_huatuo.evaluate.answering.huggingface import directory_fingerprint
 from megatron_huatuo.evaluate.generate import Continued, GenerationSettings, Likelihood
 from megatron_huatuo.exams.likeliest_option import part_tokens
 from megatron_huatuo.llm.request_log import Reply, RequestLog
 from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.storage.exam_results import directory_fingerprint
 from megatron_huatuo.storage.manifest import fingerprint
 
 

@@ -136,7 +136,7 @@ def count_logged(output, sqlite3):
 def test_changed_weights_are_another_model(model_directory, write_questions, tmp_path):
     import shutil
 
-    from megatron_huatuo.evaluate.answering.huggingface import directory_fingerprint
+    from megatron_huatuo.storage.exam_results import directory_fingerprint
 
     copy = tmp_path / "copy"
     shutil.copytree(model_directory, copy)
