@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -14,6 +14,7 @@ from megatron_huatuo.evaluate.compare import format_comparison, run_compare
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.free_answers import ANSWERS, AnswerSettings, run_answers
 from megatron_huatuo.evaluate.generate import EndpointOptions, GenerationSettings, ModelEndpoint, refuse_ignored
+from megatron_huatuo.evaluate.harness_tasks import export_tasks
 from megatron_huatuo.evaluate.judging.grade import format_grades, run_grade
 from megatron_huatuo.evaluate.judging.judge import format_judgement, run_judge
 from megatron_huatuo.evaluate.judging.panel import JudgeSettings, choose_judges
@@ -22,6 +23,8 @@ from megatron_huatuo.evaluate.overlap import OverlapSettings, format_overlap
 from megatron_huatuo.evaluate.score import format_scores
 from megatron_huatuo.evaluate.score_tables import BENCHMARKS, TableSettings, run_table
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
+
+_NOT_EXPORTED = ("scoring", "votes", "normalise", "trust_remote_code", "max_failed")
 
 
 def _exam_parser() -> ArgumentParser:
@@ -52,6 +55,17 @@ def _answer_parser() -> ArgumentParser:
     return answer
 
 
+def _tasks_parser() -> ArgumentParser:
+    tasks = argument_parser("Write an exam as tasks of lm-evaluation-harness: YAML over local files.")
+    tasks.add_argument("--questions", type=str, nargs="+", required=True, metavar="FILE", help=".jsonl, .json or .csv")
+    tasks.add_argument("--output", type=str, required=True, metavar="DIR", help="for lm_eval --include_path")
+    tasks.add_argument("--subset", type=str, nargs="+", default=(), metavar="NAME", help="only these parts of the exam")
+    tasks.add_argument("--few-shot-from", type=str, nargs="+", default=(), metavar="FILE", help="files of the examples")
+    tasks.add_argument("--max-new-tokens", type=int, default=512, help="longest generated reply, in tokens")
+    add_dashed_fields(tasks, ExamSettings, skip=("subset", "few_shot_from", *_NOT_EXPORTED))
+    return tasks
+
+
 def _judge_parser(description: str, files: dict[str, str]) -> ArgumentParser:
     judge = argument_parser(description)
     for flag, what in files.items():
@@ -73,6 +87,7 @@ def _parser() -> ArgumentParser:
             {"--answers": "answers", "--criteria": "criteria with points, as in HealthBench"},
         ),
         "compare": argument_parser("Compare exams of several models on the same questions: comparison.json."),
+        "export-tasks": _tasks_parser(),
         "table": argument_parser("Print the paper's tables from exams, the published rows beside them."),
     }
     parsers["rate"].add_argument(
@@ -124,6 +139,12 @@ def _exam(args: Namespace) -> str:
     return "\n".join([format_scores(scores), *([format_overlap(scores["overlap"])] if "overlap" in scores else [])])
 
 
+def _export_tasks(args: Namespace) -> list[str]:
+    given = {entry.name: args[entry.name] for entry in fields(ExamSettings) if entry.name not in _NOT_EXPORTED}
+    settings = ExamSettings(**given, scoring="loglikelihood")
+    return export_tasks(args.questions, args.output, settings, args.max_new_tokens)
+
+
 def _judged(command: str, args: Namespace) -> str:
     options, patience = from_dashed_fields(EndpointOptions, args), from_dashed_fields(PatienceSettings, args)
     settings = from_dashed_fields(JudgeSettings, args)
@@ -146,6 +167,8 @@ def main() -> None:
         print(format_comparison(run_compare(args.results, args.output)))
     elif command == "answer":
         print(_answer(args))
+    elif command == "export-tasks":
+        print("\n".join(_export_tasks(args)))
     elif command == "table":
         print(run_table(args.results, from_dashed_fields(TableSettings, args), args.exams, args.output))
     else:

@@ -152,8 +152,8 @@ class ExamInTraining:
     questions: list[str] = field(default_factory=list)
     """Question files as `tools/evaluate.py exam` takes them; none: no exam."""
     interval: int | None = None
-    """Steps between exams; null: only at the end. An exam of t tokens, options times question, costs by count of
-    operations as much as training on t / 3: for at most 2 % of the time set it to 17 × t / (global_batch_size × seq_length) or more."""
+    """Steps between exams; null: only at the end. An exam of t tokens, options times question, costs about 1.15 times
+    as much as training on t / 3 tokens: for at most 2 % of the time set it to 20 × t / (global_batch_size × seq_length) or more."""
     limit: int | None = 200
     """Ask at most so many questions, drawn as `--limit` draws them; null: all."""
 
