@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.errors import ConfigError
 
-# Releases whose code the replaced functions of host.py and checkpoint/ were compared with, and the tests were run on.
+# Releases whose code the replaced functions of host.py and checkpoint/ were compared with. What ran on each: docs/support_matrix.md.
 TESTED = ((0, 16), (0, 19))
 
 
