@@ -14,8 +14,6 @@ from megatron_huatuo.exams.exam_format import (
     ExamQuestion,
     FileHead,
     QuestionPlace,
-    lettered_options,
-    subject_of,
     text_of,
 )
 
@@ -43,16 +41,14 @@ class CEval(ExamFormat):
 
     def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One row; the test split has no `answer`."""
-        subject = subject_of(place.path)
+        options = (text_of(raw, letter, place) for letter in "ABCD")
         return [
-            ExamQuestion(
-                id=f"{subject}-{text_of(raw, 'id', place)}",
-                question=text_of(raw, "question", place),
-                option=lettered_options(text_of(raw, letter, place) for letter in "ABCD"),
-                answer=(raw.get("answer") or "").strip(),
-                source=self.title,
-                exam=self.name,
-                subset=subject,
+            self.of_subject(
+                place,
+                text_of(raw, "id", place),
+                text_of(raw, "question", place),
+                options,
+                (raw.get("answer") or "").strip(),
             )
         ]
 

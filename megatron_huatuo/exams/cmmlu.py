@@ -13,8 +13,6 @@ from megatron_huatuo.exams.exam_format import (
     ExamQuestion,
     FileHead,
     QuestionPlace,
-    lettered_options,
-    subject_of,
     text_of,
 )
 
@@ -45,16 +43,14 @@ class CMMLU(ExamFormat):
 
     def parse(self, raw: Any, place: QuestionPlace) -> list[ExamQuestion]:
         """One row."""
-        subject = subject_of(place.path)
+        options = (text_of(raw, letter, place) for letter in "ABCD")
         return [
-            ExamQuestion(
-                id=f"{subject}-{raw.get('') or place.number}",
-                question=text_of(raw, "Question", place),
-                option=lettered_options(text_of(raw, letter, place) for letter in "ABCD"),
-                answer=text_of(raw, "Answer", place),
-                source=self.title,
-                exam=self.name,
-                subset=subject,
+            self.of_subject(
+                place,
+                raw.get("") or place.number,
+                text_of(raw, "Question", place),
+                options,
+                text_of(raw, "Answer", place),
             )
         ]
 

@@ -106,6 +106,21 @@ class ExamFormat:
         """(number, record) of one file, ready for `parse`."""
         return read_raw(path, bad_lines)
 
+    def of_subject(
+        self, place: QuestionPlace, number: object, question: str, options: Iterable[str], answer: str
+    ) -> ExamQuestion:
+        """A question of a file whose name is its subject; number: its own in the file."""
+        subject = subject_of(place.path)
+        return ExamQuestion(
+            id=f"{subject}-{number}",
+            question=question,
+            option=lettered_options(options),
+            answer=answer,
+            source=self.title,
+            exam=self.name,
+            subset=subject,
+        )
+
     def answer_from_key(self, value: Any, place: QuestionPlace) -> str:
         """The letters of an answer in an answer key. Raises: DataError naming the place."""
         if not isinstance(value, str) or not value.strip():

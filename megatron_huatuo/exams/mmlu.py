@@ -16,9 +16,7 @@ from megatron_huatuo.exams.exam_format import (
     ExamQuestion,
     FileHead,
     QuestionPlace,
-    lettered_options,
     read_csv_rows,
-    subject_of,
 )
 from megatron_huatuo.storage.jsonl import BadLines
 
@@ -57,18 +55,8 @@ class MMLU(ExamFormat):
         """One row."""
         if len(raw) != _COLUMNS or not raw[0].strip():
             raise DataError(f"wrong row: got {len(raw)} cells, need question, four options and answer ({place})")
-        subject = subject_of(place.path)
-        return [
-            ExamQuestion(
-                id=f"{subject}-{place.number}",
-                question=raw[0].strip(),
-                option=lettered_options(raw[1:5]),
-                answer=raw[5].strip(),
-                source=self.title,
-                exam=self.name,
-                subset=subject,
-            )
-        ]
+        options = raw[1:5]
+        return [self.of_subject(place, place.number, raw[0].strip(), options, raw[5].strip())]
 
     def instruction(self, question: ExamQuestion) -> str:
         """The authors' words."""
