@@ -42,7 +42,7 @@ class Size:
 
 SIZES = {
     "toy": Size("toy", False, 256, 4, 2e-3, 4, 8, 10, 5),
-    "smollm2": Size(None, True, 512, 8, 1e-4, 2, 6, 0, 3),
+    "smollm2": Size(None, True, 512, 2, 1e-4, 1, 2, 0, 3),
 }
 
 
