@@ -72,12 +72,12 @@ def _write_in_place() -> None:
 
 def _attend_over_the_whole_row() -> None:
     from megatron_huatuo.models.core import attention_torch
-    from megatron_huatuo.models.core.attention import Segments
+    from megatron_huatuo.models.core.attention import AttendedSegments
 
     attend = attention_torch.attend_by_document
 
-    def as_one_document(query: Any, key: Any, value: Any, segments: Segments, *rest: Any) -> Any:
-        return attend(query, key, value, Segments(segments.cu_seqlens[[0, -1]], query.shape[0]), *rest)
+    def as_one_document(query: Any, key: Any, value: Any, segments: AttendedSegments, *rest: Any) -> Any:
+        return attend(query, key, value, AttendedSegments(segments.cu_seqlens[[0, -1]], query.shape[0]), *rest)
 
     attention_torch.attend_by_document = as_one_document
 
