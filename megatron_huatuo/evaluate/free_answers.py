@@ -21,10 +21,9 @@ from megatron_huatuo.evaluate.answering.replies import (
     output_directory,
 )
 from megatron_huatuo.evaluate.generate import GenerationSettings, ModelEndpoint, Request
-from megatron_huatuo.evaluate.judging.answers import read_identifier, read_question
+from megatron_huatuo.evaluate.judging.answers import read_by_id, read_identifier, read_question
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_manifest
-from megatron_huatuo.storage.record_files import read_records
 
 ANSWERS = "answers.jsonl"
 
@@ -58,15 +57,8 @@ def read_open_questions(paths: Sequence[str | os.PathLike[str]]) -> list[OpenQue
 
     Raises: DataError naming file, line and key; for a repeated id; for files without a question.
     """
-    questions: dict[str, OpenQuestion] = {}
-    for path in paths:
-        for question, where in read_records(path, _parse):
-            if question.id in questions:
-                raise DataError(f"repeated id: got {question.id!r} twice, need each once ({where}). Remove one.")
-            questions[question.id] = question
-    if not questions:
-        raise DataError(f"no open questions: {', '.join(map(str, paths))}. Give a file with `id` and `query`.")
-    return [*questions.values()]
+    none_found = f"no open questions: {', '.join(map(str, paths))}. Give a file with `id` and `query`."
+    return [*read_by_id(paths, _parse, none_found).values()]
 
 
 def _parse(raw: Any, where: str) -> list[tuple[OpenQuestion, str]]:

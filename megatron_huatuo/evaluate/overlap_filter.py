@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from megatron_huatuo.index.tokenizer import Tokenizer
 from megatron_huatuo.text.minhash import split_words
+from megatron_huatuo.text.normal_form import HALF_WIDTH
 
-FULL_WIDTH = {
-    code: code - 0xFEE0 for start, end in ("０９", "ＡＺ", "ａｚ") for code in range(ord(start), ord(end) + 1)
-}
+FULL_WIDTH = {code: plain for code, plain in HALF_WIDTH.items() if chr(plain).isalnum()}
 """Full-width letters and digits, and the plain ones that they count as."""
 _CODES = 0x40000  # no letter or digit lies above
 _BYTE = np.uint32(_CODES)  # a token that is no whole character gives its bytes, each plus this

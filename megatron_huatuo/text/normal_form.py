@@ -26,7 +26,8 @@ _BLANK_LINES = re.compile("\n{3,}")
 # Full-width letters, digits and signs of measurement become ASCII; Chinese sentence marks stay, and so do ＜ and ＞,
 # which would otherwise turn harmless text into role tags.
 _FULL_WIDTH = re.compile("[０-９Ａ-Ｚａ-ｚ％＋－＝／．＆＠＿＊＃]+")
-_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width letters, digits and signs, and their ASCII forms, for `str.translate`."""
 
 _REMOVED = (
     ("control character", _CONTROLS),
@@ -55,7 +56,7 @@ def normal_form(text: str, counts: Counter[str] | None = None) -> str:
         text = unicodedata.normalize("NFC", text)
     if matches := _FULL_WIDTH.findall(text):
         tally["full-width character"] += sum(map(len, matches))
-        text = _FULL_WIDTH.sub(lambda match: match.group().translate(_TO_ASCII), text)
+        text = _FULL_WIDTH.sub(lambda match: match.group().translate(HALF_WIDTH), text)
     text = _SPACES.sub(" ", text)
     text = _SPACE_AT_LINE_END.sub("\n", text)
     return _BLANK_LINES.sub("\n\n", text).strip()

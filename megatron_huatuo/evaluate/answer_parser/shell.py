@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from megatron_huatuo.llm.thoughts import peel_reply
+from megatron_huatuo.text.normal_form import HALF_WIDTH
 
 _FINAL_HEADING = re.compile(
     r"^\s*#+\s*(?:final response|final answer|最终回答|最终答案)\s*:?：?\s*$", re.IGNORECASE | re.MULTILINE
@@ -22,14 +23,13 @@ _TEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf|bf)\{([^{}]*)\}")
 _TABLE_LINE = re.compile(r"^\s*\|(.*)\|\s*$", re.MULTILINE)
 _TABLE_RULE = re.compile(r"^[\s|:-]*-{2,}[\s|:-]*$", re.MULTILINE)
 
-_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _CIRCLED = {0x24B6 + k: chr(65 + k) for k in range(26)} | {0x24D0 + k: chr(97 + k) for k in range(26)}
 _BRACKETS = dict(zip(map(ord, "【】[]〔〕{}"), "()()()()", strict=True))
 _DROPPED = dict.fromkeys(map(ord, '*`#$“”"「」『』\u200b\ufeff\ufe0f'))
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
 _MARKS = dict.fromkeys(map(ord, "✓✔✅☑🗸"), "√") | dict.fromkeys(map(ord, "✗✘❌✖❎"), "×")
 _CHARACTERS = {
-    **_HALF_WIDTH,
+    **HALF_WIDTH,
     0x3000: " ",
     ord("’"): "'",
     ord("‘"): "'",

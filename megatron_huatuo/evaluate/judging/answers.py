@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.storage.record_files import read_records
@@ -21,6 +21,14 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _REFUSAL_WITHIN, _SHORT_ANSWER = 60, 200
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_HasId)
 
 
 class Answer(NamedTuple):
@@ -81,14 +89,25 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, Answer]:
     `prompt` of turns is the answer to them.
     Raises: DataError naming file, line and key; for a repeated id; for an empty file.
     """
-    answers: dict[str, Answer] = {}
-    for answer, where in read_records(path, _parse_answer):
-        if answer.id in answers:
-            raise DataError(f"repeated id: got {answer.id!r} twice, need each once ({where}). Remove one.")
-        answers[answer.id] = answer
-    if not answers:
-        raise DataError(f"no answers: {path}. Give a file with `id`, `query` and `model_output`.")
-    return answers
+    return read_by_id([path], _parse_answer, f"no answers: {path}. Give a file with `id`, `query` and `model_output`.")
+
+
+def read_by_id(
+    paths: Sequence[str | os.PathLike[str]], parse: Callable[[Any, str], list[tuple[T, str]]], none_found: str
+) -> dict[str, T]:
+    """{id: record} of the files, in order. parse: gives each record with its place. none_found: what to say then.
+
+    Raises: DataError for a repeated id, for files without a record, and what `parse` raises.
+    """
+    found: dict[str, T] = {}
+    for path in paths:
+        for record, where in read_records(path, parse):
+            if record.id in found:
+                raise DataError(f"repeated id: got {record.id!r} twice, need each once ({where}). Remove one.")
+            found[record.id] = record
+    if not found:
+        raise DataError(none_found)
+    return found
 
 
 def _parse_answer(raw: Any, where: str) -> list[tuple[Answer, str]]:

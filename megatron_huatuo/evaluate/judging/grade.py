@@ -18,13 +18,12 @@ import numpy as np
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.evaluate.answering.replies import output_directory
 from megatron_huatuo.evaluate.generate import ModelEndpoint
-from megatron_huatuo.evaluate.judging.answers import Answer, read_answers, read_turns
+from megatron_huatuo.evaluate.judging.answers import Answer, read_answers, read_by_id, read_turns
 from megatron_huatuo.evaluate.judging.panel import JudgeSettings, Panel
 from megatron_huatuo.evaluate.significance import cohen_kappa, interval_of_mean
 from megatron_huatuo.llm.thoughts import peel_reply
 from megatron_huatuo.storage.jsonl import write_jsonl
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
-from megatron_huatuo.storage.record_files import read_records
 
 _ZH = """\
 [对话]
@@ -79,14 +78,7 @@ def read_criteria(path: str | os.PathLike[str]) -> dict[str, GradedQuestion]:
     `prompt_id` or `id`; `rubrics`: [{`criterion`, `points`, `tags`?}]; `prompt`: the turns, and `example_tags`, optional.
     Raises: DataError naming file, line and key; for a question without a wanted criterion; for a repeated id.
     """
-    questions: dict[str, GradedQuestion] = {}
-    for question, where in read_records(path, _parse_question):
-        if question.id in questions:
-            raise DataError(f"repeated id: got {question.id!r} twice, need each once ({where}). Remove one.")
-        questions[question.id] = question
-    if not questions:
-        raise DataError(f"no criteria: {path}. Give a file with `prompt_id` and `rubrics`.")
-    return questions
+    return read_by_id([path], _parse_question, f"no criteria: {path}. Give a file with `prompt_id` and `rubrics`.")
 
 
 def _parse_question(raw: Any, where: str) -> list[tuple[GradedQuestion, str]]:
