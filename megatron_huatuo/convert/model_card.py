@@ -53,13 +53,13 @@ def rewrite_card(
     parity = Parity(**manifest["parity"]) if manifest["parity"] else None
     scores = read_scores_of(root, evaluations)
     config = read_json(root / "config.json")
-    text = model_card(
-        load_architecture(root), config["dtype"], manifest["checkpoint"], parity, facts, root.resolve().name, scores
-    )
+    served = manifest.get("served") or {}  # 0.1.0 did not write it
+    origin = manifest["checkpoint"] | served
+    text = model_card(load_architecture(root), config["dtype"], origin, parity, facts, root.resolve().name, scores)
     with atomic_write(root / CARD, "w") as handle:
         handle.write(text)
     files = manifest["files"] | describe_files(root, [CARD])
-    content = {"checkpoint": manifest["checkpoint"], "parity": manifest["parity"], "card": asdict(facts)}
+    content = {key: manifest[key] for key in ("checkpoint", "parity")} | {"served": served, "card": asdict(facts)}
     write_manifest(root, HF_KIND, content, files)
 
 

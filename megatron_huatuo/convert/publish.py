@@ -104,13 +104,14 @@ def export_checkpoint(
         if not skip_verification:
             get_logger(__name__).info("comparing with the training model: weights, logits, continuation")
             parity = verify_converted(directory, root, token_ids)
-        origin = _origin(directory) | ({} if served is None else describe_format(served))
+        origin, form = _origin(directory), {} if served is None else describe_format(served)
         facts = complete_facts(card or CardFacts(), _base_directory(directory, base_hf))
-        text = model_card(architecture, dtype, origin, parity, facts, Path(hf_directory).resolve().name)
+        text = model_card(architecture, dtype, origin | form, parity, facts, Path(hf_directory).resolve().name)
         (root / CARD).write_text(text, encoding="utf-8")
         small = [path.name for path in root.iterdir() if path.name not in files]
         described = files | describe_files(root, sorted(small))
-        content = {"checkpoint": origin, "parity": parity.to_dict() if parity else None, "card": asdict(facts)}
+        content = {"checkpoint": origin, "served": form, "parity": parity.to_dict() if parity else None}
+        content["card"] = asdict(facts)
         write_manifest(root, HF_KIND, content, described)
     return parity
 

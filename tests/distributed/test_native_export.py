@@ -76,7 +76,7 @@ def test_one_template_from_the_index_to_the_reply(tmp_path: Path, configure, fin
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "the base model's own chat template" in card and "The sources `pairs` had the form `<问>：" in card
     manifest = json.loads((tmp_path / "hf" / "manifest.json").read_text())
-    assert manifest["checkpoint"]["chat_format"] == "native"
+    assert manifest["served"]["chat_format"] == "native"
 
     chat = ChatModel(tmp_path / "hf", ReplySettings(max_new_tokens=8, device="cpu"))
     question = [{"role": "user", "content": "头痛？"}]
