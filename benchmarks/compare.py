@@ -81,7 +81,7 @@ def compare_commands(before: str, after: str, repeats: int) -> list[Change]:
 def _read(path: str | Path) -> dict[str, Mapping[str, Any]]:
     content = read_json(Path(path))
     if not isinstance(content, list) or not all(isinstance(record, dict) and "name" in record for record in content):
-        raise ConfigError(f"no benchmark records: {path} is no list of them. Write one with --json FILE.")
+        raise ConfigError(f"no benchmark records: {path} is not a list of them. Write one with --json FILE.")
     return {record["name"]: record for record in content}
 
 

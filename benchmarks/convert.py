@@ -178,7 +178,7 @@ def _rate_record(name: str, ours: list[Timing], theirs: list[Timing], peer: str,
         "ours": size / statistics.median(run.wall_s for run in ours),
         "peer": size / statistics.median(run.wall_s for run in theirs),
         "peer_name": f"{peer} of the same bytes",
-        # Conversions wait for the disk, so idle processors are no sign of a stolen core here.
+        # Conversions wait for the disk, so idle processors are not a sign of a stolen core here.
         "ratio": statistics.median(pairs),
         "cpu_ratio": statistics.median(run.cpu_s for run in theirs) / statistics.median(run.cpu_s for run in ours),
         "unit": "GB/s",

@@ -165,7 +165,7 @@ def _record(kind: str, measured: list[dict[str, Any]], ranks: int) -> dict[str, 
         "ours": statistics.median(save["stall_s"] for save in ours),
         "peer": statistics.median(save["stall_s"] for save in theirs),
         "peer_name": "the same save, waited for",
-        # Saves wait for the disk, so idle processors are no sign of a stolen core here.
+        # Saves wait for the disk, so idle processors are not a sign of a stolen core here.
         "ratio": statistics.median(
             mine["stall_s"] / other["stall_s"] for mine, other in zip(ours, theirs, strict=True)
         ),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling --write docs/scaling.md
 
-Everything is planned, nothing measured. Strong scaling keeps the recipe's 128 rows a step, weak scaling gives every GPU 4.
+Everything is planned, nothing measured. Strong scaling keeps the recipe's 128 rows per step, weak scaling gives every GPU 4.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Scaled:
 
 
 def best_plan(backbone: str, gpu: str, nodes: int, global_batch_size: int) -> Scaled:
-    """Plan all layouts of 4,096-token rows with both overlaps on; 8 GPUs a node."""
+    """Plan all layouts of 4,096-token rows with both overlaps on; 8 GPUs per node."""
     config = TrainConfig()
     config.model.preset = BACKBONES[backbone]
     config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = True
@@ -80,7 +80,7 @@ def table_rows(scaled: list[Scaled]) -> Iterator[str]:
 def format_table(*, strong: bool) -> str:
     """One table of all backbones and GPUs."""
     lines = [
-        "| model | GPUs | quickest layout | GiB | s a step | tokens/s/GPU | MFU | efficiency | largest loss |",
+        "| model | GPUs | quickest layout | GiB | s per step | tokens/s/GPU | MFU | efficiency | largest loss |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for backbone in BACKBONES:

@@ -128,7 +128,7 @@ class GoodputBenchmark:
     days: float = 54.0
     """Of that run."""
     step_s: float = 7.06
-    """Its step; the default is 34B on 512 H100, 4 rows a GPU, as planned (docs/scaling.md)."""
+    """Its step; the default is 34B on 512 H100, 4 rows per GPU, as planned (docs/scaling.md)."""
     save_interval: int = 500
     """Its steps between saves."""
     start_s: float = 300.0

@@ -78,14 +78,14 @@ SIZES = {
 
 
 def run(settings: TrainBenchmark) -> list[dict]:
-    """Train ours and the peer in turn and compare tokens a second."""
+    """Train ours and the peer in turn and compare tokens per second."""
     if settings.size not in SIZES:
         raise ConfigError(f"wrong size: got {settings.size!r}, need one of {', '.join(SIZES)}.")
     chosen = SIZES[settings.size]
     kind = resolve_device(settings.device)
     if chosen.global_batch_size % (settings.ranks * chosen.micro_batch_size):
         raise ConfigError(
-            f"wrong ranks: got {settings.ranks}, need a divisor of {chosen.global_batch_size} rows a step."
+            f"wrong ranks: got {settings.ranks}, need a divisor of {chosen.global_batch_size} rows per step."
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

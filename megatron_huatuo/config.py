@@ -90,14 +90,14 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Content of a YAML file. Raises: ConfigError naming the file, and the line where it is no YAML."""
+    """Content of a YAML file. Raises: ConfigError naming the file, and the line where it is not YAML."""
     try:
         with open(path, encoding="utf-8") as handle:
             return yaml.load(handle, _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"configuration cannot be read: {path} ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration is no YAML: {path} ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"configuration is not YAML: {path} ({' '.join(str(error).split())})") from error
 
 
 def _refuse_unknown_keys(content: Any, known: Mapping[str, Any], path: str, section: str = "") -> None:

@@ -81,7 +81,7 @@ def is_built(output: Path, inputs: dict[str, Any]) -> bool:
     except HuatuoError as error:
         if any(output.iterdir()) and not (output / "manifest.json").exists():
             raise DataError(
-                f"output directory is no blend: {output} holds other files. Choose another one, or delete it."
+                f"output directory is not a blend: {output} holds other files. Choose another one, or delete it."
             ) from error
         _log.warning("%s is built again: %s", output, error)
         return False

@@ -23,7 +23,7 @@ from megatron_huatuo.blend.order_tables import (
 SPECIAL_STREAM, SHUFFLE_STREAM = 0xFFFFF, 0xFFFFE
 PERMUTATION_LEVEL = 0xFFF
 SMALL_SOURCE = 1024
-"""Up to so many documents an epoch is a stored shuffle; above it a Feistel network."""
+"""Up to so many documents per epoch is a stored shuffle; above it a Feistel network."""
 _MASK = 2**64 - 1
 
 

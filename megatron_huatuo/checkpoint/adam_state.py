@@ -23,7 +23,7 @@ def _distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
 
 
 def leave_step_out_of_gathered_state() -> None:
-    """Seam 1. Applied once a process; does nothing where fused optimizers are installed."""
+    """Seam 1. Applied once per process; does nothing where fused optimizers are installed."""
     gather = DistributedOptimizer._get_main_param_and_optimizer_states
     if distrib_optimizer.HAVE_APEX_OR_TE or getattr(gather, "leaves_step_out", False):
         return

@@ -182,7 +182,7 @@ class WeightFiles:
         """Range start … stop-1 of a tensor along axis 0 or 1, as stored.
 
         out: memory to read into, of the range's shape and type.
-        Raises: DataError naming tensor and file when a value is NaN or infinite; IntegrityError when the file is torn.
+        Raises: DataError naming tensor and file when a value is NaN or infinite; IntegrityError when the file is incomplete.
         """
         path, shape = self.file_of[name], self._shapes[name]
         if axis == 1 and (start, stop) == (0, shape[1]):
@@ -224,7 +224,9 @@ class WeightFiles:
             try:
                 read_into(file, values)
             except EOFError as error:
-                raise IntegrityError(f"file is torn or no safetensors: {path} ({error}). Download it again.") from error
+                raise IntegrityError(
+                    f"file is incomplete or not safetensors: {path} ({error}). Download it again."
+                ) from error
         return values
 
 
@@ -232,7 +234,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"file is torn or no safetensors: {path} ({error}). Download it again.") from error
+        raise IntegrityError(f"file is incomplete or not safetensors: {path} ({error}). Download it again.") from error
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -251,7 +253,7 @@ def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise IntegrityError(
-            f"file is torn, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."
+            f"file is incomplete, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise IntegrityError(f"file holds more than tensors: {path}. Convert it to safetensors.")

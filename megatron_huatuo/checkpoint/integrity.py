@@ -95,7 +95,7 @@ def _verify_objects(state: Path, metadata: Any) -> None:
 def verify_checkpoint(
     directory: Path, *, rank: int = 0, world_size: int = 1, cancelled: threading.Event | None = None
 ) -> dict[str, Any]:
-    """Check the share of files of one rank (each file is hashed once a job) and, on rank 0, the pickles.
+    """Check the share of files of one rank (each file is hashed once per job) and, on rank 0, the pickles.
 
     cancelled: as for `sha256_file`. Returns the manifest. Raises: IntegrityError naming the file.
     """

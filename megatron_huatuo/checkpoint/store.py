@@ -3,7 +3,7 @@
 Invariant: nothing of a checkpoint is loaded before all ranks have agreed that its files are sound and harmless.
 
 Optimizer formats: "dp_reshardable" is quick and can change the data-parallel size only; "fully_reshardable" ("portable"
-in settings) can change every dimension, and gathers the fp32 state into host memory (12 bytes a parameter for each
+in settings) can change every dimension, and gathers the fp32 state into host memory (12 bytes per parameter for each
 data-parallel rank at save and load).
 """
 

@@ -61,7 +61,7 @@ def _device(setting: str) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"no GPU for local rank {local_rank}: torch sees {torch.cuda.device_count()}. Start fewer ranks a node."
+            f"no GPU for local rank {local_rank}: torch sees {torch.cuda.device_count()}. Start fewer ranks per node."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -182,7 +182,7 @@ def _check_bandwidth(facts: list[RankFacts], device: torch.device, settings: Clu
     mib = settings.message_mib or (256 if device.type == "cuda" else 4)
     findings = []
     for result in measure_bandwidth(nodes_of(facts), device, mib << 20):
-        text = f"{result.bus_gb_per_s:.2f} GB/s on the bus, {result.seconds * 1e3:.2f} ms for {mib} MiB a rank"
+        text = f"{result.bus_gb_per_s:.2f} GB/s on the bus, {result.seconds * 1e3:.2f} ms for {mib} MiB per rank"
         verdict = "pass"
         if result.straggler is not None:
             verdict, text = "warn", f"{text}; {result.straggler} is the slowest, at less than half of the others"

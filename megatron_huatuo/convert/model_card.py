@@ -44,7 +44,7 @@ def rewrite_card(
     """Write the card of an exported directory again, with the scores of exams that it has sat.
 
     evaluations: result directories of `tools/evaluate.py exam`. given: facts that replace those of the export.
-    Raises: IntegrityError for a directory that is no export, or an unfinished exam; DataError for another model's exam.
+    Raises: IntegrityError for a directory that is not an export, or an unfinished exam; DataError for another model's exam.
     """
     root = Path(hf_directory)
     manifest = read_manifest(root, HF_KIND)

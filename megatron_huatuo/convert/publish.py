@@ -141,7 +141,7 @@ def _tokenizer(directory: Path, base_hf: str | os.PathLike[str] | None, architec
     if carried.is_dir() and base_hf is not None:
         same = Path(base_hf) / tokenizer.path.name
         if not Path(base_hf).is_dir():
-            raise ConfigError(f"no base model: {base_hf} is no directory. Check --base-hf.")
+            raise ConfigError(f"no base model: {base_hf} is not a directory. Check --base-hf.")
         if not same.is_file() or sha256_file(same) != tokenizer.sha256:
             raise DataError(
                 f"wrong base model: {same} is not the tokenizer that the checkpoint was trained with. "

@@ -1,7 +1,7 @@
 """The weights of a distributed checkpoint, read and written tensor by tensor, without a model and without ranks.
 
 Invariant: what is written here is what `GPTModel.sharded_state_dict()` asks for: one global tensor a key, the layers
-stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file a layer and
+stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file per layer and
 key; memory is that of two tensors. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
 the two small files that megatron-core adds.
 """

@@ -44,7 +44,7 @@ class CorpusMerge:
         bad_lines = sum(content["bad_lines"] for content in self.contents)
         if bad_lines > max_bad_lines:
             raise DataError(
-                f"{bad_lines} bad lines in all files, allowed {max_bad_lines}. Mend them, or allow more with "
+                f"{bad_lines} bad lines in all files, allowed {max_bad_lines}. Fix them, or allow more with "
                 "--max-bad-lines."
             )
 

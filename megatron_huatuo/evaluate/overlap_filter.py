@@ -23,7 +23,7 @@ from megatron_huatuo.text.normal_form import HALF_WIDTH
 FULL_WIDTH = {code: plain for code, plain in HALF_WIDTH.items() if chr(plain).isalnum()}
 """Full-width letters and digits, and the plain ones that they count as."""
 _CODES = 0x40000  # no letter or digit lies above
-_BYTE = np.uint32(_CODES)  # a token that is no whole character gives its bytes, each plus this
+_BYTE = np.uint32(_CODES)  # a token that is not a whole character gives its bytes, each plus this
 _BEGINNINGS = (24, 13, 8)  # characters by which a run is looked up: the longest that it has
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -103,7 +103,7 @@ class RunFilter:
     """The runs of an exam as strings of letters and digits."""
 
     def __init__(self, texts: Iterable[tuple[_U32, NDArray[np.int64], NDArray[np.int64]]]) -> None:
-        """texts: (stream of a text, where each of its runs begins there, where it ends); 8 characters a run at least."""
+        """texts: (stream of a text, where each of its runs begins there, where it ends); 8 characters per run at least."""
         self._whole: dict[int, defaultdict[int, set[tuple[int, int]]]] = {}
         for stream, starts, ends in texts:
             sums, sizes = _prefix_sums(stream), ends - starts

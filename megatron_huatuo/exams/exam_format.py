@@ -238,7 +238,7 @@ def option_lines(option: Mapping[str, str]) -> list[str]:
 def read_raw(path: Path, bad_lines: BadLines) -> Iterator[tuple[int, Any]]:
     """(number, record) of a JSON Lines, JSON or CSV file; a record of a CSV file is a dict of its header's columns.
 
-    Raises: DataError naming file and line for text that is no UTF-8.
+    Raises: DataError naming file and line for text that is not UTF-8.
     """
     if path.name.endswith(CSV_SUFFIXES):
         rows = read_csv_rows(path)
@@ -271,7 +271,7 @@ def read_csv_rows(path: Path) -> Iterator[list[str]]:
     try:
         yield from filter(None, csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
-        raise DataError(f"no CSV: {error} ({path}). Save it again as CSV in UTF-8.") from error
+        raise DataError(f"not CSV: {error} ({path}). Save it again as CSV in UTF-8.") from error
 
 
 def text_of(record: Mapping[str, Any], key: str, place: QuestionPlace) -> str:

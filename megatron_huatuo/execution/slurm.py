@@ -41,7 +41,7 @@ class SlurmExecutor(SlurmPipelineExecutor):
             partition=partition,
             mem_per_cpu_gb=memory_gib,
             job_name=name,
-            qos="",  # datatrove's "normal" is no quality of service of every cluster
+            qos="",  # datatrove's "normal" is not a quality of service of every cluster
             env_command=f"export {path} PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))}",
         )
 

@@ -46,7 +46,7 @@ def split_blocks(path: str) -> Iterator[Block]:
                     yield Block(number, offset, None)
                     number, offset = number + 1, offset + size
         except (EOFError, zlib.error, OSError) as error:
-            raise DataError(f"file is torn after line {number - 1}: {error} ({path}). Copy it again.") from error
+            raise DataError(f"file is incomplete after line {number - 1}: {error} ({path}). Copy it again.") from error
 
 
 def lines_of(block: Block) -> Iterator[RawLine]:

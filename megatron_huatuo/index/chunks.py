@@ -36,7 +36,7 @@ _UNUSUAL = ((0x0, 0x0), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2069), (0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Records of one file: a block of lines, or, where lines are no records, records and the file's bad ones."""
+    """Records of one file: a block of lines, or, where lines are not records, records and the file's bad ones."""
 
     path: str
     file: int  # position among the inputs

@@ -143,7 +143,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise DataError(f"no SentencePiece model: {path} ({error}). Check the path.") from error
+            raise DataError(f"not a SentencePiece model: {path} ({error}). Check the path.") from error
         self.vocab_size = self._model.vocab_size()
         self.unk_id = self._model.unk_id()
         self.eos_id = self._model.eos_id()
@@ -192,7 +192,7 @@ class SentencePieceTokenizer(Tokenizer):
     @staticmethod
     def _check_filled(path: Path) -> None:
         if path.stat().st_size == 0:
-            raise DataError(f"no SentencePiece model: {path} is empty. Check the path.")
+            raise DataError(f"not a SentencePiece model: {path} is empty. Check the path.")
 
     @cached_property
     def _continuing(self) -> Any:
@@ -244,7 +244,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"no tokenizer.json: {path} ({error}). Check the path.") from error
+            raise DataError(f"not a tokenizer.json: {path} ({error}). Check the path.") from error
         _take_text_as_text(self._model)
         added = self._model.get_added_tokens_decoder()
         self.vocab_size = max(self._model.get_vocab_size(), *(token + 1 for token in added), 0)
@@ -254,7 +254,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.files = {"tokenizer.json": path, **_companions(path.parent)}
 
     def _find_eos(self) -> int:
-        """By the settings of the tokenizer; else by the model's, which are no part of it and are not copied along."""
+        """By the settings of the tokenizer; else by the model's, which are not part of it and are not copied along."""
         named = self._named_eos()
         if named is not None:
             return named
@@ -268,7 +268,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 "Copy that file beside tokenizer.json."
             )
         if self._model.id_to_token(first) is None:
-            raise ConfigError(f"eos_token_id {first} of {path} is not in {self.path}. Mend eos_token_id.")
+            raise ConfigError(f"eos_token_id {first} of {path} is not in {self.path}. Fix eos_token_id.")
         return first
 
     def _named_eos(self) -> int | None:
@@ -279,7 +279,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 number = self._model.token_to_id(token) if isinstance(token, str) else None
                 if number is None:
                     path = self.path.parent / name
-                    raise ConfigError(f"eos_token {token!r} of {path} is not in {self.path}. Mend eos_token.")
+                    raise ConfigError(f"eos_token {token!r} of {path} is not in {self.path}. Fix eos_token.")
                 return int(number)
         return None
 
@@ -394,13 +394,13 @@ def _companions(directory: Path) -> dict[str, Path]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} when the file is absent. Raises DataError when it is no JSON object."""
+    """A JSON object, or {} when the file is absent. Raises DataError when it is not a JSON object."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"no JSON: {path} ({error}). Mend or remove it.") from error
+        raise DataError(f"not JSON: {path} ({error}). Fix or remove it.") from error
     if not isinstance(content, dict):
-        raise DataError(f"no JSON object: {path}. Mend or remove it.")
+        raise DataError(f"not a JSON object: {path}. Fix or remove it.")
     return content

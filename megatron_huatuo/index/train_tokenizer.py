@@ -122,7 +122,7 @@ def _train(texts: Iterator[str], vocab_size: int) -> bytes:
         if bad_input:
             raise bad_input[0] from None
         raise ConfigError(
-            f"cannot train {vocab_size} pieces on these texts: {str(error).rstrip('. ')}. Mend --vocab-size."
+            f"cannot train {vocab_size} pieces on these texts: {str(error).rstrip('. ')}. Fix --vocab-size."
         ) from error
     return written.getvalue()
 

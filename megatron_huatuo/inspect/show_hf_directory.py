@@ -38,7 +38,7 @@ def describe_safetensors(path: Path) -> list[str]:
 
 def _read_header(path: Path) -> dict[str, Any]:
     """The JSON header: 8 bytes of its length, little-endian, then itself; the data must end where the file ends."""
-    torn = f"file is torn or no safetensors: {path}. Download or export it again."
+    torn = f"file is incomplete or not safetensors: {path}. Download or export it again."
     size = path.stat().st_size
     with open(path, "rb") as handle:
         prefix = handle.read(8)

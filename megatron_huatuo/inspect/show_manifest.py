@@ -65,7 +65,7 @@ def describe_record(path: Path, number: int) -> list[str]:
     try:
         record = json.loads(raw)
     except ValueError:
-        return [f"{path}:{number} is no JSON:", raw[:_LONGEST_VALUE].decode("utf-8", "backslashreplace")]
+        return [f"{path}:{number} is not JSON:", raw[:_LONGEST_VALUE].decode("utf-8", "backslashreplace")]
     return [f"{path}:{number}", *json.dumps(record, ensure_ascii=False, indent=2).splitlines()]
 
 
@@ -88,7 +88,7 @@ def describe_array(path: Path) -> list[str]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"no array, or one that would execute code: {path} ({error}). Build it again.") from error
+        raise DataError(f"not an array, or one that would execute code: {path} ({error}). Build it again.") from error
     first = ", ".join(map(str, array.ravel()[:12].tolist()))
     return [f"{path}: {array.dtype} {list(array.shape)}, {format_bytes(array.nbytes)}", f"first values: {first}"]
 

@@ -8,7 +8,7 @@ import re
 from megatron_huatuo.errors import ConfigError
 
 _REDACTED = "[key]"
-# Local servers want a key and take any: none, EMPTY, x, 1, ollama, sk-no-key-required. Such a word is no secret, and it
+# Local servers want a key and take any: none, EMPTY, x, 1, ollama, sk-no-key-required. Such a word is not a secret, and it
 # stands in ordinary text. A key of a real endpoint is long and random: letters mixed with digits, or with both cases.
 _SECRETS = (
     re.compile(r"(?=.*[A-Za-z])(?=.*\d).{8,}", re.DOTALL),
@@ -29,7 +29,7 @@ class ApiKey:
         return f"Bearer {self._value or 'none'}"
 
     def is_in(self, text: str) -> bool:
-        """Whether a text gives the key away. A key that is an ordinary word is no secret and is found nowhere."""
+        """Whether a text gives the key away. A key that is an ordinary word is not a secret and is found nowhere."""
         return self.is_secret and self._value is not None and self._value in text
 
     def redact(self, text: str) -> str:

@@ -23,7 +23,7 @@ def load_architecture(hf_directory: str | os.PathLike[str], ignored_keys: Collec
     path = Path(hf_directory) / "config.json"
     if not path.is_file():
         raise ConfigError(
-            f"no Hugging Face model: {hf_directory} is no local directory with a config.json. Check the path; a model of "
+            f"no Hugging Face model: {hf_directory} is not a local directory with a config.json. Check the path; a model of "
             "the Hub is downloaded first: hf download ORGANISATION/NAME --local-dir DIR."
         )
     return Architecture(**architecture_fields(read_json(path), str(path), ignored_keys))

@@ -6,7 +6,7 @@ compares, the random-number states of its tensor-parallel generator, the two col
 it has taken from Transformer Engine and apex where they are installed. Norm and optimizer seams follow from their absence,
 not from missing CUDA, and live in model/ and checkpoint/.
 
-Invariant: patches are applied once a process, only for the versions they were written for, only when the run's device
+Invariant: patches are applied once per process, only for the versions they were written for, only when the run's device
 is the CPU.
 """
 

@@ -74,7 +74,7 @@ def _parse(text: str, name: str) -> list[Mapping[str, Any]]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"calibration is no JSON: {name} ({error}). Measure again.") from error
+        raise ConfigError(f"calibration is not JSON: {name} ({error}). Measure again.") from error
     return content if isinstance(content, list) else [content]
 
 
@@ -109,7 +109,7 @@ def _from_record(
     constants = _scaled_to(calibration.constants, work, gpu, links, measured_s, name)
     planned_s = step_time(work, gpu, links, calibration.constants).total
     note = (
-        f"products and attention: {name}, {record['name']} on {device}: {measured_s:.4g} s a step where {planned_s:.4g} s "
+        f"products and attention: {name}, {record['name']} on {device}: {measured_s:.4g} s per step where {planned_s:.4g} s "
         "were planned"
     )
     return dataclasses.replace(calibration, constants=constants, notes=(*calibration.notes, note))
@@ -137,7 +137,7 @@ def _scaled_to(constants: Constants, work: Workload, gpu: Gpu, links: Links, mea
         < step_time(work, gpu, links, scaled(low)).total
     ):
         raise ConfigError(
-            f"calibration is out of reach: {measured_s:.4g} s a step, need between "
+            f"calibration is out of reach: {measured_s:.4g} s per step, need between "
             f"{step_time(work, gpu, links, scaled(high)).total:.4g} and {step_time(work, gpu, links, scaled(low)).total:.4g} "
             f"for this run ({name}). Check what else ran on the machine."
         )
@@ -173,7 +173,7 @@ def _from_cluster(calibration: Calibration, text: str, name: str) -> Calibration
     if node is not None:
         notes.append(f"links inside a node: {name}, {node / 1e9:.0f} GB/s on the bus")
     if over_all is not None:
-        notes.append(f"network: {name}, {over_all / each / 1e9:.1f} GB/s a GPU over {nodes} nodes")
+        notes.append(f"network: {name}, {over_all / each / 1e9:.1f} GB/s per GPU over {nodes} nodes")
     return dataclasses.replace(
         calibration,
         node_bytes_per_s=node or calibration.node_bytes_per_s,

@@ -3,7 +3,7 @@
 Invariant: weights, gradients and optimizer shards are exact counts of what the engine allocates (tests compare them with
 real ranks); activations count what autograd keeps for the backward pass; the reserve is an assumption and named so.
 
-Units are bytes throughout, activations in bytes a token of a micro-batch.
+Units are bytes throughout, activations in bytes per token of a micro-batch.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ class Cluster:
     def network_name(self) -> str:
         """For people."""
         if self.network_gb_per_s is not None:
-            return f"{self.network_gb_per_s:g} GB/s a GPU"
+            return f"{self.network_gb_per_s:g} GB/s per GPU"
         name, rate = network_bytes_per_s(self.network, self.gpu)
-        return f"{name} ({rate / 1e9:g} GB/s a GPU{'' if self.network else ', assumed'})"
+        return f"{name} ({rate / 1e9:g} GB/s per GPU{'' if self.network else ', assumed'})"
 
     def links(self) -> Links:
         """Bandwidths as collectives reach them, measured ones where the calibration has them."""

@@ -63,9 +63,9 @@ def _host(plan: Plan) -> list[str]:
     keep, checkpoint = plan.config.checkpoint.keep, plan.checkpoint
     size = checkpoint.size_bytes / GIB
     lines = [
-        f"host memory of a portable save or load: {plan.host_bytes_per_node / GIB:.0f} GiB a node (12 bytes a parameter of "
+        f"host memory of a portable save or load: {plan.host_bytes_per_node / GIB:.0f} GiB per node (12 bytes a parameter of "
         "each rank; the save after the last step is portable)",
-        f"disk: {size:.0f} GiB a checkpoint, {(keep + 1) * size:.0f} GiB while keep = {keep} and one more is written",
+        f"disk: {size:.0f} GiB per checkpoint, {(keep + 1) * size:.0f} GiB while keep = {keep} and one more is written",
         f"a save: training stands still for {checkpoint.stall_s:.1f} s, on disk after {checkpoint.write_s:.0f} s at "
         f"{plan.cluster.storage_gb_per_s:g} GB/s (assumed: --storage-gb-per-s)",
     ]
@@ -81,7 +81,7 @@ def _time(plan: Plan) -> list[str]:
     documents = plan.data.document_tokens
     rows = f"documents of {documents:,.0f} tokens on average" if documents else "whole rows, which take longest"
     lines = [
-        f"time: {plan.step_time_s:.3g} s a step of {plan.tokens_per_step:,} tokens, {plan.tokens_per_s_per_gpu:,.0f} "
+        f"time: {plan.step_time_s:.3g} s per step of {plan.tokens_per_step:,} tokens, {plan.tokens_per_s_per_gpu:,.0f} "
         f"tokens/s/GPU, MFU {plan.mfu:.1%}",
         f"  ({flops / 1e9:.1f} GFLOP a token: 6·N + 12·layers·hidden·seq, over the dense bf16 peak; attention timed over {rows})",
     ]

@@ -152,7 +152,9 @@ class IndexedReader:
 
     @staticmethod
     def _torn(path: Path, reason: str) -> IntegrityError:
-        return IntegrityError(f"file is torn or swapped: {path} ({reason}). Restore it, or build the index again.")
+        return IntegrityError(
+            f"file is incomplete or swapped: {path} ({reason}). Restore it, or build the index again."
+        )
 
     def __len__(self) -> int:
         return len(self.document_indices) - 1

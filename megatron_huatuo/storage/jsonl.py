@@ -3,7 +3,7 @@
 Invariant: no bad line passes silently. Each is counted in `BadLines`, which stops the reader when there are more than
 allowed (none by default). Policy for text (faults.md rows 18 and 19): a byte-order mark and CRLF are accepted and
 counted, blank lines are skipped and counted; malformed JSON, invalid UTF-8, lone surrogates, NaN literals, numbers
-beyond the range of a double, lines that are no object, and lines over 64 MiB are bad.
+beyond the range of a double, lines that are not an object, and lines over 64 MiB are bad.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BadLines:
         if len(self.lines) > self.max_bad_lines:
             raise DataError(
                 f"bad line: {reason} ({file}:{line}); {len(self.lines)} bad so far, allowed {self.max_bad_lines}. "
-                "Mend the line, or allow more with --max-bad-lines."
+                "Fix the line, or allow more with --max-bad-lines."
             )
 
     def add_error(self, file: str | os.PathLike[str], line: int, error: DataError) -> None:
@@ -145,11 +145,11 @@ def split_lines(path: str | os.PathLike[str], skipped_lines: int = 0, skipped_by
                     offset += len(raw)
                 yield RawLine(number, start, None if too_long else raw)
         except READ_ERRORS as error:
-            raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
+            raise DataError(f"file is incomplete after line {number}: {error} ({path}). Copy it again.") from error
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite_float(digits: str) -> float:

@@ -53,21 +53,21 @@ def fingerprint_work(files: Iterable[str], decisive: Any) -> str:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write indented JSON atomically. NaN and infinity are refused: they are no JSON."""
+    """Write indented JSON atomically. NaN and infinity are refused: they are not JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, "w") as handle:
         handle.write(text + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read one JSON file. Raises IntegrityError naming the file when it is missing, torn or no JSON."""
+    """Read one JSON file. Raises IntegrityError naming the file when it is missing, incomplete or not JSON."""
     try:
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
     except FileNotFoundError as error:
         raise IntegrityError(f"file is missing: {path}. Run the stage that writes it again.") from error
     except ValueError as error:
-        raise IntegrityError(f"file is torn or no JSON: {path} ({error}). Run its stage again.") from error
+        raise IntegrityError(f"file is incomplete or not JSON: {path} ({error}). Run its stage again.") from error
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,5 +163,5 @@ def check_replaceable(directory: str | os.PathLike[str], kind: str) -> None:
         read_manifest(root, kind)
     except (IntegrityError, OSError) as error:
         raise DataError(
-            f"output exists and is no directory of kind {kind!r}: {root}. Choose another one, or delete it."
+            f"output exists and is not a directory of kind {kind!r}: {root}. Choose another one, or delete it."
         ) from error

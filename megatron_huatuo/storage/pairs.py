@@ -266,7 +266,7 @@ def _decode_list(text: str, where: str) -> Any:
     try:
         return strict_decoder.decode(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"wrong value of 'history': got text that is no JSON: {error} ({where})") from error
+        raise DataError(f"wrong value of 'history': got text that is not JSON: {error} ({where})") from error
 
 
 def _turns_of_texts(texts: Any, where: str, *, must_be_marked: bool = False) -> list[Turn]:

@@ -67,7 +67,7 @@ def read_raw_records(path: str | os.PathLike[str], bad: BadLines) -> Iterator[Ra
     """Yield the records of a file, read by the format that its name says.
 
     Memory is bounded by a record, or a batch of Parquet rows; a `.json` file that is one object is read whole.
-    Raises: DataError when the file is torn or of another format; ConfigError when a package for it is missing.
+    Raises: DataError when the file is incomplete or of another format; ConfigError when a package for it is missing.
     """
     suffix = base_suffix(path)
     if suffix == ".parquet":
@@ -89,7 +89,7 @@ def _count_conversion(path: str | os.PathLike[str], bad: BadLines) -> None:
 
 
 def _open_text(path: str | os.PathLike[str]) -> io.TextIOWrapper:
-    """Bytes that are no UTF-8 become lone surrogates, so that only the record that holds them is bad."""
+    """Bytes that are not UTF-8 become lone surrogates, so that only the record that holds them is bad."""
     return io.TextIOWrapper(open_binary(path), "utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -125,20 +125,20 @@ def _read_array(path: str | os.PathLike[str], bad: BadLines) -> Iterator[RawReco
             if not window.is_at_end():
                 raise ValueError("more text behind the array")
         except READ_ERRORS as error:
-            raise DataError(f"file is torn after record {number}: {error} ({path}). Copy it again.") from error
+            raise DataError(f"file is incomplete after record {number}: {error} ({path}). Copy it again.") from error
         except DataError:
             raise
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise DataError(
-                f"malformed JSON after record {number} of an array: {reason} ({path}:{number + 1}). Mend the file."
+                f"malformed JSON after record {number} of an array: {reason} ({path}:{number + 1}). Fix the file."
             ) from error
 
 
 class _Window:
     """The part of a JSON text that is being looked at; it grows only where a value does not end in it.
 
-    fault: what is no JSON in the last value although it could be decoded: NaN, infinity, a number out of range.
+    fault: what is not JSON in the last value although it could be decoded: NaN, infinity, a number out of range.
     """
 
     def __init__(self, handle: io.TextIOWrapper) -> None:
@@ -147,7 +147,7 @@ class _Window:
         self.fault = ""
 
     def take(self, sign: str) -> bool:
-        """Whether the next sign that is no white space is this one, which is then passed."""
+        """Whether the next sign that is not white space is this one, which is then passed."""
         self._skip_white()
         found = self._text.startswith(sign, self._place)
         self._place += found
@@ -175,7 +175,7 @@ class _Window:
             return content
 
     def _refuse(self, name: str) -> None:
-        self.fault = f"{name} is no JSON"
+        self.fault = f"{name} is not JSON"
 
     def _number(self, digits: str) -> float:
         value = float(digits)
@@ -251,7 +251,7 @@ def _read_table(path: str | os.PathLike[str], bad: BadLines, delimiter: str) -> 
         try:
             header = [name.strip() for name in next(rows, [])]
             if len(set(header)) < len(header) or not all(header):
-                raise DataError(f"wrong header: got {header[:9]}, need one name for each column ({path}:1). Mend it.")
+                raise DataError(f"wrong header: got {header[:9]}, need one name for each column ({path}:1). Fix it.")
             for row in rows:
                 if not any(row):
                     bad.tolerated["blank line"] += 1
@@ -262,10 +262,12 @@ def _read_table(path: str | os.PathLike[str], bad: BadLines, delimiter: str) -> 
                 else:
                     yield RawRecord(rows.line_num, None, dict(zip(header, row, strict=True)))
         except READ_ERRORS as error:
-            raise DataError(f"file is torn after line {rows.line_num}: {error} ({path}). Copy it again.") from error
+            raise DataError(
+                f"file is incomplete after line {rows.line_num}: {error} ({path}). Copy it again."
+            ) from error
         except csv.Error as error:
             raise DataError(
-                f"no table: {error} in the row that ends at line {rows.line_num} ({path}). Mend its quotes."
+                f"no table: {error} in the row that ends at line {rows.line_num} ({path}). Fix its quotes."
             ) from error
 
 
@@ -290,7 +292,9 @@ def _read_parquet(path: str | os.PathLike[str], bad: BadLines) -> Iterator[RawRe
                     else:
                         yield RawRecord(number, None, {name: to_json_value(row[name], bad.tolerated) for name in row})
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"file is torn or no Parquet after row {number}: {error} ({path}). Copy it again.") from error
+        raise DataError(
+            f"file is incomplete or not Parquet after row {number}: {error} ({path}). Copy it again."
+        ) from error
 
 
 def _without_nanoseconds(batch: Any) -> Any:

@@ -40,16 +40,16 @@ def is_run(directory: Path) -> bool:
 
 
 def read_run_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that a run resolved. Raises: ConfigError naming the file when there is none, or it is no mapping."""
+    """The settings that a run resolved. Raises: ConfigError naming the file when there is none, or it is not a mapping."""
     path = Path(run_dir) / CONFIG
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"no training run: {path} cannot be read ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration is no YAML: {path} ({error}). Restore it.") from error
+        raise ConfigError(f"configuration is not YAML: {path} ({error}). Restore it.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"configuration is no mapping: got {type(content).__name__} ({path}). Restore it.")
+        raise ConfigError(f"configuration is not a mapping: got {type(content).__name__} ({path}). Restore it.")
     return content
 
 

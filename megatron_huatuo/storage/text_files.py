@@ -1,7 +1,7 @@
 """Text files as UTF-8 bytes, whatever their compression (`.gz`, `.zst`) and their encoding (UTF-8, GB18030, UTF-16).
 
 Invariant: nothing is guessed about single lines. A file is taken for GB18030 only when most of its lines with other signs
-than ASCII are Chinese in GB18030 and no UTF-8; a byte that is no text in the file's encoding stays as it is, so that the
+than ASCII are Chinese in GB18030 and no UTF-8; a byte that is not text in the file's encoding stays as it is, so that the
 line is found as invalid UTF-8. Offsets count bytes of what `open_binary` gives.
 """
 
@@ -36,7 +36,7 @@ _LEAST_COMMON_SHARE = 0.7  # of a Chinese line's signs, in GB 2312
 def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file for reading its text as UTF-8, decompressed. Raises DataError when the file cannot be opened.
 
-    Reading raises one of READ_ERRORS when the file is torn. Seeking in a compressed or converted file reads it from its start.
+    Reading raises one of READ_ERRORS when the file is incomplete. Seeking in a compressed or converted file reads it from its start.
     """
     encoding = converted_from(path)
     return _open_decompressed(path) if encoding is None else _buffered(partial(_convert, path, encoding))

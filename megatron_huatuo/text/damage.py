@@ -71,7 +71,7 @@ def find_damage(text: str) -> str | None:
 
 
 def _was_read_as_gbk(text: str) -> bool:
-    """Whether half of the bytes that are no ASCII, in GBK, are those of UTF-8; in Chinese that was right hardly any are."""
+    """Whether half of the bytes that are not ASCII, in GBK, are those of UTF-8; in Chinese that was right hardly any are."""
     raw = text.encode("gb18030", "ignore")
     return 2 * sum(map(len, _UTF8_BYTES.findall(raw))) >= sum(byte > 0x7F for byte in raw)
 

@@ -122,7 +122,7 @@ def exclusive_run(run_dir: Path) -> Iterator[None]:
                 problem = [str(error)]
             except OSError as error:
                 problem = [
-                    f"run directory cannot be written: {error} (run_dir {run_dir}). Mend its rights, or choose another."
+                    f"run directory cannot be written: {error} (run_dir {run_dir}). Fix its rights, or choose another."
                 ]
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
@@ -178,7 +178,7 @@ def plan_steps(config: TrainConfig, num_rows: int, iteration: int, consumed: int
     whole_pass = iteration + one_pass(batch, max(0, num_rows - consumed))
     if wanted is not None and wanted > whole_pass and is_log_rank():
         _log.warning(
-            "training.train_iters is %d, but the rows end at step %d with %d rows a step: the run ends there",
+            "training.train_iters is %d, but the rows end at step %d with %d rows per step: the run ends there",
             *(wanted, whole_pass, batch),
         )
     return whole_pass, whole_pass if wanted is None else min(wanted, whole_pass)

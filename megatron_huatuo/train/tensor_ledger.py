@@ -107,7 +107,7 @@ class TensorLedger(TorchDispatchMode):
         # Between two stages megatron-core sends over the group of all ranks too.
         is_transfer = function._opname in ("send", "recv_")
         purpose = "pipeline" if is_transfer else _PURPOSES.get(group.group_desc.partition("_")[0], "agreement")
-        # Gradients and weights travel once a step, beside the passes that they overlap with.
+        # Gradients and weights travel once per step, beside the passes that they overlap with.
         key = purpose, self.in_pass and purpose != "data_parallel"
         self.sent[key] = self.sent.get(key, 0.0) + share(group.size()) * message
 

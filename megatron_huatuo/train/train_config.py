@@ -67,7 +67,7 @@ class DataConfig:
     isolate_documents: bool = True
     """Documents of a row do not see each other; false gives the reference's rows, where they do."""
     verify_hashes: bool = True
-    """Check the sha256 of the blend's and the indexes' files at start (about 1 GB/s a rank), not their sizes alone."""
+    """Check the sha256 of the blend's and the indexes' files at start (about 1 GB/s per rank), not their sizes alone."""
 
 
 @dataclass

@@ -110,7 +110,7 @@ class Gates:
     def refuse_question(
         self, question: str, document: Document | None, language: str, demands: Demands = _PLAIN
     ) -> str | None:
-        """The reason why the question is no good, or None. document: its passage, if it has one."""
+        """The reason why the question is not usable, or None. document: its passage, if it has one."""
         limits = self.settings
         limit = limits.max_question_characters_zh if language == "zh" else limits.max_question_characters_en
         limit = demands.max_question_characters or limit
@@ -156,7 +156,7 @@ class Gates:
         return self._refuse_thin("\n".join(answer for _, answer in pairs), said, document, language)
 
     def refuse_reply(self, answer: str, question: str, language: str, demands: Demands = _PLAIN) -> str | None:
-        """The reason why an answer is no good by itself, or None."""
+        """The reason why an answer is not usable by itself, or None."""
         limits, length = self.settings, len(answer.strip())
         if length < limits.min_answer_characters:
             return f"answer too short: {length} characters"

@@ -40,7 +40,7 @@ def test_a_finished_run_is_exported_by_one_setting(tmp_path: Path, configure) ->
     (tmp_path / "hf").mkdir()
     (hf / "notes.txt").write_text("somebody else's")
     codes, output = run_tool(config, 2)
-    assert codes == [1, 1] and f"output exists and is no directory of kind 'hf_model': {hf}" in output
+    assert codes == [1, 1] and f"output exists and is not a directory of kind 'hf_model': {hf}" in output
     assert not run_dir.exists(), "refused before anything started"
     shutil.rmtree(hf)
 

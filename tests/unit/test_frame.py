@@ -152,7 +152,7 @@ def test_a_nested_flag_is_taken_with_dashes_too() -> None:
         ("section: {sise: 5}", r"unknown key 'section\.sise' in .*c\.yaml: need one of size, path, inner\."),
         ("sektion: {size: 5}", r"unknown key 'sektion' in .*c\.yaml: need one of section\."),
         ("section: {inner: {name: 5}}", r"unknown key 'section\.inner\.name' in .*c\.yaml: need one of names\."),
-        ("section: {size: 5\nsize: 6", r"configuration is no YAML: .*c\.yaml \(.*line 2, column"),
+        ("section: {size: 5\nsize: 6", r"configuration is not YAML: .*c\.yaml \(.*line 2, column"),
         ("- size", r"wrong configuration: got \['size'\], need a mapping of keys to values \(.*c\.yaml\)"),
         (None, r"configuration cannot be read: .*c\.yaml \(No such file"),
     ],

@@ -79,7 +79,7 @@ def _hold(path: Path) -> None:
 CASES: dict[str, tuple[str, Callable[[Path, dict[str, Path]], Any]]] = {
     "a file as output": (r"no directory: .* is a file", lambda folder, files: _hold(files["file"])),
     "empty CSV": ("no questions: .* is empty", lambda folder, files: read_questions([files["empty.csv"]])),
-    "no CSV": ("no CSV: field larger", lambda folder, files: read_questions([files["wide.csv"]])),
+    "no CSV": ("not CSV: field larger", lambda folder, files: read_questions([files["wide.csv"]])),
     "no questions": (r"no questions: .*none\.jsonl", lambda folder, files: read_questions([files["none.jsonl"]])),
     "no turns": ("no turns: need a question and an answer", lambda *_: read_turns([], "a:1")),
     "rubric": ("unknown key 'extra' in the rubric: need", lambda folder, files: read_rubric(str(files["rubric.yaml"]))),

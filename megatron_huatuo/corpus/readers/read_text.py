@@ -21,8 +21,8 @@ _CHAPTER = re.compile(
 def read_plain_text(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Item]:
     """Chapters of a UTF-8 text, each with its heading as title; a text without headings is one document.
 
-    The line and offset of an item are those where its chapter starts. A line that is no UTF-8 is a bad line.
-    Raises: DataError when the file is torn, or without a source.
+    The line and offset of an item are those where its chapter starts. A line that is not UTF-8 is a bad line.
+    Raises: DataError when the file is incomplete, or without a source.
     """
     if source is None:
         raise DataError(f"no source: plain text does not name its own ({path}). Name it with --source.")
@@ -63,4 +63,4 @@ def _lines(path: str, bad_lines: BadLines) -> Iterator[tuple[int, int, str]]:
                     bad_lines.add(path, number, f"invalid UTF-8: byte {error.start}")
                 position += len(raw)
         except READ_ERRORS as error:
-            raise DataError(f"file is torn after line {number}: {error} ({path}). Copy it again.") from error
+            raise DataError(f"file is incomplete after line {number}: {error} ({path}). Copy it again.") from error

@@ -48,7 +48,7 @@ def read_xml(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Ite
     * BITS: the same of each chapter.
     * MedQuAD: an answer, with its question as title.
 
-    Memory is flat in the number of articles. Raises: DataError when the file is torn, no XML, or of another kind.
+    Memory is flat in the number of articles. Raises: DataError when the file is incomplete, not XML, or of another kind.
     """
     number, root, is_known, elements = 0, "", False, 0
     context = _Context(source, Path(path).name.split(".")[0], bad_lines.tolerated)
@@ -81,7 +81,7 @@ def read_xml(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Ite
                     context.around[-1].remove(element)  # takes no memory, and is not read again with its parent
         except (ElementTree.ParseError, *READ_ERRORS) as error:
             raise DataError(
-                f"file is torn or no XML after article {number}: {error} ({path}). Copy it again."
+                f"file is incomplete or not XML after article {number}: {error} ({path}). Copy it again."
             ) from error
     if not is_known:
         raise DataError(f"XML of an unknown kind: got <{root}>, need {_KINDS} ({path}). Convert it to JSON Lines.")

@@ -122,7 +122,7 @@ def _parse_answer(raw: Any, where: str) -> list[tuple[Answer, str]]:
 
 
 def read_identifier(raw: dict[str, Any], where: str) -> str:
-    """The id of a record. Raises: DataError when it has none, or one that is no text and no whole number."""
+    """The id of a record. Raises: DataError when it has none, or one that is neither text nor a whole number."""
     identifier = next((raw[key] for key in _ID_KEYS if raw.get(key) is not None), None)
     if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
         raise DataError(f"wrong value of 'id': got {type(identifier).__name__}, need text or a whole number ({where})")

@@ -84,7 +84,7 @@ def encode_conversations(conversations: Sequence[Conversation], tokenizer: Token
     """Encode conversations into documents of context and trained segments.
 
     A question and the tag of its answer make one sequence of mode 0, the answer one of mode 1, the last one with eos; an
-    answer that is not trained on has mode 0. Where enc(tag) is no prefix of enc(tag + answer), tag and answer are encoded
+    answer that is not trained on has mode 0. Where enc(tag) is not a prefix of enc(tag + answer), tag and answer are encoded
     apart. A conversation is dropped and counted when an answer has no token, when its text yields an eos, or when no
     answer is trained on.
     """

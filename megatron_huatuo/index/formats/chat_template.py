@@ -52,7 +52,7 @@ class ChatTemplate:
             names = {node.name for node in environment.parse(text).find_all(jinja2.nodes.Name)}
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
-                f"chat template is no Jinja template: {error.message} ({path}, line {error.lineno} of the template). Mend it."
+                f"chat template is not a Jinja template: {error.message} ({path}, line {error.lineno} of the template). Fix it."
             ) from error
         self.date = (date or datetime.date.today()) if "strftime_now" in names else None
         self._compiled = self.compile_in(environment)
@@ -147,7 +147,7 @@ def read_chat_template(tokenizer: str | PathLike[str], date: datetime.date | Non
     if text is None:
         return None
     if not isinstance(text, str):
-        raise ConfigError(f"wrong chat_template: got {type(text).__name__}, need text ({file}). Mend it.")
+        raise ConfigError(f"wrong chat_template: got {type(text).__name__}, need text ({file}). Fix it.")
     return ChatTemplate(text, file, _special_tokens(settings), date)
 
 

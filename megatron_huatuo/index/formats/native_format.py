@@ -81,7 +81,7 @@ class NativeFormat(RecordFormat):
             except TemplateRefusal as error:
                 raise ConfigError(
                     f"chat template cannot be followed exactly: {error} ({self._template.path}, {len(turns)} turns). "
-                    "Mend the template, or use --chat-format huatuo."
+                    "Fix the template, or use --chat-format huatuo."
                 ) from error
             if encoded.counts["answers_joined_to_template"]:
                 raise ConfigError(

@@ -24,7 +24,7 @@ def layer_spec(*, qk_norm: bool = False) -> ModuleSpec:
 
 
 def initialize_overlap(*, tokens: int, hidden_size: int, tensor_model_parallel_size: int, fp8: bool) -> None:
-    """Make the buffers by which `parallel.tp_comm_overlap` overlaps; once a process, after the process groups.
+    """Make the buffers by which `parallel.tp_comm_overlap` overlaps; once per process, after the process groups.
 
     tokens: of a micro-batch, before sequence parallelism divides them. The signature is that of Transformer Engine 2.9 to
     2.11, which megatron-core 0.16 asks for; called as in Megatron-LM's training/initialize.py.

@@ -72,7 +72,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"records have no figure in common: .*a\.json and .*b\.json"):
         compare_records(first, write(tmp_path / "b.json", record("y", QUIET, QUIET)))
     (tmp_path / "c.json").write_text('{"kind": "blend"}')
-    with pytest.raises(ConfigError, match=r"no benchmark records: .*c\.json is no list of them"):
+    with pytest.raises(ConfigError, match=r"no benchmark records: .*c\.json is not a list of them"):
         compare_records(first, tmp_path / "c.json")
 
 

@@ -123,7 +123,7 @@ def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"configuration cannot be read: .*none.yaml \(No such file"):
         read_blend_config(tmp_path / "none.yaml")
     (tmp_path / "torn.yaml").write_text("sources: [")
-    with pytest.raises(ConfigError, match=r"configuration is no YAML: .*torn.yaml"):
+    with pytest.raises(ConfigError, match=r"configuration is not YAML: .*torn.yaml"):
         read_blend_config(tmp_path / "torn.yaml")
 
 

@@ -137,7 +137,7 @@ def test_torn_blend_is_built_again_and_said(content: dict[str, Any], tmp_path: P
 def test_a_directory_of_other_things_is_never_replaced(content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "blend").mkdir()
     (tmp_path / "blend" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match=r"output directory is no blend: .* holds other files"):
+    with pytest.raises(DataError, match=r"output directory is not a blend: .* holds other files"):
         _build(content, tmp_path / "blend")
     assert (tmp_path / "blend" / "thesis.txt").read_text() == "years of work"
 

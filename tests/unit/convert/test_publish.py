@@ -296,7 +296,7 @@ def test_an_error_ends_the_hashing_of_the_checkpoint(checkpoints, tmp_path: Path
 
 
 def test_a_base_model_that_is_not_there_is_named(checkpoints, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no base model: .*nowhere is no directory"):
+    with pytest.raises(ConfigError, match=r"no base model: .*nowhere is not a directory"):
         export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=tmp_path / "nowhere")
 
 

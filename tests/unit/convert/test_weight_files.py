@@ -123,7 +123,7 @@ def test_truncated_file_is_named(tmp_path: Path, kept: int) -> None:
     directory = write_model(tmp_path / "hf", SMALL["llama"])
     content = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(content[:kept])
-    with pytest.raises(IntegrityError, match=r"file is torn or no safetensors: .*model\.safetensors"):
+    with pytest.raises(IntegrityError, match=r"file is incomplete or not safetensors: .*model\.safetensors"):
         open_weights(directory, SMALL["llama"])
 
 
@@ -167,7 +167,9 @@ def test_truncated_bin_file_is_named(tmp_path: Path, zipped: bool) -> None:
     (directory / "model.safetensors").unlink()
     for kept in (0, 3, 1000, path.stat().st_size - 1000):
         path.write_bytes(path.read_bytes()[:kept])
-        with pytest.raises(IntegrityError, match=r"file is torn, or holds more than tensors: .*pytorch_model\.bin"):
+        with pytest.raises(
+            IntegrityError, match=r"file is incomplete, or holds more than tensors: .*pytorch_model\.bin"
+        ):
             open_weights(directory, SMALL["llama"])
 
 

@@ -223,7 +223,7 @@ def test_inputs_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"unknown file format: got 'a\.docx'"):
         curate([tmp_path / "a.docx"], tmp_path / "out")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(record("a")).encode() * 50)[:-20])
-    with pytest.raises(DataError, match=r"file is torn.*a\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"file is incomplete.*a\.jsonl\.gz"):
         curate([tmp_path / "a.jsonl.gz"], tmp_path / "out")
 
 
@@ -263,7 +263,7 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path):
     path = write(tmp_path / "a.jsonl", [record("a")])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="no directory of kind 'corpus'"):
+    with pytest.raises(DataError, match="not a directory of kind 'corpus'"):
         curate([path], tmp_path / "out")
 
 

@@ -54,15 +54,15 @@ def test_pubmed_articles(name, tmp_path):
 def test_a_torn_pubmed_file_is_named(tmp_path):
     path = tmp_path / "p.xml"
     path.write_bytes(PUBMED.encode()[: PUBMED.index("<PMID>104")])
-    with pytest.raises(DataError, match=r"torn or no XML after article 3.*p\.xml"):
+    with pytest.raises(DataError, match=r"incomplete or not XML after article 3.*p\.xml"):
         read(path, allowed=1)
     for content in (b"", b"no xml"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="torn or no XML after article 0"):
+        with pytest.raises(DataError, match="incomplete or not XML after article 0"):
             read(path)
     path = tmp_path / "p.xml.gz"
     path.write_bytes(gzip.compress(PUBMED.encode())[:-30])
-    with pytest.raises(DataError, match="torn or no XML"):
+    with pytest.raises(DataError, match="incomplete or not XML"):
         read(path, allowed=1)
 
 
@@ -70,7 +70,7 @@ def test_an_exploding_entity_is_refused(tmp_path):
     levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<?xml version="1.0"?><!DOCTYPE b [<!ENTITY l0 "ha">{levels}]><PubmedArticleSet><b>&l11;</b></PubmedArticleSet>'
     (tmp_path / "bomb.xml").write_text(bomb)
-    with pytest.raises(DataError, match="torn or no XML"):
+    with pytest.raises(DataError, match="incomplete or not XML"):
         read(tmp_path / "bomb.xml")
 
 
@@ -120,7 +120,7 @@ def test_parquet_rows(tmp_path):
     ):
         read(path, "web")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="torn or no Parquet"):
+    with pytest.raises(DataError, match="incomplete or not Parquet"):
         read(path, "web")
 
 

@@ -237,7 +237,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, corpus, trained):
 def test_a_torn_gzip_file_is_refused(tmp_path, corpus, trained):
     packed = gzip.compress(corpus[0].read_bytes())
     (tmp_path / "torn.jsonl.gz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(DataError, match=r"file is torn after line \d+: .*torn\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"file is incomplete after line \d+: .*torn\.jsonl\.gz"):
         build_index([tmp_path / "torn.jsonl.gz"], tmp_path / "p", trained)
 
 

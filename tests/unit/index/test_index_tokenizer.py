@@ -142,14 +142,14 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, by_hand):
         ("absent.model", ConfigError, r"absent\.model does not exist"),
         ("", ConfigError, r"holds neither tokenizer\.json nor tokenizer\.model"),
         ("empty.model", DataError, r"empty\.model is empty"),
-        ("garbage.model", DataError, r"no SentencePiece model: .*garbage\.model"),
-        ("garbage.json", DataError, r"no tokenizer\.json: .*garbage\.json"),
+        ("garbage.model", DataError, r"not a SentencePiece model: .*garbage\.model"),
+        ("garbage.json", DataError, r"not a tokenizer\.json: .*garbage\.json"),
     ):
         with pytest.raises(error, match=message):
             load_tokenizer(tmp_path / name)
     for content, error, message in (
-        ("{", DataError, r"no JSON: .*tokenizer_config\.json"),
-        ("[]", DataError, r"no JSON object: .*tokenizer_config\.json"),
+        ("{", DataError, r"not JSON: .*tokenizer_config\.json"),
+        ("[]", DataError, r"not a JSON object: .*tokenizer_config\.json"),
         ('{"eos_token": "<end>"}', ConfigError, r"eos_token '<end>' of .* is not in"),
         ('{"eos_token": 2}', ConfigError, r"eos_token 2 of .* is not in"),
     ):

@@ -329,7 +329,7 @@ def test_a_template_that_cannot_be_followed_is_refused_with_the_place(
 
 def test_a_text_that_is_no_template_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"chat template is no Jinja template: .* \(a.jinja, line 2 of the template\)"
+        ConfigError, match=r"chat template is not a Jinja template: .* \(a.jinja, line 2 of the template\)"
     ):
         ChatTemplate("a\n{% for %}", Path("a.jinja"), {})
 

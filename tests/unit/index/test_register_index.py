@@ -82,7 +82,7 @@ def test_a_torn_stock_index_is_refused(tmp_path: Path, trained: Path) -> None:
     prefix = write_stock(tmp_path / "stock", DOCUMENTS)
     index = (tmp_path / "stock.idx").read_bytes()
     (tmp_path / "stock.idx").write_bytes(index[:-1])
-    with pytest.raises(IntegrityError, match=r"file is torn or swapped: .*stock.idx"):
+    with pytest.raises(IntegrityError, match=r"file is incomplete or swapped: .*stock.idx"):
         register_index(prefix, trained)
     (tmp_path / "stock.idx").write_bytes(index)
     register_index(prefix, trained)

@@ -69,7 +69,7 @@ def test_same_input_gives_the_same_bytes_and_a_manifest(corpus, tmp_path):
 
 
 def test_too_small_a_vocabulary_is_refused(corpus, tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot train 100 pieces on these texts.*Mend --vocab-size"):
+    with pytest.raises(ConfigError, match=r"cannot train 100 pieces on these texts.*Fix --vocab-size"):
         train_tokenizer(corpus, tmp_path / "t", 100)
     assert not (tmp_path / "t").exists()
 

@@ -81,10 +81,10 @@ def test_unsupported_settings_are_refused_by_name(tmp_path: Path, changes: dict[
 
 def test_missing_and_torn_configuration_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, "Qwen/Qwen2.5-7B"):
-        with pytest.raises(ConfigError, match=rf"{path} is no local directory with a config\.json.*hf download"):
+        with pytest.raises(ConfigError, match=rf"{path} is not a local directory with a config\.json.*hf download"):
             load_architecture(path)
     (tmp_path / "config.json").write_text('{"model_type": "lla')
-    with pytest.raises(IntegrityError, match=r"torn or no JSON: .*config\.json"):
+    with pytest.raises(IntegrityError, match=r"incomplete or not JSON: .*config\.json"):
         load_architecture(tmp_path)
 
 

@@ -27,10 +27,10 @@ LINKS = Links.of(H100, 50e9, 8, Constants())
 CLUSTER_OUTPUT = """\
 pass  ranks                     16 ranks on 2 nodes, 8 each
 pass  devices                   NVIDIA H100 80GB HBM3 79.1 GiB (ranks 0-15)
-pass  all-reduce, all ranks     352.10 GB/s on the bus, 1.43 ms for 256 MiB a rank
-pass  all-gather, all ranks     320.00 GB/s on the bus, 11.70 ms for 256 MiB a rank
-pass  all-reduce, each node     412.00 GB/s on the bus, 1.14 ms for 256 MiB a rank
-warn  all-gather, each node     300.00 GB/s on the bus, 5.30 ms for 256 MiB a rank; node-b is the slowest, at less than half of the others
+pass  all-reduce, all ranks     352.10 GB/s on the bus, 1.43 ms for 256 MiB per rank
+pass  all-gather, all ranks     320.00 GB/s on the bus, 11.70 ms for 256 MiB per rank
+pass  all-reduce, each node     412.00 GB/s on the bus, 1.14 ms for 256 MiB per rank
+warn  all-gather, each node     300.00 GB/s on the bus, 5.30 ms for 256 MiB per rank; node-b is the slowest, at less than half of the others
 READY
 """
 
@@ -99,7 +99,7 @@ def test_the_output_of_check_cluster_is_what_it_prints(tmp_path: Path) -> None:
     findings = [
         Finding("ranks", "pass", "8 ranks on 1 nodes, 8 each"),
         Finding("devices", "pass", "NVIDIA H100 80GB HBM3 79.1 GiB (ranks 0-7)"),
-        Finding("all-gather, all ranks", "pass", "333.00 GB/s on the bus, 5.64 ms for 256 MiB a rank"),
+        Finding("all-gather, all ranks", "pass", "333.00 GB/s on the bus, 5.64 ms for 256 MiB per rank"),
     ]
     calibration = read_calibration([write(tmp_path / "one.txt", format_findings(findings))], H100, LINKS)
     assert calibration.node_bytes_per_s == 333e9 and calibration.network_bytes_per_s is None
@@ -119,7 +119,7 @@ def test_several_files_add_up(tmp_path: Path) -> None:
     [
         ("CPU x86_64", 1.0, r"wrong device of a calibration: measured on CPU x86_64, but the plan is for h100"),
         ("NVIDIA A100-SXM4-80GB", 1.0, r"measured on NVIDIA A100-SXM4-80GB, but the plan is for h100"),
-        (H100_NAME, 900.0, r"calibration is out of reach: 900 s a step, need between"),
+        (H100_NAME, 900.0, r"calibration is out of reach: 900 s per step, need between"),
     ],
 )
 def test_a_measurement_of_another_machine_is_refused(tmp_path: Path, device: str, seconds: float, message: str) -> None:
@@ -133,7 +133,7 @@ def test_a_measurement_of_another_machine_is_refused(tmp_path: Path, device: str
     [
         ([{"name": "blend"}], r"no training was measured: need a record of tools/benchmark\.py train --json"),
         ([{"name": "train, whole rows", "workload": {"device": "H100"}}], r"record is incomplete: KeyError"),
-        ("[1, 2", r"calibration is no JSON"),
+        ("[1, 2", r"calibration is not JSON"),
         ("READY\n", r"no calibration: need a record of .* or the output of tools/check_cluster\.py"),
         (CLUSTER_OUTPUT.replace("NVIDIA H100 80GB HBM3 79.1 GiB", "CPU x86_64"), r"measured on CPUs"),
     ],

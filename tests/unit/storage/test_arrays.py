@@ -21,13 +21,13 @@ def test_an_array_is_mapped(tmp_path: Path) -> None:
 def test_a_torn_array_is_refused_by_name(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(damage)
-    with pytest.raises(IntegrityError, match=r"torn or no array: .*a\.npy"):
+    with pytest.raises(IntegrityError, match=r"incomplete or not an array: .*a\.npy"):
         map_array(path)
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object))
-    with pytest.raises(IntegrityError, match="torn or no array"):
+    with pytest.raises(IntegrityError, match="incomplete or not an array"):
         map_array(tmp_path / "a.npy")
 
 

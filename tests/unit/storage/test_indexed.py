@@ -275,7 +275,7 @@ FAULTS = {
     "wrong dtype, int16": (lambda b, i: set_bytes(i, 17, b"\x03"), r"wrong token dtype: got code 3, .*p\.idx"),
     "wrong dtype, int32": (lambda b, i: set_bytes(i, 17, b"\x04"), r"pointers disagree"),
     "unknown version": (lambda b, i: set_bytes(i, 9, b"\x02"), r"unknown index version: got 2, .*p\.idx"),
-    "huge sequence count": (lambda b, i: set_bytes(i, 18, b"\xff" * 7), r"torn or swapped: .*p\.idx"),
+    "huge sequence count": (lambda b, i: set_bytes(i, 18, b"\xff" * 7), r"incomplete or swapped: .*p\.idx"),
     "negative length": (lambda b, i: set_bytes(i, LENGTHS_AT + 3, b"\xff"), r"negative length"),
     "wrong pointer": (lambda b, i: set_bytes(i, POINTERS_AT + 8, b"\x08"), r"pointers disagree .*"),
     "boundaries backwards": (lambda b, i: set_bytes(i, INDICES_AT + 8, b"\x07"), r"boundaries go backwards"),

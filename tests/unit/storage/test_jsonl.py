@@ -36,8 +36,8 @@ BAD = {
     b'{"a": 1': "malformed JSON",
     b'{"a": tru}': "malformed JSON",
     b"{'a': 1}": "malformed JSON",
-    b'{"a": NaN}': "malformed JSON: NaN is no JSON",
-    b'{"a": -Infinity}': "malformed JSON: -Infinity is no JSON",
+    b'{"a": NaN}': "malformed JSON: NaN is not JSON",
+    b'{"a": -Infinity}': "malformed JSON: -Infinity is not JSON",
     b'{"a": 1e999}': "malformed JSON: 1e999 is too large",
     b'{"a": ' + b"9" * 5000 + b"}": "malformed JSON",
     b'{"a": "\xff"}': "invalid UTF-8: byte 7",
@@ -129,15 +129,15 @@ def test_compressed_files_are_read_and_torn_ones_named(tmp_path):
     path.write_bytes(whole)
     assert [line.record for line in read_jsonl(path)] == records
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"file is torn after line \d+.*r\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"file is incomplete after line \d+.*r\.jsonl\.gz"):
         list(read_jsonl(path))
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
     path.write_bytes(flipped)
-    with pytest.raises(DataError, match=r"file is torn|malformed JSON"):
+    with pytest.raises(DataError, match=r"file is incomplete|malformed JSON"):
         list(read_jsonl(path))
     path.write_bytes(b"not gzip at all")
-    with pytest.raises(DataError, match="file is torn after line 0"):
+    with pytest.raises(DataError, match="file is incomplete after line 0"):
         list(read_jsonl(path))
 
 

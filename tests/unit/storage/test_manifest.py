@@ -76,8 +76,8 @@ def test_missing_and_truncated_files_are_found_without_hashing(damage, message, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "file is torn or no JSON"),
-        ('{"kind": "corp', "file is torn or no JSON"),
+        ("", "file is incomplete or not JSON"),
+        ('{"kind": "corp', "file is incomplete or not JSON"),
         ("[]", "wrong kind of directory: got None"),
         ('{"kind": "blend", "format_version": 1, "files": {}}', "wrong kind of directory: got 'blend', need 'corpus'"),
         ('{"kind": "corpus", "format_version": 9, "files": {}}', "unknown format version: got 9, need 1"),
@@ -134,7 +134,7 @@ def test_only_own_output_may_be_replaced(directory, tmp_path):
     (tmp_path / "empty").mkdir()
     check_replaceable(tmp_path / "empty", "corpus")
     for path in (tmp_path, directory / "b.txt"):
-        with pytest.raises(DataError, match="output exists and is no directory of kind"):
+        with pytest.raises(DataError, match="output exists and is not a directory of kind"):
             check_replaceable(path, "corpus")
     with pytest.raises(DataError, match="output exists"):
         check_replaceable(directory, "unified")

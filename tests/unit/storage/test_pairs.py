@@ -97,7 +97,7 @@ REFUSED = {
     "history beside messages": ({"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}], "history": [[Q, A]]},
                                 "earlier turns cannot be kept: got 'history' beside 'messages'"),
     "history of one": ({"instruction": Q, "output": A, "history": [[Q]]}, r"wrong value of 'history': got list, need a list of \[question, answer\]"),
-    "history that is no JSON": ({"instruction": Q, "output": A, "history": "[['a', 'b']]"}, "wrong value of 'history': got text that is no JSON"),
+    "history that is not JSON": ({"instruction": Q, "output": A, "history": "[['a', 'b']]"}, "wrong value of 'history': got text that is not JSON"),
     "half a weight": ({"conversations": [PAIR[0], {**PAIR[1], "weight": 0.5}]}, "wrong value of 'weight': got 0.5, need 0 or 1"),
     "a weight in words": ({"conversations": [PAIR[0], {**PAIR[1], "loss": "no"}]}, "wrong value of 'loss': got 'no'"),
     "two system texts": ({"system": "甲", "messages": [{"role": "system", "content": "乙"}, {"role": "user", "content": Q}, {"role": "assistant", "content": A}]},

@@ -63,7 +63,7 @@ def test_what_is_no_json_and_no_utf8_costs_one_element(tmp_path):
     (tmp_path / "a.json").write_bytes(b'["a", "\xff", "\\ud800", "b", {"c": NaN}, -Infinity, 1e999, "d"]')
     found, bad = read(tmp_path / "a.json", allowed=5)
     assert found == [(1, "a"), (4, "b"), (8, "d")] and [line.line for line in bad.lines] == [2, 3, 5, 6, 7]
-    assert bad.lines[2].reason == "malformed JSON: NaN is no JSON" and "1e999 is too large" in bad.lines[4].reason
+    assert bad.lines[2].reason == "malformed JSON: NaN is not JSON" and "1e999 is too large" in bad.lines[4].reason
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.zst"])

@@ -221,7 +221,7 @@ def test_records_and_manifest_of_a_stage(tmp_path: Path) -> None:
 def test_line_that_is_no_json_is_shown_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \xff\n')
-    assert describe_record(path, 2) == [f"{path}:2 is no JSON:", '{"a": \\xff\n']
+    assert describe_record(path, 2) == [f"{path}:2 is not JSON:", '{"a": \\xff\n']
 
 
 def test_array_with_pickled_objects_is_refused(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_torn_safetensors_are_refused(tmp_path: Path, damage: str) -> None:
         "longer": content + b"x",
     }
     path.write_bytes(damaged[damage])
-    with pytest.raises(IntegrityError, match="file is torn or no safetensors"):
+    with pytest.raises(IntegrityError, match="file is incomplete or not safetensors"):
         describe_safetensors(path)
 
 

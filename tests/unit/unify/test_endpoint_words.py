@@ -286,7 +286,7 @@ def test_a_model_that_refuses_the_temperature_is_told_and_can_be_asked_without(w
         ("api_key: sk-1", "request option 'api_key' looks like a secret"),
         ("x: .nan", "need values that JSON has"),
         ("x: 2026-01-01", "need values that JSON has"),
-        ("x: {", "configuration is no YAML"),
+        ("x: {", "configuration is not YAML"),
         ("max_tokens: null", "a budget needs a limit of tokens in every request: got none"),
         ("max_tokens: many", "a budget needs a limit of tokens in every request: got"),
     ],

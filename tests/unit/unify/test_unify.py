@@ -96,7 +96,7 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path):
     path = write(tmp_path / "d.jsonl", make_documents(1))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="output exists and is no directory of kind 'unified'"):
+    with pytest.raises(DataError, match="output exists and is not a directory of kind 'unified'"):
         unify([path], tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
