@@ -127,6 +127,6 @@ class ParallelConfig:
             )
         if num_microbatches % pp:
             raise ConfigError(
-                f"wrong number of micro-batches for an interleaved pipeline: got {num_microbatches} a step, need a multiple "
+                f"wrong number of micro-batches for an interleaved pipeline: got {num_microbatches} per step, need a multiple "
                 f"of {pp} stages. Change global_batch_size or micro_batch_size."
             )

@@ -101,7 +101,7 @@ def _cost(plan: Plan) -> list[str]:
         f"{HOST_W_PER_GPU:.0f} W of the host a GPU, times {POWER_USAGE_EFFECTIVENESS} for the building)",
     ]
     if run.usd is not None:
-        lines.append(f"  money: {run.usd:,.0f} USD at {plan.cluster.usd_per_gpu_hour:g} a GPU-hour")
+        lines.append(f"  money: {run.usd:,.0f} USD at {plan.cluster.usd_per_gpu_hour:g} per GPU-hour")
     return lines
 
 

@@ -60,7 +60,7 @@ def test_rows_must_divide_over_sequence_parallel_ranks() -> None:
 
 
 def test_interleaving_needs_whole_rounds_of_microbatches() -> None:
-    with pytest.raises(ConfigError, match="got 6 a step, need a multiple of 4 stages"):
+    with pytest.raises(ConfigError, match="got 6 per step, need a multiple of 4 stages"):
         ParallelConfig(1, 4, 5).validate(**{**YI_34B, "num_microbatches": 6})
 
 

@@ -142,7 +142,7 @@ def test_interleaved_pipeline_needs_micro_batches_in_multiples_of_stages() -> No
     config = changed({"parallel.pipeline_model_parallel_size": 2, "parallel.virtual_pipeline_model_parallel_size": 2})
     config.model.preset = "baichuan2-7b"
     config.training.global_batch_size = 6
-    with pytest.raises(ConfigError, match="got 3 a step, need a multiple of 2 stages"):
+    with pytest.raises(ConfigError, match="got 3 per step, need a multiple of 2 stages"):
         check(config)
     config.training.global_batch_size = 8
     assert check(config) == 13

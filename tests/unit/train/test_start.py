@@ -33,7 +33,7 @@ def test_a_run_ends_with_its_rows_whatever_batch_it_began_with(
         steps_per_pass, train_iters = start.plan_steps(config, 96, 2, consumed)
     assert train_iters == last
     assert steps_per_pass == 2 + (96 - consumed) // 4
-    said = caplog.text.count(f"training.train_iters is 24, but the rows end at step {last} with 4 rows a step")
+    said = caplog.text.count(f"training.train_iters is 24, but the rows end at step {last} with 4 rows per step")
     assert said == (wanted == 24)
 
 
