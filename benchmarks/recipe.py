@@ -36,7 +36,7 @@ def log_normal_lengths(rng: np.random.Generator, count: int, mean: float) -> NDA
 def build_recipe_blend(directory: Path, *, documents: int, seq_length: int, mean_length: float) -> Path:
     """A blend of about `documents` documents of `mean_length` tokens below `directory`; returns the blend directory.
 
-    The tokenizer is real, with 3,072 pieces of the bundled sample; ids take 4 bytes, as Baichuan2's do. Disk: 4 bytes a
+    The tokenizer is real, with 3,072 pieces of the bundled sample; ids take 4 bytes, as Baichuan2's do. Disk: 4 bytes per
     token and 39 per document.
     """
     train_tokenizer([SAMPLE / "sft.jsonl"], directory / "tokenizer", 3072)

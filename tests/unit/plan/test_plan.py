@@ -82,7 +82,7 @@ def test_money_is_counted_only_at_a_price() -> None:
     cluster = Cluster(get_gpu("a100-80gb"), 8, usd_per_gpu_hour=1.5)
     plan = plan_run(make_config(), cluster, PlannedData(128_000, 4096))
     assert plan.run is not None and plan.run.usd == pytest.approx(1.5 * plan.run.gpu_hours)
-    assert f"money: {plan.run.usd:,.0f} USD at 1.5 a GPU-hour" in format_plan(plan)
+    assert f"money: {plan.run.usd:,.0f} USD at 1.5 per GPU-hour" in format_plan(plan)
 
 
 def test_steps_are_unknown_without_rows() -> None:
