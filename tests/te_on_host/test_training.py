@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.te_on_host.conftest import STEPS, Outcome
-from tests.te_on_host.environment import FLASH_ATTN
+from tests.te_on_host.environment import FLASH_ATTN, NEWER_FLASH_ATTN
 
 pytestmark = pytest.mark.te
 # Sums in another order, in float32; steps after the first train on what they gave.
@@ -30,8 +30,12 @@ def check_same(outcome: Outcome, expected: list[dict[str, Any]], within: dict[st
         ("llama", 1, {}),
         ("llama", 2, {}),
         ("qwen2-tied", 1, {}),
+        ("qwen2-tied", 2, {"recompute_granularity": "selective"}),
+        ("qwen3-tied", 1, {"recompute_granularity": "full"}),
         ("qwen3-tied", 2, {}),
         ("gemma3", 1, {}),
+        ("gemma3", 2, {"recompute_granularity": "full"}),
+        ("baichuan2-rope", 2, {}),
         ("llama", 1, {"recompute_granularity": "full"}),
         ("llama", 1, {"recompute_granularity": "selective"}),
     ],
@@ -54,19 +58,47 @@ def test_fp32_gives_the_losses_of_the_cpu_path(
     assert outcome.count("rope") and outcome.count("norm") and outcome.count("adam", "Transformer Engine")
 
 
+@pytest.mark.parametrize(
+    ("name", "tp", "training", "proofs"),
+    [
+        ("llama", 1, {}, 1),
+        ("qwen3-tied", 2, {"recompute_granularity": "selective"}, 1),
+        ("gemma3", 2, {}, 3),
+        ("baichuan2-rope", 1, {"recompute_granularity": "full"}, 1),
+    ],
+)
 def test_bf16_on_an_a100_attends_by_flash_attn(
+    name: str,
+    tp: int,
+    training: dict[str, str],
+    proofs: int,
     tmp_path: Path,
     sections: Callable[..., Any],
     on_host: Callable[..., Any],
     on_engine: Callable[..., Outcome],
 ) -> None:
-    settings = sections("llama")
+    settings = sections(name, tp=tp, training=training)
     outcome = on_engine(tmp_path / "engine", settings, capability=80, flash_attn=FLASH_ATTN)
     check_same(outcome, on_host(tmp_path / "host", settings), {"lm_loss": 1e-2})
     assert {what[0] for what in outcome.attention()} == {"FlashAttention"}
-    assert outcome.count("flash_attn", "backward") == 2 * 2 * STEPS + 1, (
-        "two layers, two micro-batches; the proof at the start"
+    assert outcome.count("flash_attn", "backward") == 2 * 2 * STEPS + proofs, (
+        "two layers, two micro-batches; the proofs at the start: documents of each kind of layer, and a window"
     )
+
+
+@pytest.mark.parametrize("flash_attn", [FLASH_ATTN, NEWER_FLASH_ATTN])
+def test_bf16_on_an_h100_attends_by_cudnn_whatever_flash_attn_is_there(
+    flash_attn: str,
+    tmp_path: Path,
+    sections: Callable[..., Any],
+    on_host: Callable[..., Any],
+    on_engine: Callable[..., Outcome],
+) -> None:
+    settings = sections("gemma3", tp=2, training={"recompute_granularity": "full"})
+    outcome = on_engine(tmp_path / "engine", settings, flash_attn=flash_attn)
+    check_same(outcome, on_host(tmp_path / "host", settings), {"lm_loss": 1e-2})
+    assert {(what[0], *what[2:4]) for what in outcome.attention()} == {_FUSED}
+    assert not outcome.count("flash_attn")
 
 
 @pytest.mark.parametrize("tp", [1, 2])
