@@ -84,6 +84,7 @@ check: setup
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_host/*.h
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m benchmarks.kernel_budget
 
 format: setup
 	$(BIN)/ruff format .

@@ -2,7 +2,8 @@
 
 The kernel needs pybind11's headers (from the pybind11 package, else from torch's include folder) and nothing of torch.
 The CUDA part is compiled when nvcc is found (CUDA_HOME, else `nvcc` on PATH); a failing nvcc warns once and the build
-goes on without it. MEGATRON_HUATUO_CUDA=0 leaves it out.
+goes on without it. MEGATRON_HUATUO_CUDA=0 leaves it out. What the compiler says of its registers and memory lies in
+build/cuda_resource_usage.txt, which `make check` holds against a budget (benchmarks/kernel_budget.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = ("80", "90")
+RESOURCE_USAGE = ROOT / "build" / "cuda_resource_usage.txt"
 
 
 def pybind11_include() -> str:
@@ -52,6 +54,7 @@ class BuildKernel(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         os.chdir(ROOT)
+        RESOURCE_USAGE.unlink(missing_ok=True)
         home = cuda_home()
         if home is not None:
             try:
@@ -68,9 +71,14 @@ class BuildKernel(build_ext):
         newest = CUDA_ARCHITECTURES[-1]
         codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for later devices
         command = [str(home / "bin" / "nvcc"), "-c", "csrc/blend_order.cu", "-o", str(target), "-O3", "-std=c++17"]
-        command += [*codes, "-Xcompiler", "-fPIC", "-Icsrc"]
+        command += [*codes, "-Xcompiler", "-fPIC", "-Icsrc", "--resource-usage"]
         print(" ".join(command))
-        subprocess.run(command, check=True)
+        compiled = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if compiled.returncode:
+            print(compiled.stderr, file=sys.stderr, end="")
+        compiled.check_returncode()
+        RESOURCE_USAGE.parent.mkdir(exist_ok=True)
+        RESOURCE_USAGE.write_text(compiled.stderr)
         library = next(
             d for d in (home / "lib64", home / "targets" / "x86_64-linux" / "lib", home / "lib") if d.is_dir()
         )

@@ -14,7 +14,9 @@ namespace huatuo {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kMaxDepth = 96;  // cells that wait for their turn on the way down; more: the CPU takes over
+constexpr int kBlocks = 8;     // of a multiprocessor at once: at most 64 registers and 3,584 bytes of static
+                               // shared memory on sm_80 (benchmarks/kernel_budget.py)
+constexpr int kMaxDepth = 88;  // cells that wait for their turn on the way down; more: the CPU takes over
 constexpr int kMaxSpecialDraws = 4096;    // of one cell; about four times the most that are expected
 constexpr int kSharedDraws = 8192;        // cells up to this size are shuffled in shared memory
 constexpr int64_t kPieceDraws = 1 << 16;  // cells of a single source are cut into such pieces
@@ -310,7 +312,7 @@ __device__ bool expand(const DevicePlan& p, const Work& work, const int64_t* bef
 }
 
 template <typename Source, typename Document>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     order_kernel(DevicePlan plan, const Work* work, int64_t work_count, const int64_t* before,
                  unsigned char* scratch_bytes, int64_t scratch_stride, Special* all_specials,
                  uint32_t* all_picks, Output<Source, Document> out, unsigned long long* next, int* failed) {

@@ -103,6 +103,14 @@ def test_steps_of_the_kit_are_the_commands_of_the_makefile() -> None:
     assert "-m pytest -m gpu tests/gpu" in asked and "setup.py -q build_ext --inplace" in asked & ours
 
 
+def test_attention_is_known_before_the_kernel_is_built_and_what_needs_the_kernel_comes_after_it() -> None:
+    """nvcc may take minutes on a bare machine: one that is taken away meanwhile has given its first results."""
+    names = [step.name for step in STEPS]
+    kernel = names.index("kernel")
+    assert {"tests: test_backbones_attention", "tests: test_transformer_engine_attention"} <= set(names[:kernel])
+    assert {"tests: test_blend_order", "benchmark: blend"} <= set(names[kernel:]) and STEPS[kernel].limit_s == 240
+
+
 def test_what_is_known_is_on_disk_after_every_step_and_the_budget_ends_the_run(tmp_path: Path) -> None:
     """Three real processes: one passes, one hangs with a test that has ended before, one comes too late."""
     (tmp_path / "test_it.py").write_text(
