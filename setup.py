@@ -97,6 +97,7 @@ kernel = Extension(
         "csrc/bindings.cpp",
         "csrc/blend_order.cpp",
         "csrc/pack_rows.cpp",
+        "csrc/pair_merges.cpp",
         "csrc/vector_kernels.cpp",
     ],
     depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*.*"))],

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include "blend_order.h"
 #include "check.h"
 #include "pack_rows.h"
+#include "pair_merges.h"
 #include "vector_kernels.h"
 
 namespace py = pybind11;
@@ -219,11 +221,44 @@ py::array_t<int64_t> find_loss_positions(const Array<float>& loss_mask, int64_t 
   return to_array(positions);
 }
 
+std::unique_ptr<ByteLevelEncoder> make_byte_level(const std::vector<std::string>& pieces,
+                                                  const Array<int32_t>& merges, const Array<uint8_t>& kinds,
+                                                  int64_t longest_number, bool prefer_whole) {
+  HUATUO_CHECK(merges.ndim() == 2 && merges.shape(1) == 3, "wrong merges: need [number, 3]");
+  const py::gil_scoped_release release;
+  return std::make_unique<ByteLevelEncoder>(pieces, merges.data(), size_t(merges.shape(0)), to_vector(kinds),
+                                            longest_number, prefer_whole);
+}
+
+py::tuple encode_texts(const PairEncoder& encoder, const std::vector<py::str>& texts) {
+  std::vector<std::string_view> views;
+  for (const py::str& text : texts) {
+    Py_ssize_t size = 0;
+    const char* const data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (data == nullptr) throw py::error_already_set();
+    views.emplace_back(data, size_t(size));
+  }
+  std::vector<int32_t> ids;
+  std::vector<int64_t> ends;
+  std::vector<uint8_t> unknown;
+  {
+    const py::gil_scoped_release release;
+    MergeScratch scratch;
+    for (const std::string_view view : views) {
+      unknown.push_back(!encoder.encode(view, scratch, ids));
+      ends.push_back(int64_t(ids.size()));
+    }
+  }
+  return py::make_tuple(to_array(ids), to_array(ends), to_array(unknown));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
-      "Kernels of megatron_huatuo: priority order, row packing and row assembly. Use .blend and .dataset.";
+      "Kernels of megatron_huatuo: priority order, row packing, row assembly and byte pair encoding. Use "
+      ".blend, "
+      ".dataset and .index.";
 #ifdef MEGATRON_HUATUO_CUDA
   m.attr("has_cuda") = true;
 #else
@@ -260,5 +295,13 @@ PYBIND11_MODULE(_C, m) {
       .def("assemble", &assemble, py::arg("source"), py::arg("number"), py::arg("row_start"),
            py::arg("tokens").noconvert(), py::arg("labels").noconvert(), py::arg("loss_mask").noconvert(),
            py::arg("source_of_token").noconvert());
+  py::class_<PairEncoder>(m, "PairEncoder").def("encode", &encode_texts, py::arg("texts"));
+  py::class_<ByteLevelEncoder, PairEncoder>(m, "ByteLevelEncoder")
+      .def(py::init(&make_byte_level), py::kw_only(), py::arg("pieces"), py::arg("merges"), py::arg("kinds"),
+           py::arg("longest_number"), py::arg("prefer_whole"));
+  py::class_<SentencePieceEncoder, PairEncoder>(m, "SentencePieceEncoder")
+      .def(py::init<const std::vector<std::string>&, const std::vector<int32_t>&,
+                    const std::vector<std::string>&, const std::vector<int32_t>&>(),
+           py::kw_only(), py::arg("pieces"), py::arg("ranks"), py::arg("user_defined"), py::arg("byte_ids"));
   m.def("loss_positions", &find_loss_positions, py::arg("loss_mask"), py::arg("multiple"));
 }

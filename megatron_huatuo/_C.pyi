@@ -72,4 +72,23 @@ class RowAssembler:
         source_of_token: NDArray[np.int64],
     ) -> NDArray[np.int32]: ...
 
+class PairEncoder:
+    def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]: ...
+
+class ByteLevelEncoder(PairEncoder):
+    def __init__(
+        self,
+        *,
+        pieces: list[bytes],
+        merges: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        longest_number: int,
+        prefer_whole: bool,
+    ) -> None: ...
+
+class SentencePieceEncoder(PairEncoder):
+    def __init__(
+        self, *, pieces: list[str], ranks: list[int], user_defined: list[str], byte_ids: list[int]
+    ) -> None: ...
+
 def loss_positions(loss_mask: NDArray[np.float32], multiple: int) -> NDArray[np.int64]: ...

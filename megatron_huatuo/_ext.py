@@ -31,6 +31,6 @@ def load_kernel() -> ModuleType | None:
 def _warn(what: str) -> None:
     get_logger(__name__).warning(
         "the compiled kernel is %s: blending runs in Python, with the same result but about 300 times slower, and rows are "
-        "read about 10 times slower. Build it with `python setup.py build_ext --inplace`.",
+        "read about 10 times and text is tokenised two to three times slower. Build it with `python setup.py build_ext --inplace`.",
         what,
     )

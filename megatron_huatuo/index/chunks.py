@@ -24,6 +24,7 @@ from megatron_huatuo.index.blocks import Block, lines_of, split_blocks
 from megatron_huatuo.index.encoded import EncodedDocuments, Record, RecordFormat
 from megatron_huatuo.index.formats.chat_format import ANSWER_TAG, QUESTION_TAG
 from megatron_huatuo.index.formats.format_table import FormatSettings, open_format
+from megatron_huatuo.index.pair_encoder import PairEncoder
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.storage.jsonl import BadLine, BadLines, RawLine, parse_lines
 from megatron_huatuo.storage.record_files import is_json_lines, read_records
@@ -96,9 +97,11 @@ def _split_records(path: str, file: int, form: RecordFormat) -> Iterator[Chunk]:
         start = max(end, 1)
 
 
-def encode_chunk(chunk: Chunk, *, tokenizer_path: str, source: str | None, settings: FormatSettings) -> EncodedChunk:
+def encode_chunk(
+    chunk: Chunk, *, tokenizer_path: str, pairs: PairEncoder | None, source: str | None, settings: FormatSettings
+) -> EncodedChunk:
     """Parse, select and encode one chunk. Runs in a worker, which opens tokenizer and format once."""
-    tokenizer, form = _open_once(tokenizer_path, settings)
+    tokenizer, form = _open_once(tokenizer_path, pairs, settings)
     bad = BadLines(sys.maxsize, list(chunk.bad), Counter(chunk.tolerated))
     read = list(_parse(chunk, form, bad))
     selected = [(line, one) for line, one in read if source is None or one.source == source]
@@ -140,8 +143,9 @@ def _has_unusual_character(text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_once(path: str, settings: FormatSettings) -> tuple[Tokenizer, RecordFormat]:
+def _open_once(path: str, pairs: PairEncoder | None, settings: FormatSettings) -> tuple[Tokenizer, RecordFormat]:
     tokenizer = load_tokenizer(path)
+    tokenizer.pairs = pairs
     return tokenizer, open_format(settings, tokenizer)
 
 

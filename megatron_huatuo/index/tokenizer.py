@@ -22,15 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.index.pair_encoder import (
+    BYTE_OF_CHARACTER,
+    BYTE_PIECE,
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    PairEncoder,
+    byte_level_encoder,
+    sentencepiece_encoder,
+)
 from megatron_huatuo.storage.manifest import sha256_file, write_json
-
-# Types of pieces in SentencePiece's ModelProto: unknown and control; user-defined; bytes.
-_CONTROL, _USER_DEFINED, _BYTE_PIECE = (2, 3), 4, 6
-
-# How tokenizers of the ByteLevel kind write bytes: printable ones as themselves, the others from U+0100 on.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = sorted({*range(0x100)} - {*_PRINTABLE})
-_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + k): byte for k, byte in enumerate(_OTHERS)}
 
 # What a published model directory may hold beside its main tokenizer file, and an export copies along.
 _COMPANIONS = (
@@ -77,18 +79,30 @@ class Tokenizer(abc.ABC):
     eos_id: int
     unk_id: int | None
     files: dict[str, Path]
+    pairs: PairEncoder | None = None
+    """Encodes in the library's place, once it is set."""
 
     @cached_property
     def sha256(self) -> str:
         """sha256 of the main file: equal hash, equal ids."""
         return sha256_file(self.path)
 
-    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
-        """Ids of each text, int32 [num_tokens], at the library's own speed on one core.
+        """Ids of each text, int32 [num_tokens], on one core.
 
         continues: each text goes on from another, so a dummy prefix is left out.
         """
+        if self.pairs is None:
+            return self._encode_by_library(texts, continues)
+        return self.pairs.encode_batch(texts, self._encode_by_library)  # it knows no tokenizer with a dummy prefix
+
+    @abc.abstractmethod
+    def _encode_by_library(self, texts: Sequence[str], continues: bool = False) -> list[NDArray[np.int32]]:
+        """The same by the tokenizer's library."""
+
+    @abc.abstractmethod
+    def find_pairs(self) -> PairEncoder | None:
+        """The compiled kernel's encoder of this tokenizer, for `pairs`; None where it has none. Takes up to a second."""
 
     @cached_property
     @abc.abstractmethod
@@ -157,9 +171,9 @@ class SentencePieceTokenizer(Tokenizer):
     def control_tokens(self) -> dict[str, ControlToken]:
         """Control, unknown and user-defined pieces of the model, and what the settings add to them."""
         found = {
-            piece.piece: ControlToken(number, piece.type != _USER_DEFINED)
+            piece.piece: ControlToken(number, piece.type != USER_DEFINED)
             for number, piece in enumerate(self._content.pieces)
-            if piece.type in _CONTROL or (piece.type == _USER_DEFINED and _stands_alone(piece.piece))
+            if piece.type in (UNKNOWN, CONTROL) or (piece.type == USER_DEFINED and _stands_alone(piece.piece))
         }
         added = _read_object(self.path.parent / "tokenizer_config.json").get("added_tokens_decoder", {})
         for number, token in added.items():
@@ -212,7 +226,10 @@ class SentencePieceTokenizer(Tokenizer):
 
         return sentencepiece_model_pb2.ModelProto.FromString(self.path.read_bytes())  # type: ignore[attr-defined]
 
-    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
+    def find_pairs(self) -> PairEncoder | None:
+        return sentencepiece_encoder(self._content)
+
+    def _encode_by_library(self, texts: Sequence[str], continues: bool = False) -> list[NDArray[np.int32]]:
         model = self._continuing if continues else self._model
         ids: list[NDArray[np.int32]] = model.encode(list(texts), return_type="numpy", num_threads=1)
         return ids
@@ -223,9 +240,9 @@ class SentencePieceTokenizer(Tokenizer):
     def token_bytes(self) -> list[bytes]:
         return [
             bytes([int(piece.piece[3:5], 16)])
-            if piece.type == _BYTE_PIECE
+            if piece.type == BYTE_PIECE
             else b""
-            if piece.type in _CONTROL
+            if piece.type in (UNKNOWN, CONTROL)
             else piece.piece.replace("▁", " ").encode()
             for piece in self._content.pieces
         ]
@@ -324,7 +341,10 @@ class HuggingFaceTokenizer(Tokenizer):
         model = self._continuing if continues else self._model
         return [start for start, _ in model.encode(text, add_special_tokens=False).offsets]
 
-    def encode_batch(self, texts: Sequence[str], *, continues: bool = False) -> list[NDArray[np.int32]]:
+    def find_pairs(self) -> PairEncoder | None:
+        return byte_level_encoder(_read_object(self.path))
+
+    def _encode_by_library(self, texts: Sequence[str], continues: bool = False) -> list[NDArray[np.int32]]:
         model = self._continuing if continues else self._model
         encodings = model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -340,7 +360,7 @@ class HuggingFaceTokenizer(Tokenizer):
             if number in added:
                 found[number] = piece.encode()
             elif is_byte_level:
-                found[number] = bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+                found[number] = bytes(BYTE_OF_CHARACTER[character] for character in piece)
             elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
                 found[number] = bytes([int(piece[3:5], 16)])
             else:
