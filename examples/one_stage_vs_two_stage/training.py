@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,15 @@ def train_base(work: Path, size_name: str) -> None:
 
 
 def run_arm(work: Path, size_name: str, arm: Arm, seed: int, base: Path, hf: Path | None) -> None:
-    """Train and measure one arm; results/ARM_SEED.json is written last, and one that is there is kept."""
+    """Train and measure one arm; results/ARM_SEED.json is kept where it is there. Weights are deleted once it is written."""
     folder = work / "runs" / f"{arm.name.replace(', ', '_').replace(' ', '_')}_{seed}"
     result = work / "results" / f"{folder.name}.json"
     if not result.is_file():
         quietly(
             lambda: write_json(result, _measure(work, SIZES[size_name], arm, seed, base, hf, folder)), folder / "log"
         )
+    for weights in (*folder.glob(f"stage*/{CHECKPOINTS}"), folder / "averaged", folder / "hf"):
+        shutil.rmtree(weights, ignore_errors=True)
 
 
 def _measure(work: Path, size: Size, arm: Arm, seed: int, base: Path, hf: Path | None, folder: Path) -> dict[str, Any]:
