@@ -73,10 +73,11 @@ test-mcore: setup $(MCORE_HOME)
 	$(WITH_MCORE) -m pytest -n 2 --dist loadfile -m "not gpu" tests/unit/models tests/unit/parallel tests/unit/checkpoint
 	$(WITH_MCORE) -m pytest --durations 20 -m "not gpu" tests/distributed
 
-# A part of it: settings and host, all layouts, and checkpoints that change the release.
+# A part of it, at most five minutes: tensor parallelism, pipelines, overlap, and checkpoints that change the layout or the release.
 test-mcore-quick: setup $(MCORE_HOME)
 	$(CHECK_MCORE)
-	$(WITH_MCORE) -m pytest --durations 5 tests/unit/parallel tests/distributed/test_core_versions.py tests/distributed/test_layouts.py
+	$(WITH_MCORE) -m pytest --durations 5 -k "core_versions or overlapped or (TP2 and PP2)" \
+	  tests/distributed/test_core_versions.py tests/distributed/test_layouts.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -25,8 +25,6 @@ CLASSES = {
     "TEDotProductAttention": "DotProductAttention",
     "TENorm": "RMSNorm",
 }
-# Set by megatron-core itself before it hands the rest on, never passed through.
-_KEPT_BACK = {"local_cp_size", "cp_group"}
 
 
 @functools.lru_cache
@@ -37,7 +35,11 @@ def _source() -> ast.Module:
 
 
 def _holds(test: ast.expr, release: Version) -> bool | None:
-    """What `is_te_min_version("1.5.0", …)` answers; None for other questions, both of whose branches are read."""
+    """What `is_te_min_version("1.5.0", …)` and `get_te_version() < PkgVersion("1.5.0")` answer; None for other questions, both of
+    whose branches are read."""
+    if isinstance(test, ast.Compare) and getattr(getattr(test.left, "func", None), "id", "") == "get_te_version":
+        [operator], [version] = test.ops, test.comparators
+        return release < Version(ast.literal_eval(version.args[0])) if isinstance(operator, ast.Lt) else None
     if not (isinstance(test, ast.Call) and getattr(test.func, "id", "") == "is_te_min_version"):
         return None
     wanted = Version(ast.literal_eval(test.args[0]))
@@ -55,25 +57,41 @@ def _reached(nodes: list[ast.stmt], release: Version) -> Iterator[ast.AST]:
             yield from ast.walk(node)
 
 
+def _called(call: ast.Call) -> str:
+    return getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+
+
 def given(name: str, release: Version) -> set[str]:
     """Names of the arguments with which megatron-core makes an object of Transformer Engine in its class `name`."""
     module = _source()
     bodies = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     constructor = "__new__" if name == "TENorm" else "__init__"
     [body] = [node.body for node in bodies[name] if isinstance(node, ast.FunctionDef) and node.name == constructor]
-    callee = "RMSNorm" if name == "TENorm" else "__init__"
+    # megatron-core 0.19 chooses the norm first and then makes it.
+    callees = {"RMSNorm", "norm_module"} if name == "TENorm" else {"__init__"}
     reached, shared = [*_reached(body, release)], "_get_extra_te_kwargs"
     if any(getattr(node, "id", "") == shared for node in reached):
         reached += _reached(bodies[shared], release)
     names = set[str]()
     for node in reached:
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == callee:
+        if isinstance(node, ast.Call) and _called(node) in callees:
             names |= {word.arg for word in node.keywords if word.arg is not None}
         if isinstance(node, ast.Subscript) and "kwargs" in getattr(node.value, "id", ""):
             names.add(ast.literal_eval(node.slice))
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             names |= {ast.literal_eval(key) for key in node.value.keys if key is not None}
     return names
+
+
+def kept_back(release: Version) -> set[str]:
+    """What packed rows say that megatron-core does not pass on to Transformer Engine's attention."""
+    [attention] = [node for node in _source().body if getattr(node, "name", "") == "TEDotProductAttention"]
+    reached = [
+        node for part in attention.body if isinstance(part, ast.FunctionDef) for node in _reached(part.body, release)
+    ]
+    return {
+        ast.literal_eval(node.args[0]) for node in reached if isinstance(node, ast.Call) and _called(node) == "discard"
+    }
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -91,7 +109,7 @@ def test_every_release_knows_what_its_classes_are_given(name: str, release: str)
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_release_knows_what_packed_rows_are_given_as(release: str) -> None:
     recorded = RELEASES[release]["classes"]["DotProductAttention.forward"]
-    fields = {field.name for field in dataclasses.fields(PackedSeqParams)} - _KEPT_BACK
+    fields = {field.name for field in dataclasses.fields(PackedSeqParams)} - kept_back(Version(release))
     assert {"qkv_format", "cu_seqlens_q", "max_seqlen_kv"} <= fields
     assert sorted(({*fields, "attn_mask_type"}) - {*recorded["required"], *recorded["optional"]}) == []
 
