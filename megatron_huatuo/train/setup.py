@@ -159,10 +159,22 @@ def _wrap(config: TrainConfig, chunks: list[PackedGPTModel], device: torch.devic
         model = Float16Module(chunk.config, chunk) if config.training.precision == "bf16" else chunk
         # Buckets of later chunks are not split: their gradients come first, when there is nothing to overlap with.
         wrapped.append(wrap_data_parallel(chunk.config, ddp_config, model, disable_bucketing=index > 0))
+        fuse_weight_gradients(chunk)
     ddp_config.overlap_grad_reduce = config.parallel.overlap_grad_reduce  # is read anew in each step
     for chunk in wrapped:
         chunk.broadcast_params()
     return wrapped
+
+
+def fuse_weight_gradients(chunk: torch.nn.Module) -> None:
+    """Let Transformer Engine's layers add the gradients of their weights to the buffer in the matrix product itself.
+
+    megatron-core has one setting for them and for its own output layer, and refuses it without apex, which only the
+    output layer needs. The buffer is DistributedDataParallel's `main_grad`, so a bare model keeps what it was built with.
+    """
+    for module in chunk.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def _optimizer_config(config: TrainConfig) -> OptimizerConfig:

@@ -56,6 +56,9 @@ def test_fp32_gives_the_losses_of_the_cpu_path(
     assert {what[1] for what in outcome.attention()} == {"layer 1", "layer 2"}
     assert "fused cross-entropy: off, it rounds gradients to bf16" in outcome.output
     assert outcome.count("rope") and outcome.count("norm") and outcome.count("adam", "Transformer Engine")
+    assert outcome.count("gemm", "NT", "accumulates"), (
+        "gradients of weights go into the buffer without a pass of their own"
+    )
 
 
 @pytest.mark.parametrize(

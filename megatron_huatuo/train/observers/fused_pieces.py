@@ -25,7 +25,8 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
         "fused SwiGLU": _unless(config.bias_activation_fusion, _NO_GPU),
         "fused RoPE": _unless(config.apply_rope_fusion, needs_te or "this backbone has no RoPE"),
         "fused cross-entropy": _unless(config.cross_entropy_loss_fusion, no_gpu or _ROUNDS),
-        "fused gradient accumulation": _unless(
+        "fused gradient accumulation of the layers": _unless(config.gradient_accumulation_fusion, needs_te),
+        "fused gradient accumulation of the output layer": _unless(
             config.gradient_accumulation_fusion,
             no_gpu or f"{import_obstacle('fused_weight_gradient_mlp_cuda')}, a part of NVIDIA apex",
         ),
@@ -36,5 +37,5 @@ def fused_pieces(config: TransformerConfig, device: str) -> dict[str, str | None
     }
 
 
-def _unless(present: bool, reason: str) -> str | None:
+def _unless(present: bool, reason: str | None) -> str | None:
     return None if present else reason

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.train import setup, start
+from megatron_huatuo.train.observers import fused_pieces
 from megatron_huatuo.train.train_config import TrainConfig
 
 
@@ -57,3 +59,25 @@ def test_a_deterministic_run_tells_every_kernel_that_has_a_choice(device: str, m
     setup.build_chunks(config, get_preset("toy"), torch.device(device))
     assert told["torch"] is True and told["deterministic_mode"] is (device == "cuda")
     assert os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] == "0"
+
+
+def test_layers_of_transformer_engine_add_to_the_gradient_buffer_without_apex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """megatron-core has one setting for them and for its output layer, which needs apex."""
+
+    class Linear(torch.nn.Linear):  # as Transformer Engine's, which reads this in each forward pass
+        fuse_wgrad_accumulation = False
+
+    layer, head = Linear(2, 2), torch.nn.Linear(2, 2)
+    setup.fuse_weight_gradients(torch.nn.Sequential(torch.nn.Sequential(layer), head))
+    assert layer.fuse_wgrad_accumulation and not hasattr(head, "fuse_wgrad_accumulation")
+
+    def obstacle(module: str) -> str | None:
+        return None if module.startswith("transformer_engine") else "the package apex is not installed"
+
+    monkeypatch.setattr(fused_pieces, "import_obstacle", obstacle)
+    pieces = fused_pieces.fused_pieces(TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1), "cuda")
+    assert pieces["fused gradient accumulation of the layers"] is None
+    assert (
+        pieces["fused gradient accumulation of the output layer"]
+        == "the package apex is not installed, a part of NVIDIA apex"
+    )
