@@ -174,7 +174,7 @@ def fuse_weight_gradients(chunk: torch.nn.Module) -> None:
     """
     for module in chunk.modules():
         if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
+            module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
 
 
 def _optimizer_config(config: TrainConfig) -> OptimizerConfig:
