@@ -10,7 +10,7 @@ from types import ModuleType
 
 from megatron_huatuo.log import get_logger
 
-_LATEST_PART = "RowAssembler"
+_LATEST_PART = "PairEncoder"
 """A kernel without it was built from older sources."""
 
 

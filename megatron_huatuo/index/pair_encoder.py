@@ -88,7 +88,7 @@ def byte_level_encoder(content: Mapping[str, Any]) -> PairEncoder | None:
     model, longest_number = content["model"], _longest_number(content.get("pre_tokenizer"))
     normalizer = content.get("normalizer")
     if (
-        not _has_kernel()
+        load_kernel() is None
         or longest_number is None
         or not _only_merges(model)
         or normalizer not in (None, {"type": "NFC"})
@@ -123,7 +123,7 @@ def sentencepiece_encoder(content: Any) -> PairEncoder | None:
     trainer, normalizer = content.trainer_spec, content.normalizer_spec
     types = [piece.type for piece in content.pieces]
     if (
-        not _has_kernel()
+        load_kernel() is None
         or trainer.model_type != _BPE
         or trainer.treat_whitespace_as_suffix
         or normalizer.precompiled_charsmap
@@ -144,10 +144,6 @@ def sentencepiece_encoder(content: Any) -> PairEncoder | None:
         "byte_ids": [byte_ids[f"<0x{byte:02X}>"] for byte in range(256)],
     }
     return PairEncoder("SentencePieceEncoder", arguments)
-
-
-def _has_kernel() -> bool:
-    return hasattr(load_kernel(), "PairEncoder")
 
 
 def _longest_number(pre_tokenizer: Any) -> int | None:
