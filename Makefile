@@ -29,14 +29,14 @@ setup: $(VENV)/.kernel
 demo: setup
 	$(BIN)/python examples/toy_cpu/run_demo.py
 
-# Unit tests run side by side, a file in one process; ranks of the distributed tests have the cores to themselves.
+# Two files side by side, the long ones first: while ranks wait for each other, for a kill or for a time-out, another file has the cores.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 -m "not gpu" tests/unit
-	$(BIN)/python -m pytest --durations 20 -m "not gpu" tests/numerics tests/distributed tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 -m "not gpu" \
+	  tests/integration tests/distributed tests/numerics tests/unit
 
 # What a developer runs between edits: at most three minutes on two cores.
 test-quick: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow" tests/unit tests/numerics
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow" tests/numerics tests/unit
 
 # A real Slurm of two nodes, and hosts in network namespaces, on this machine; what is missing is said and skipped.
 test-slurm: setup
