@@ -49,11 +49,18 @@ class SmallExam:
     def __init__(self, settings: ExamInTraining, tokenizer: Tokenizer, seq_length: int) -> None:
         """Read, choose and encode the questions. Raises: ConfigError and DataError for files that hold none to ask."""
         chosen = select_questions(read_questions(settings.questions), limit=settings.limit)
+        asked = [
+            (question, option_texts(question)) for question in (chosen[index] for index in with_one_letter(chosen))
+        ]
+        if (count := sum(len(choices) for _, (_, choices) in asked)) > _MOST_OPTIONS:
+            raise ConfigError(
+                f"too many questions for logging.exam: got {len(asked)} with {count:,} options, need at most {_MOST_OPTIONS:,} "
+                "options. Set logging.exam.limit."
+            )
         self.questions: list[AskedQuestion] = []
         self._seq_length, self._pad_id = seq_length, tokenizer.eos_id
         self._documents: list[tuple[np.ndarray, int]] = []  # (tokens, those of the context among them)
-        for question in (chosen[index] for index in with_one_letter(chosen)):
-            context, choices = option_texts(question)
+        for question, (context, choices) in asked:
             parted = [part_tokens(tokenizer.encode, context, text) for text in choices.values()]
             if max(len(before) + len(after) - 1 for before, after in parted) > seq_length:
                 continue
@@ -66,11 +73,6 @@ class SmallExam:
             raise DataError(
                 f"no question for logging.exam: all {len(chosen)} ask for several letters or are longer than {seq_length} "
                 f"tokens ({', '.join(settings.questions)}). Give questions with one right letter."
-            )
-        if len(self._documents) > _MOST_OPTIONS:
-            raise ConfigError(
-                f"too many questions for logging.exam: got {len(self.questions)} with {len(self._documents):,} options, need "
-                f"at most {_MOST_OPTIONS:,} options. Set logging.exam.limit."
             )
         lengths = np.array([len(tokens) - 1 for tokens, _ in self._documents])
         self._order, self._row_start = pack_rows(lengths, seq_length, 1)

@@ -111,6 +111,7 @@ def test_attention_is_known_before_the_kernel_is_built_and_what_needs_the_kernel
     assert {"tests: test_blend_order", "benchmark: blend"} <= set(names[kernel:]) and STEPS[kernel].limit_s == 240
 
 
+@pytest.mark.slow
 def test_what_is_known_is_on_disk_after_every_step_and_the_budget_ends_the_run(tmp_path: Path) -> None:
     """Three real processes: one passes, one hangs with a test that has ended before, one comes too late."""
     (tmp_path / "test_it.py").write_text(

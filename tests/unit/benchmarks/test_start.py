@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 KEYS = {"name", "ours", "peer", "peer_name", "ratio", "unit", "runs", "machine", "versions", "command"}
 
 
+@pytest.mark.slow
 def test_first_step_is_timed_from_the_imports_on_with_hashing_and_without(tmp_path: Path) -> None:
     options = {"documents": 2000, "ranks": 1, "repeats": 1, "directory": tmp_path, "json": tmp_path / "records.json"}
     command = [sys.executable, ROOT / "tools" / "benchmark.py", "start", *(f"--{k}={v}" for k, v in options.items())]

@@ -91,6 +91,7 @@ def test_device_code_gives_the_cpu_bytes_when_run_on_the_host(folder: Path) -> N
     assert_passed(run_gpu_tests(build_module(folder, "plain")))
 
 
+@pytest.mark.slow
 def test_threads_of_the_device_meet_at_no_address_without_a_barrier(folder: Path) -> None:
     """And a barrier that is left out on purpose is found."""
     library = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)

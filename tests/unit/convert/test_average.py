@@ -56,6 +56,7 @@ def test_the_average_is_exact_in_float32(name: str, dtype: torch.dtype, tmp_path
     assert read_training_state(written)["optimizer_format"] is None
 
 
+@pytest.mark.slow
 def test_the_tool_averages_and_names_what_it_wrote(tmp_path: Path) -> None:
     checkpoints, _ = models(tmp_path, "llama", torch.float32, [1.0, 3.0])
     command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), "average", "--checkpoints"]

@@ -102,6 +102,7 @@ def test_without_a_base_nothing_is_guessed(trained, tmp_path: Path, caplog) -> N
         CardFacts(datasets=("pairs",))
 
 
+@pytest.mark.slow
 def test_scores_of_the_models_own_exam_become_its_model_index(trained, base, exam, tmp_path: Path) -> None:
     out = tmp_path / "Our-Model"
     export_checkpoint(trained["llama"], out, base_hf=base, skip_verification=True)

@@ -68,6 +68,7 @@ def test_logits_and_greedy_continuation_equal_the_training_model(exports, name: 
     assert parity.positions > 50
 
 
+@pytest.mark.slow
 def test_exports_load_and_generate_without_this_project(exports, tmp_path: Path) -> None:
     directories = [str(directory) for directory, _ in exports.values()]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
@@ -248,6 +249,7 @@ def test_wrong_requests_are_refused(checkpoints, exports, tmp_path: Path) -> Non
         export_checkpoint(checkpoints["llama"], exports["llama"][0], skip_verification=True)
 
 
+@pytest.mark.slow
 def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     tool = [sys.executable, str(root / "tools" / "convert_checkpoint.py")]

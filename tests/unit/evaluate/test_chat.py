@@ -87,6 +87,7 @@ def test_one_question_is_answered_after_the_disclaimer(model_directory, model):
     assert screen.getvalue() == f"{DISCLAIMER}\n{answer}\n"
 
 
+@pytest.mark.slow
 def test_tool_answers_lines_of_stdin_until_stop(model_directory, model):
     command = [sys.executable, "tools/chat.py", "--model", model_directory, "--max-new-tokens", "12", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}

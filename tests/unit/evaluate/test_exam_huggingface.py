@@ -92,6 +92,7 @@ def test_second_run_generates_nothing_and_more_questions_only_the_new_ones(
         assert len(read_lines(tmp_path / "out" / "replies.jsonl")) == count
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_then_the_same_command_finishes_without_asking_again(
     model_directory, write_questions, tmp_path
 ):
@@ -208,6 +209,7 @@ def remote_code_directory(model_directory, tmp_path):
     return directory, trace
 
 
+@pytest.mark.slow
 def test_code_in_the_directory_runs_only_with_the_flag(model_directory, write_questions, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     directory, trace = remote_code_directory(model_directory, tmp_path)

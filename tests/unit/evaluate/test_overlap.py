@@ -199,6 +199,7 @@ def test_short_and_common_stems_are_no_evidence():
     assert ExamRuns([]).find("任何文字") == []
 
 
+@pytest.mark.slow
 def test_exam_scores_with_and_without_what_overlaps_and_traces_it(exam_and_index, endpoint, tmp_path):
     questions, leaked, prefix, path, _ = exam_and_index
     file = tmp_path / "exam.jsonl"

@@ -17,6 +17,7 @@ from tests.unit.execution.curation import FILES, assert_equal, find_worker, star
 KILLS = 20
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_finishes_later_with_the_same_bytes(tmp_path):
     inputs, output = write_inputs(tmp_path / "in", 3, 30), tmp_path / "out"
     kill.run(curate, [f"{inputs}/*.jsonl"], tmp_path / "undisturbed")  # the first one also starts the fork server
@@ -82,6 +83,7 @@ def test_an_error_in_a_worker_reaches_the_user_as_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_slurm_tasks_are_submitted_as_an_array_and_the_same_command_finishes(tmp_path, monkeypatch):
     inputs, output = write_inputs(tmp_path / "in", 3, 10), tmp_path / "out"
     slurm.stand_in(tmp_path, monkeypatch)

@@ -77,6 +77,7 @@ def check_nothing_half_written(directory, expected):
         assert set(found) == set(expected)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_tool_and_a_rerun_finishes(job):
     command, directory, expected, duration = job
     rng = random.Random(0)
@@ -105,6 +106,7 @@ def test_a_killed_worker_ends_the_tool_and_a_rerun_finishes(job):
     assert read_all(directory) == expected
 
 
+@pytest.mark.slow
 def test_a_killed_tool_leaves_nothing_half_and_a_rerun_finishes(job):
     command, directory, expected, duration = job
     rng = random.Random(1)

@@ -109,6 +109,7 @@ def test_a_finished_run_shows_flow_saves_and_exam(tmp_path: Path, saved_checkpoi
     assert 'id="missing"' not in text
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_are_thinned(tmp_path: Path, sample_blend: Path) -> None:
     run_dir = make_run(tmp_path / "run", str(sample_blend), 100_000)
     began = time.process_time()

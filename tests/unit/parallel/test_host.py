@@ -56,6 +56,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_cuda_names_lead_to_the_cpu_and_a_second_call_changes_nothing() -> None:
     done = run(
         "import torch\n"
@@ -72,6 +73,7 @@ def test_cuda_names_lead_to_the_cpu_and_a_second_call_changes_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_untested_megatron_core_is_refused() -> None:
     done = run(
         "import megatron.core\n"
@@ -110,6 +112,7 @@ def _losses(run_dir: Path, sample_blend: Path, small_model: Path, packages: list
     return [line["lm_loss"] for line in read_log(run_dir)]
 
 
+@pytest.mark.slow
 def test_on_the_cpu_installed_gpu_packages_are_not_used(tmp_path: Path, sample_blend: Path, small_model: Path) -> None:
     """Optimizer, clipping and checkpoints are torch's and megatron-core's own, whatever could be imported."""
     engine, apex = (

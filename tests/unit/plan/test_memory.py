@@ -45,6 +45,7 @@ def _count_on_rank(tensor_parallel: int, stages: int) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensor_parallel", "stages"), [(2, 1), (1, 2)])
 def test_parameters_are_those_of_real_ranks(tensor_parallel: int, stages: int) -> None:
     counted = run_ranks(2, _count_on_rank, tensor_parallel, stages)

@@ -31,6 +31,7 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, error.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "settings"), [(60, {}), (30, {"documents_per_task": 8})])
 def test_killed_at_any_moment_it_repeats_no_answered_request_and_ends_with_the_same_bytes(
     number, settings, write_documents, tmp_path
@@ -89,6 +90,7 @@ def test_an_answered_request_is_committed_before_the_run_goes_on(write_documents
     assert ledger["requests"] == 60 and ledger["requests_without_reply"] <= 1
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_and_the_same_command_repeats_no_answered_request(write_documents, tmp_path):
     documents, output = write_documents(60), tmp_path / "out"
     with EndpointServer(slow_writer(0.05)) as server:
