@@ -59,7 +59,7 @@ def recognise_format(path: Path) -> ExamFormat:
         raise DataError(f"cannot tell the exam format of {path}: it may be {names}. Name it with --format.")
     if not claims and head.columns:
         raise DataError(
-            f"unknown exam format: {path} is CSV with columns {', '.join(head.columns[:8])}. "
+            f"unknown exam format: {path} is CSV with columns {', '.join(name[:40] for name in head.columns[:8])}. "
             f"Name one with --format ({', '.join(formats)}), or convert the file to JSON Lines (docs/data_formats.md)."
         )
     return claims[0] if claims else own
