@@ -5,7 +5,7 @@
     KIT/tree/             this checkout, changes included
     KIT/wheels/           megatron-core and every dependency at the pins of constraints.txt; never torch or NumPy
 
-The list of packages is not a list: it follows the metadata of what is installed here, from the dependencies of pyproject.toml.
+The packages are listed nowhere: they follow the metadata of what is installed here, from the dependencies of pyproject.toml.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _CPU = torch.device("cpu")
 
 
 def run(settings: LoaderBenchmark) -> list[dict[str, Any]]:
-    """Rows a second of one thread, and launches a second beside it; peers are megatron-core's data sets."""
+    """Rows per second of one thread, and launches per second beside it; peers are megatron-core's data sets."""
     with tempfile.TemporaryDirectory() as name:
         epochs = 1 + settings.rows * _SEQ_LENGTH // 20_000
         packed = PackedRows(build_sample_blend(Path(name), seq_length=_SEQ_LENGTH, vocab_size=3072, epochs=epochs))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.sweep_case import Outcome
 
-_HEAD = "| case | ranks | rows per step | s a step | tokens/s/rank | planned | MFU | GiB | efficiency | outcome |"
+_HEAD = "| case | ranks | rows per step | s per step | tokens/s/rank | planned | MFU | GiB | efficiency | outcome |"
 
 
 def write_report(outcomes: list[Outcome], directory: Path, *, scaling: str | None) -> None:

@@ -19,7 +19,7 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = 1
     """Pipeline stages."""
     virtual_pipeline_model_parallel_size: int | None = None
-    """Model chunks a stage (interleaved pipeline); null for one."""
+    """Model chunks per stage (interleaved pipeline); null for one."""
     sequence_parallel: bool | None = None
     """Split activations outside the matrices over the tensor-parallel ranks; null: on when there are several."""
     overlap_grad_reduce: bool = False

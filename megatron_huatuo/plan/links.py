@@ -13,7 +13,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.plan.efficiency import Constants
 from megatron_huatuo.plan.gpus import Gpu
 
-# Bytes a second of one GPU, one direction: one adapter a GPU, as in DGX and HGX nodes.
+# Bytes per second of one GPU, one direction: one adapter per GPU, as in DGX and HGX nodes.
 NETWORKS = {
     "ib-hdr": 25e9,
     "ib-ndr": 50e9,

@@ -65,14 +65,14 @@ def rank_parameters(architecture: Architecture, tensor_parallel: int, pipeline_p
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Bytes a token of one layer: `outside` the matrices (divided by sequence parallelism alone) and `inside` them
+    """Bytes per token of one layer: `outside` the matrices (divided by sequence parallelism alone) and `inside` them
     (divided by tensor parallelism)."""
 
     outside: float
     inside: float
 
     def on_rank(self, parallel: ParallelConfig) -> float:
-        """Bytes a token on one tensor-parallel rank."""
+        """Bytes per token on one tensor-parallel rank."""
         ranks = parallel.tensor_model_parallel_size
         return self.outside / (ranks if parallel.uses_sequence_parallel else 1) + self.inside / ranks
 

@@ -95,7 +95,7 @@ class TrainingConfig:
     micro_batch_size: int = 1
     """Rows of one forward pass of one rank."""
     global_batch_size: int = 128
-    """Rows a step, over all ranks."""
+    """Rows per step, over all ranks."""
     train_iters: int | None = None
     """Last step; null: one pass over the blend."""
     precision: str = "bf16"
