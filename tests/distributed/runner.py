@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.forkserver import CONTEXT
+from tests.ports import free_port
 
 
 def _rank_main(
@@ -107,11 +107,7 @@ def started_ranks(
 
     groups: start torch.distributed before; without, ranks have the environment that a launcher gives them.
     """
-    port = None
-    if not groups:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = None if groups else free_port()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             CONTEXT.Process(target=_rank_main, args=(function, rank, world_size, folder, port, arguments))

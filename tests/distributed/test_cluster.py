@@ -24,6 +24,7 @@ from megatron_huatuo.cluster.cluster_ranks import RankFacts, ranges_of
 from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
 from megatron_huatuo.errors import ConfigError
 from tests.distributed.runner import run_ranks
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +224,7 @@ def test_verdict_names_what_failed() -> None:
 def test_lost_rank_ends_the_check_with_an_error(tmp_path: Path) -> None:
     """Rank 0 of two, alone: the other never comes."""
     environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, str(ROOT / "tools" / "check_cluster.py"), "--device", "cpu"]
     command += ["--directory", str(tmp_path), "--timeout-minutes", "0.03"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

@@ -12,13 +12,14 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+
+from tests.ports import free_ports
 
 NODES = ("127.0.0.2", "127.0.0.3")
 # What is called, and the Debian package that has it.
@@ -86,7 +87,7 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        ports = _free_ports(3)
+        ports = free_ports(3)
         self.configuration.write_text(
             _CONFIGURATION.format(folder=self.folder, user=getpass.getuser(), ports=ports), encoding="utf-8"
         )
@@ -199,16 +200,6 @@ class Cluster:
 
     def _tail_of_logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log"))
-
-
-def _free_ports(count: int) -> list[int]:
-    """Consecutive ports of which nobody listens to one."""
-    for first in range(21_000, 30_000, 7):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
-            for port in range(first, first + count):
-                taken.enter_context(socket.create_server(("", port)))
-            return list(range(first, first + count))
-    raise OSError("no free ports between 21000 and 30000")
 
 
 @contextlib.contextmanager

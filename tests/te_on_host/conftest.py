@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from tests.distributed.engine import launch_rank, make_config, read_log
 from tests.distributed.runner import started_ranks
+from tests.ports import free_port
 from tests.te_on_host import environment
 from tests.unit.convert.small_models import SMALL, write_model
 
@@ -159,9 +159,7 @@ def _stand_ins(flash_attn: str | None) -> list[Path]:
 
 def _places(run_dir: Path, ranks: int, changes: dict[str, str]) -> list[dict[str, Any]]:
     """Log and environment of each rank, as a launcher gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from megatron_huatuo.storage.manifest import read_json
 from megatron_huatuo.unify import PatienceSettings, QualitySettings, SamplingSettings, unify
 from megatron_huatuo.unify.writers.writer_prompts import load_prompts
 from megatron_huatuo.unify.writers.writer_styles import QUESTION_ANSWER, load_styles
+from tests.ports import free_port
 from tests.unit.unify.conftest import make_documents
 
 SERVE = Path(sys.executable).with_name("transformers")
@@ -63,9 +63,7 @@ def served(tmp_path_factory):
     text.write_text("".join(row["title"] + row["text"] for row in make_documents(40)), "utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, "-c", MAKE_MODEL, str(folder), str(text)], check=True, env=environment, timeout=300)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = open(folder / "server.log", "wb")  # noqa: SIM115
     process = subprocess.Popen([str(SERVE), "serve", str(folder), "--device", "cpu", "--port", str(port)],
                                stdout=log, stderr=log, env=environment)  # fmt: skip
