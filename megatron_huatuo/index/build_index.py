@@ -15,14 +15,12 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megatron_huatuo.config import at_least
 from megatron_huatuo.errors import ConfigError, DataError, HuatuoError
 from megatron_huatuo.index.chunks import EncodedChunk, encode_chunk, split_inputs
 from megatron_huatuo.index.encoded import RecordFormat
 from megatron_huatuo.index.formats.format_table import DEFAULT_FORMAT, FormatSettings, open_format
-from megatron_huatuo.index.pair_encoder import PairEncoder
+from megatron_huatuo.index.pair_encoder import find_checked_pairs
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.index.workers import available_cores, ordered_map
 from megatron_huatuo.log import get_logger, progress
@@ -34,16 +32,6 @@ from megatron_huatuo.storage.targets import rule_named
 from megatron_huatuo.storage.text_files import COMPRESSIONS
 
 _log = get_logger(__name__)
-
-# The kernel's encoder is made in a second, and takes less time than a library from here on.
-_WORTH_A_START_BYTES = 16 << 20
-_SAMPLE = (
-    "高血压（hypertension）患者每天2次，每次0.5片；BP ≥140/90 mmHg。\r\n\r\n  「三」①",
-    "It's DON'T we'Ve I'LL  \t\n 12345678 １２３ x=3.14e-10;  \u3000\u00a0\u200b end ",
-    "한국어 日本語テスト العربية עברית हिन्दी ไทย Ελληνικά русский ﬁne e\u0301 \u212b",
-    "👩‍⚕️🏥💊 𠀀龘 \u0378\ue000\ufeff<think></s><|endoftext|><reserved_106>",
-    "a" * 300 + "苯" * 300 + " " * 300 + "\n" * 300 + "?" * 300,
-)
 
 
 def build_index(
@@ -83,7 +71,7 @@ def build_index(
         encode = functools.partial(
             encode_chunk,
             tokenizer_path=fspath(tokenizer),
-            pairs=_find_pairs(opened, paths),
+            pairs=find_checked_pairs(opened, sum(Path(path).stat().st_size for path in paths)),
             source=source,
             settings=settings,
         )
@@ -154,33 +142,6 @@ def _check(paths: list[str], workers: int | None) -> None:
     for path in paths:
         if not Path(path).is_file():
             raise DataError(f"no such file: {path}. Check --input.")
-
-
-def _find_pairs(tokenizer: Tokenizer, paths: list[str]) -> PairEncoder | None:
-    """The kernel's encoder where it is worth its start, after it has given the library's ids for a sample."""
-    if sum(Path(path).stat().st_size for path in paths) < _WORTH_A_START_BYTES:
-        return None
-    pairs = tokenizer.find_pairs()
-    if pairs is None:
-        _log.info(
-            "%s is encoded by its own library: the compiled kernel is missing or does not know it", tokenizer.path
-        )
-        return None
-    # Every 16th run of 64 ids: about 10,000 pieces of all scripts, with whatever they merge to side by side.
-    runs = range(0, tokenizer.vocab_size, 16 * 64)
-    texts = [*_SAMPLE, *(tokenizer.decode(range(start, min(start + 64, tokenizer.vocab_size))) for start in runs)]
-    ids = zip(tokenizer.encode_batch(texts), pairs.encode_batch(texts, tokenizer.encode_batch), strict=True)
-    differing = next((text for text, both in zip(texts, ids, strict=True) if not np.array_equal(*both)), None)
-    if differing is not None:
-        _log.warning(
-            "the compiled kernel gives other ids than the library of %s, for one for %r: the library encodes, in two to "
-            "three times the time. Please report this.",
-            tokenizer.path,
-            differing,
-        )
-        return None
-    _log.info("%s is encoded by the compiled kernel, which gave its library's ids for a sample", tokenizer.path)
-    return pairs
 
 
 def _total_bytes(paths: list[str]) -> int | None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_huatuo._ext import load_kernel
-from megatron_huatuo.index import build_index as build
+from megatron_huatuo.index import pair_encoder
+from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.pair_encoder import PairEncoder, byte_level_encoder
 from megatron_huatuo.index.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from megatron_huatuo.storage.record_files import read_records
@@ -217,12 +218,12 @@ def test_an_index_is_the_same_whoever_encodes(tmp_path, tokenizers_by_name, monk
     def build_with(output, workers=1):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="megatron_huatuo"):
-            build.build_index([tmp_path / "in.jsonl"], tmp_path / output, tokenizer.path, workers=workers)
+            build_index([tmp_path / "in.jsonl"], tmp_path / output, tokenizer.path, workers=workers)
         return caplog.text, [(tmp_path / f"{output}.{end}").read_bytes() for end in ("bin", "idx", "origin.npy")]
 
     said, by_library = build_with("library")
     assert "encoded" not in said  # too little text to be worth a second
-    monkeypatch.setattr(build, "_WORTH_A_START_BYTES", 0)
+    monkeypatch.setattr(pair_encoder, "_WORTH_A_START_BYTES", 0)
     said, by_kernel = build_with("kernel", workers=2)
     assert "is encoded by the compiled kernel" in said and by_kernel == by_library
 
