@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from megatron_huatuo.errors import DataError
-from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines
-from megatron_huatuo.storage.record_files import read_records
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.record_files import csv_reader, read_records
 from megatron_huatuo.storage.records import Question
 from megatron_huatuo.storage.text_files import open_binary
 
@@ -268,9 +268,8 @@ def read_csv_rows(path: Path) -> Iterator[list[str]]:
             f"invalid UTF-8: byte {error.start} ({path}:{line}). If it is GB18030, convert it first: "
             "iconv -f GB18030 -t UTF-8 IN > OUT."
         ) from error
-    csv.field_size_limit(MAX_LINE_BYTES)  # of the whole process: whoever reads CSV sets it
     try:
-        yield from filter(None, csv.reader(io.StringIO(text, newline="")))
+        yield from filter(None, csv_reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise DataError(f"not CSV: {error} ({path}). Save it again as CSV in UTF-8.") from error
 

@@ -242,12 +242,17 @@ def _is_group(value: Any) -> bool:
     )
 
 
+def csv_reader(text: Iterable[str], **dialect: Any) -> Any:
+    """csv.reader for cells as long as a line may be. That limit is of the whole process: whoever reads CSV reads it so."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    return csv.reader(text, **dialect)
+
+
 def _read_table(path: str | os.PathLike[str], bad: BadLines, delimiter: str) -> Iterator[RawRecord]:
     """Rows as objects of the header's columns; a record's number is the line where it ends. A cell may hold line breaks."""
     _count_conversion(path, bad)
-    csv.field_size_limit(MAX_LINE_BYTES)
     with _open_text(path) as handle:
-        rows = csv.reader(handle, delimiter=delimiter, strict=True)
+        rows = csv_reader(handle, delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(rows, [])]
             if len(set(header)) < len(header) or not all(header):

@@ -78,7 +78,7 @@ def _hold(path: Path) -> None:
 
 
 def _read_narrow_cells(path: str) -> object:
-    with mock.patch("megatron_huatuo.exams.exam_format.MAX_LINE_BYTES", 100_000):
+    with mock.patch("megatron_huatuo.storage.record_files.MAX_LINE_BYTES", 100_000):
         return read_questions([path])
 
 
