@@ -2,8 +2,8 @@
 
 The kernel needs pybind11's headers (from the pybind11 package, else from torch's include folder) and nothing of torch.
 The CUDA part is compiled when nvcc is found (CUDA_HOME, else `nvcc` on PATH); a failing nvcc warns once and the build
-goes on without it. MEGATRON_HUATUO_CUDA=0 leaves it out. What the compiler says of its registers and memory lies in
-build/cuda_resource_usage.txt, which `make check` holds against a budget (benchmarks/kernel_budget.py).
+goes on without it. MEGATRON_HUATUO_CUDA=0 leaves it out. What the compiler says lies in build/cuda_resource_usage.txt,
+whose registers and memory `make check` holds against a budget (benchmarks/kernel_budget.py); the rest is shown, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = ("80", "90")
 RESOURCE_USAGE = ROOT / "build" / "cuda_resource_usage.txt"
+USAGE_LINE = re.compile(r"ptxas info *: (\d+ bytes|Compil|Function properties|Used)|    \d+ bytes stack frame")
 
 
 def pybind11_include() -> str:
@@ -74,8 +75,7 @@ class BuildKernel(build_ext):
         command += [*codes, "-Xcompiler", "-fPIC", "-Icsrc", "--resource-usage"]
         print(" ".join(command))
         compiled = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        if compiled.returncode:
-            print(compiled.stderr, file=sys.stderr, end="")
+        sys.stderr.writelines(line for line in compiled.stderr.splitlines(True) if not USAGE_LINE.match(line))
         compiled.check_returncode()
         RESOURCE_USAGE.parent.mkdir(exist_ok=True)
         RESOURCE_USAGE.write_text(compiled.stderr)

@@ -1,10 +1,13 @@
-"""The budget of the CUDA kernel: what the compiler reported, what fits side by side, what is refused."""
+"""The budget of the CUDA kernel: what the compiler reported, what the build shows of it, what fits side by side, what is refused."""
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from setuptools import Distribution, Extension
 
 from benchmarks.kernel_budget import Usage, blocks_per_multiprocessor, check, read_report
 from megatron_huatuo.errors import ConfigError
@@ -30,6 +33,28 @@ def test_usage_is_read_per_architecture_and_kernel() -> None:
     usages = read_report("ptxas info    : 0 bytes gmem\n" + GOOD)
     assert usages["80", "order_kernelIhjEE"] == Usage(64, 220, 3504) and usages["80", "other"] == Usage(60, 0, 3504)
     assert len(usages) == 3
+
+
+def test_the_build_shows_warnings_and_keeps_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warnings = (
+        'csrc/blend_order.cu(7): warning #177-D: variable "unused" was declared but never referenced\n      int unused;\n'
+        "          ^\n\nptxas info    : (C7508) Potential Performance Loss: wgmma.mma_async is serialized\n"
+    )
+    (tmp_path / "said").write_text("ptxas info    : 0 bytes gmem\n" + GOOD + warnings)
+    for name in ("bin/nvcc", "lib64/libcudart_static.a"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with mock.patch("setuptools.setup"):
+        build = runpy.run_path(str(Path(__file__).parents[3] / "setup.py"))["BuildKernel"](Distribution())
+    build.build_temp = str(tmp_path)
+    monkeypatch.setitem(build._add_cuda.__globals__, "RESOURCE_USAGE", tmp_path / "build" / "report")
+    build._add_cuda(Extension("kernel", []), tmp_path)
+    assert capfd.readouterr().err == warnings
+    assert len(check(tmp_path / "build" / "report")) == 2
 
 
 def test_blocks_are_those_of_the_occupancy_calculator() -> None:
