@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,20 @@ def saved_checkpoint(tmp_path_factory: pytest.TempPathFactory, sample_blend: Pat
     model = {"preset": None, "hf": str(small_model)}
     run_ranks(2, train_rank, make_config(run_dir, sample_blend, model=model, training={"train_iters": 1}))
     return run_dir / "checkpoints" / "iter_0000001"
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Process groups of one rank on the CPU, with megatron-core's seeds."""
+    import torch
+    from megatron.core import tensor_parallel
+
+    from megatron_huatuo.parallel.host import enable_host
+    from megatron_huatuo.parallel.parallel_config import ParallelConfig
+    from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
+
+    enable_host()
+    initialize_process_groups(ParallelConfig(), torch.device("cpu"))
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    yield
+    destroy_process_groups()

@@ -196,7 +196,7 @@ def _announce(run: Run) -> None:
         run.layout.data_parallel_size,
         run.config.training.number_formats,
     )
-    for piece, obstacle in fused_pieces(run.training.chunks[0].config, run.device.type).items():
+    for piece, obstacle in fused_pieces(run.training.chunks[0], run.device.type).items():
         _log.info("%s: %s", piece, "on" if obstacle is None else f"off, {obstacle}")
     if run.exam is not None:
         _log.info("exam of %d questions, %d left out", len(run.exam.questions), run.exam.left_out)

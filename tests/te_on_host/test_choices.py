@@ -32,6 +32,17 @@ def test_an_a100_without_flash_attn_attends_by_torch(
     assert not outcome.attention() and "attention: torch on cuda (slower" in outcome.output
 
 
+def test_an_fp32_run_has_megatron_cores_layers_and_says_so(
+    tmp_path: Path, sections: Callable[..., Any], on_engine: Callable[..., Outcome]
+) -> None:
+    """Transformer Engine's would multiply in TF32."""
+    outcome = on_engine(tmp_path, sections("llama", training={"precision": "fp32"}), capability=80)
+    assert outcome.codes == [0], outcome.output[-4000:]
+    assert not outcome.count("gemm") and not outcome.count("norm") and outcome.count("rope")
+    assert "fused RMSNorm and linear layers (Transformer Engine): off, it needs precision bf16" in outcome.output
+    assert "fused RoPE: on" in outcome.output
+
+
 def test_asked_for_transformer_engine_an_a100_without_flash_attn_refuses(
     tmp_path: Path, sections: Callable[..., Any], on_engine: Callable[..., Outcome]
 ) -> None:

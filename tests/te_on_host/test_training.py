@@ -54,6 +54,7 @@ def test_fp32_gives_the_losses_of_the_cpu_path(
     check_same(outcome, on_host(tmp_path / "host", settings), _EXACT)
     assert {(what[0], *what[2:4]) for what in outcome.attention()} == {_FUSED}
     assert {what[1] for what in outcome.attention()} == {"layer 1", "layer 2"}
+    assert "fused RMSNorm and linear layers (Transformer Engine): on" in outcome.output
     assert "fused cross-entropy: off, it rounds gradients to bf16" in outcome.output
     assert outcome.count("rope") and outcome.count("norm") and outcome.count("adam", "Transformer Engine")
     assert outcome.count("gemm", "NT", "accumulates"), (

@@ -73,14 +73,13 @@ def _noting(forward: Any, name: str, layer: list[int]) -> Any:
 def _open_precision_gates() -> None:
     from transformer_engine.pytorch.attention.dot_product_attention import utils
 
-    from megatron_huatuo.models.core import attention_backend, build_model
+    from megatron_huatuo.models.core import attention_backend
 
-    spec, obstacle, parameters = build_model._layer_spec, attention_backend._obstacle, utils.AttentionParams
+    obstacle, parameters = attention_backend._obstacle, utils.AttentionParams
 
     def as_bf16(**options: Any) -> Any:
         return parameters(**{**options, "qkv_dtype": torch.bfloat16})
 
-    build_model._layer_spec = lambda device, *, is_bf16, **options: spec(device, is_bf16=True, **options)
     attention_backend._obstacle = lambda module, device, precision: obstacle(module, device, "bf16")
     utils.AttentionParams = as_bf16
 

@@ -31,6 +31,12 @@ def has_transformer_engine() -> bool:
     return import_obstacle(TRANSFORMER_ENGINE) is None and engine_version_obstacle() is None
 
 
+def engine_layers_obstacle(device: str, precision: str) -> str | None:
+    """Why the layers of a model are not Transformer Engine's; None where they are. It multiplies fp32 in TF32, ten bits of
+    mantissa, so such runs have megatron-core's."""
+    return _obstacle(TRANSFORMER_ENGINE, device, precision) or engine_version_obstacle()
+
+
 @functools.lru_cache
 def engine_version_obstacle() -> str | None:
     """Why an installed Transformer Engine is not used: its version; None when it fits."""
@@ -79,8 +85,7 @@ def choose_backend(
     if setting not in BACKENDS:
         raise ConfigError(f"wrong model.attention: got {setting!r}, need one of {', '.join(BACKENDS)}.")
     obstacles = {
-        TRANSFORMER_ENGINE_BACKEND: _obstacle(TRANSFORMER_ENGINE, device, precision)
-        or engine_version_obstacle()
+        TRANSFORMER_ENGINE_BACKEND: engine_layers_obstacle(device, precision)
         or ("it has no ALiBi for packed rows" if alibi else None)
         or (_fused_obstacle(capability or _capability()) if device == "cuda" else None),
         "flash_attn": _obstacle("flash_attn", device, precision),

@@ -24,7 +24,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
-from megatron_huatuo.models.core.attention_backend import choose_backend, core_attention, has_transformer_engine
+from megatron_huatuo.models.core.attention_backend import (
+    choose_backend,
+    core_attention,
+    engine_layers_obstacle,
+    has_transformer_engine,
+)
 from megatron_huatuo.models.core.decoder_layer import DecoderLayer
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 from megatron_huatuo.models.core.norm import RMSNorm
@@ -142,13 +147,13 @@ def build_model(
     With `labels` the model gives losses float32 [b, s], without them logits [b, s, vocab_size / TP].
     """
     config = transformer_config(architecture, **settings)
-    backend = choose_backend(
-        attention, device=_device(), alibi=architecture.alibi, precision="bf16" if config.bf16 else "fp32"
-    )
+    device, precision = _device(), "bf16" if config.bf16 else "fp32"
+    backend = choose_backend(attention, device=device, alibi=architecture.alibi, precision=precision)
+    obstacle = engine_layers_obstacle(device, precision)
     with_rope = not architecture.alibi
     model = PackedGPTModel(
         config,
-        _block_spec(architecture, config, vp_stage, backend),
+        _block_spec(architecture, config, vp_stage, backend, of_engine=obstacle is None),
         vocab_size=architecture.vocab_size,
         max_sequence_length=architecture.max_position_embeddings,
         pre_process=pre_process,
@@ -174,7 +179,7 @@ def build_model(
         model.embedding.register_forward_hook(lambda module, inputs, embeddings: embeddings * scale)
     if architecture.norm_head and post_process:
         model.output_layer = NormHead.from_linear(model.output_layer)
-    model.attention_backend = backend
+    model.attention_backend, model.engine_layers_obstacle = backend, obstacle
     _mark_tensor_parallel_weights(model)
     return model
 
@@ -190,23 +195,21 @@ def _mark_tensor_parallel_weights(model: PackedGPTModel) -> None:
 
 
 def _block_spec(
-    architecture: Architecture, config: TransformerConfig, vp_stage: int | None, backend: str
+    architecture: Architecture, config: TransformerConfig, vp_stage: int | None, backend: str, *, of_engine: bool
 ) -> TransformerBlockSubmodules:
-    device = _device()
-    layer, norm = _layer_spec(device, is_bf16=config.bf16, qk_norm=architecture.qk_norm)
+    layer, norm = _layer_spec(of_engine=of_engine, qk_norm=architecture.qk_norm)
     if architecture.post_norms or architecture.local_rope_theta is not None:
         layer.module = DecoderLayer
         layer.params = {**layer.params, "post_norm": norm if architecture.post_norms else None}
     attention_parts = layer.submodules.self_attention.submodules
-    attention_parts.core_attention = core_attention(backend, device=device, alibi=architecture.alibi)
+    attention_parts.core_attention = core_attention(backend, device=_device(), alibi=architecture.alibi)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _layer_spec(device: str, *, is_bf16: bool, qk_norm: bool) -> tuple[ModuleSpec, type]:
-    """(layer, final norm): Transformer Engine's on a GPU that has it, else megatron-core's own with our norm. Transformer
-    Engine multiplies fp32 in TF32, ten bits of mantissa, so such runs have megatron-core's."""
-    if device == "cuda" and is_bf16 and has_transformer_engine():
+def _layer_spec(*, of_engine: bool, qk_norm: bool) -> tuple[ModuleSpec, type]:
+    """(layer, final norm): Transformer Engine's, or megatron-core's own with our norm."""
+    if of_engine:
         from megatron_huatuo.models.core import transformer_engine
 
         return transformer_engine.layer_spec(qk_norm=qk_norm), transformer_engine.FinalNorm

@@ -18,6 +18,8 @@ class PackedGPTModel(GPTModel):
 
     attention_backend: str
     """Which attention its layers use: one of `attention_backend.BACKENDS`, never "auto"."""
+    engine_layers_obstacle: str | None
+    """Why its layers are megatron-core's own and not Transformer Engine's; None where they are Transformer Engine's."""
     _loss_positions: torch.Tensor | None = None
 
     def forward(self, *inputs: Any, loss_positions: torch.Tensor | None = None, **settings: Any) -> torch.Tensor:

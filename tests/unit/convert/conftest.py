@@ -11,7 +11,6 @@ import pytest
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 from tests.unit.convert.small_models import SMALL, write_model
-from tests.unit.models.conftest import alone  # noqa: F401
 
 FAMILIES = {name: dataclasses.replace(SMALL[name], vocab_size=448) for name in SMALL}
 

@@ -16,7 +16,6 @@ from megatron_huatuo.models.architecture import RopeScaling
 from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.train.first_weights import load_first_weights
 from tests.unit.convert.small_models import SMALL, random_weights, write_model
-from tests.unit.models.conftest import alone  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -33,7 +32,7 @@ from tests.unit.models.conftest import alone  # noqa: F401
     ],
 )
 def test_weights_of_a_model_that_computes_something_else_are_refused(
-    alone: None,  # noqa: F811
+    alone: None,
     tmp_path: Path,
     changes: dict[str, Any],
     message: str,
@@ -50,7 +49,7 @@ def test_weights_of_a_model_that_computes_something_else_are_refused(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if value is not None)
 
 
-def test_lengths_and_ids_may_differ(alone: None, tmp_path: Path) -> None:  # noqa: F811
+def test_lengths_and_ids_may_differ(alone: None, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "hf", SMALL["llama"])
     content = json.loads((directory / "config.json").read_text())
     content |= {"max_position_embeddings": 99, "eos_token_id": 7, "initializer_range": 0.5}
@@ -61,6 +60,6 @@ def test_lengths_and_ids_may_differ(alone: None, tmp_path: Path) -> None:  # noq
     assert torch.equal(model.embedding.word_embeddings.weight, expected)
 
 
-def test_a_name_of_the_hub_is_told_from_a_directory(alone: None) -> None:  # noqa: F811
+def test_a_name_of_the_hub_is_told_from_a_directory(alone: None) -> None:
     with pytest.raises(ConfigError, match=r"wrong model\.init_from: got Qwen/Qwen2\.5-7B, need a .*hf download"):
         load_first_weights("Qwen/Qwen2.5-7B", [], SMALL["llama"])

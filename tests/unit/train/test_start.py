@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_huatuo.models.core import attention_backend
+from megatron_huatuo.models.core.build_model import build_model
 from megatron_huatuo.models.families import get_preset
 from megatron_huatuo.train import setup, start
 from megatron_huatuo.train.observers import fused_pieces
 from megatron_huatuo.train.train_config import TrainConfig
+from tests.unit.convert.small_models import SMALL
+
+_LAYERS = "fused RMSNorm and linear layers (Transformer Engine)"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_a_deterministic_run_tells_every_kernel_that_has_a_choice(device: str, m
     assert os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] == "0"
 
 
-def test_layers_of_transformer_engine_add_to_the_gradient_buffer_without_apex(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_transformer_engine_add_to_the_gradient_buffer_without_apex() -> None:
     """megatron-core has one setting for them and for its output layer, which needs apex."""
 
     class Linear(torch.nn.Linear):  # as Transformer Engine's, which reads this in each forward pass
@@ -71,13 +75,28 @@ def test_layers_of_transformer_engine_add_to_the_gradient_buffer_without_apex(mo
     setup.fuse_weight_gradients(torch.nn.Sequential(torch.nn.Sequential(layer), head))
     assert layer.fuse_wgrad_accumulation and not hasattr(head, "fuse_wgrad_accumulation")
 
-    def obstacle(module: str) -> str | None:
-        return None if module.startswith("transformer_engine") else "the package apex is not installed"
 
-    monkeypatch.setattr(fused_pieces, "import_obstacle", obstacle)
-    pieces = fused_pieces.fused_pieces(TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1), "cuda")
-    assert pieces["fused gradient accumulation of the layers"] is None
-    assert (
-        pieces["fused gradient accumulation of the output layer"]
-        == "the package apex is not installed, a part of NVIDIA apex"
+def test_what_is_fused_is_told_of_the_model_as_built(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with Transformer Engine and without apex."""
+    chunk = build_model(SMALL["llama"])
+    chunk.config.gradient_accumulation_fusion = False
+    assert fused_pieces.fused_pieces(chunk, "cpu")[_LAYERS] == "the run is on the CPU"
+    assert chunk.engine_layers_obstacle == "it needs a GPU"
+    for module in (fused_pieces, attention_backend):
+        monkeypatch.setattr(module, "import_obstacle", lambda name: None if "engine" in name else f"no {name}")
+
+    chunk.engine_layers_obstacle = attention_backend.engine_layers_obstacle("cuda", "bf16")
+    pieces = fused_pieces.fused_pieces(chunk, "cuda")
+    assert pieces[_LAYERS] is pieces["fused RoPE"] is pieces["fused gradient accumulation of the layers"] is None
+    assert pieces["fp8 matrix products"] == "training.fp8 is null"
+    assert pieces["fused gradient accumulation of the output layer"] == (
+        "no fused_weight_gradient_mlp_cuda, a part of NVIDIA apex"
     )
+
+    chunk.engine_layers_obstacle = attention_backend.engine_layers_obstacle("cuda", "fp32")
+    pieces = fused_pieces.fused_pieces(chunk, "cuda")
+    assert pieces[_LAYERS] == pieces["fp8 matrix products"] == "it needs precision bf16"
+    assert pieces["fused RoPE"] is None
+    assert pieces["fused gradient accumulation of the layers"] == "it needs Transformer Engine's layers or NVIDIA apex"
+    alibi = build_model(SMALL["baichuan2-alibi"])
+    assert fused_pieces.fused_pieces(alibi, "cuda")["fused RoPE"] == "this backbone has no RoPE"
