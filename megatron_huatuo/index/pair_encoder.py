@@ -46,7 +46,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE_PIECE = 1, 2, 3, 4, 6
 _BPE = 2  # of model_type
 
 # The kernel's encoder is made in a second, and takes less time than a library from here on.
-_WORTH_A_START_BYTES = 16 << 20
+WORTH_A_START_BYTES = 16 << 20
 _SAMPLE = (
     "高血压（hypertension）患者每天2次，每次0.5片；BP ≥140/90 mmHg。\r\n\r\n  「三」①",
     "It's DON'T we'Ve I'LL  \t\n 12345678 １２３ x=3.14e-10;  \u3000\u00a0\u200b end ",
@@ -113,7 +113,7 @@ class PairEncoder:
 
 def find_checked_pairs(tokenizer: Library, num_bytes: int) -> PairEncoder | None:
     """The kernel's encoder where it is worth its start, after it has given the library's ids for a sample; else None."""
-    if num_bytes < _WORTH_A_START_BYTES:
+    if num_bytes < WORTH_A_START_BYTES:
         return None
     pairs = tokenizer.find_pairs()
     if pairs is None:

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import index
 from benchmarks.measure import Timing, interleave, rate_record
+from megatron_huatuo._ext import load_kernel
 from megatron_huatuo.index.build_index import build_index
 from megatron_huatuo.index.train_tokenizer import train_tokenizer
 
@@ -38,10 +39,12 @@ def test_pipeline_records_have_the_contracts_keys(corpus):
     ]
 
 
-def test_peak_memory_is_that_of_the_build(corpus, tmp_path):
-    path, tokenizer = corpus
-    assert 20 < index._peak_mib(path, tmp_path / "p", tokenizer) < 500
-    assert (tmp_path / "p.idx").exists()
+def test_peak_memory_compares_inputs_by_one_encoder_and_encoders_on_one_input(corpus, tmp_path, capfd):
+    records = index._memory_records(tmp_path, corpus[1], 0.1)
+    assert all(20 < record[side] < 500 for record in records for side in ("ours", "peer"))
+    assert records[0]["peer"] == records[1]["ours"] and (tmp_path / "memory.idx").exists()
+    said = [line for line in capfd.readouterr().err.splitlines() if "encoded by the compiled kernel" in line]
+    assert len(said) == (0 if load_kernel() is None else 2)
 
 
 def test_candidates_take_turns():

@@ -223,7 +223,7 @@ def test_an_index_is_the_same_whoever_encodes(tmp_path, tokenizers_by_name, monk
 
     said, by_library = build_with("library")
     assert "encoded" not in said  # too little text to be worth a second
-    monkeypatch.setattr(pair_encoder, "_WORTH_A_START_BYTES", 0)
+    monkeypatch.setattr(pair_encoder, "WORTH_A_START_BYTES", 0)
     said, by_kernel = build_with("kernel", workers=2)
     assert "is encoded by the compiled kernel" in said and by_kernel == by_library
 
