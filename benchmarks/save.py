@@ -1,14 +1,12 @@
 """How long training stands still for a save that is written in the background, against one that is waited for.
 
-Real data-parallel ranks train, and save by the engine's own `Saver` in both formats (routine, portable) and both ways, in
-turn. A stall is what the training loop counts as a pause: planning the save and starting its writers, and later publishing
+Real data-parallel ranks train, and save by the engine's own `Saver` in both ways, in turn. A stall is what the training loop counts as a pause: planning the save and starting its writers, and later publishing
 it; of a synchronous save, all of it. While the writers work, steps go on, and are slower where they share the processors:
 `slower_steps_s` of a record says by how much, all steps of a save together. The first save of each kind is not counted.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import tempfile
@@ -32,7 +30,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import config_json
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
-from megatron_huatuo.storage.manifest import read_json, write_json
+from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.run_files import resolve_checkpoint
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.run import Run
@@ -43,18 +41,17 @@ from megatron_huatuo.train.train_config import TrainConfig
 
 _BYTES_PER_PARAMETER = 16  # fp32: weight, the optimizer's copy of it, two moments
 _VOCAB_SIZE, _LAYERS, _SEQ_LENGTH = 3072, 6, 128
-_FORMATS = ("routine", "portable")
 _WAYS = ("synchronous", "asynchronous")
 
 
 def run(settings: SaveBenchmark) -> list[dict[str, Any]]:
-    """Stalls of asynchronous saves against synchronous ones, routine and portable, on the CPU."""
+    """Stalls of asynchronous saves against synchronous ones, on the CPU."""
     with tempfile.TemporaryDirectory(dir=settings.directory) as name:
         folder = Path(name)
         build_recipe_blend(folder, documents=10_000, seq_length=_SEQ_LENGTH, mean_length=30)
         write_json(folder / "config.json", config_json(_architecture(settings.gigabytes), "float32"))
         measured = on_ranks(settings.ranks, _measure, name, settings.ranks, settings.saves)
-    return [_record(kind, measured[0], settings.ranks) for kind in _FORMATS]
+    return [_record(measured[0], settings.ranks)]
 
 
 def _architecture(gigabytes: float) -> Architecture:
@@ -91,11 +88,11 @@ def _measure(folder: str, ranks: int, saves: int) -> list[dict[str, Any]]:
     batches.close()
     measured = []
     for number in range(saves + 1):
-        for kind, way in itertools.product(_FORMATS, _WAYS):
-            config.checkpoint.portable, config.checkpoint.asynchronous = kind == "portable", way == "asynchronous"
+        for way in _WAYS:
+            config.checkpoint.asynchronous = way == "asynchronous"
             figures = _save(run, step)
             if number > 0:
-                measured.append({"format": kind, "way": way, **figures})
+                measured.append({"way": way, **figures})
     destroy_process_groups()
     return measured
 
@@ -124,7 +121,7 @@ def _save(run: Run, step: Callable[..., StepResult]) -> dict[str, Any]:
     """A step, a save, and the steps until it is published, as the training loop has them.
 
     Returns stall_s, quiet_step_s of the step before, writing_steps_s of those after, all of the slowest rank; steps, the
-    number of those after; bytes and optimizer_format of the checkpoint. Raises: SaveError when it is not published.
+    number of those after; bytes of the checkpoint. Raises: SaveError when it is not published.
     """
     _, quiet_step_s = _timed(step)
     saver, iteration = Saver(run), run.iteration
@@ -146,7 +143,6 @@ def _save(run: Run, step: Callable[..., StepResult]) -> dict[str, Any]:
         **figures,
         "steps": steps,
         "bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
-        "optimizer_format": read_json(checkpoint / "training.json")["optimizer_format"],
     }
 
 
@@ -156,12 +152,12 @@ def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def _record(kind: str, measured: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
+def _record(measured: list[dict[str, Any]], ranks: int) -> dict[str, Any]:
     """Medians; the ratio is that over the pairs of neighbouring saves."""
-    theirs, ours = ([save for save in measured if (save["format"], save["way"]) == (kind, way)] for way in _WAYS)
+    theirs, ours = ([save for save in measured if save["way"] == way] for way in _WAYS)
     quiet_step_s = statistics.median(save["quiet_step_s"] for save in measured)
     return {
-        "name": f"save: stall of a {kind} save of {ours[0]['bytes'] / 1e9:.2f} GB in the background, {ranks} ranks",
+        "name": f"save: stall of a save of {ours[0]['bytes'] / 1e9:.2f} GB in the background, {ranks} ranks",
         "ours": statistics.median(save["stall_s"] for save in ours),
         "peer": statistics.median(save["stall_s"] for save in theirs),
         "peer_name": "the same save, waited for",

@@ -107,12 +107,12 @@ class StartBenchmark:
 
 @dataclass
 class SaveBenchmark:
-    """Stalls of saves that are written in the background against those of synchronous ones, routine and portable."""
+    """Stalls of saves that are written in the background against those of synchronous ones."""
 
     gigabytes: float = 1.2
     """About so much state, weights and optimizer."""
     saves: int = 3
-    """Of each combination, after one that is not counted."""
+    """Of each way, after one that is not counted."""
     ranks: int = 2
     """Data-parallel ranks on the CPU."""
     directory: str | None = None

@@ -9,8 +9,6 @@ parameter: training would go on silently wrong from the second step.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -78,24 +76,3 @@ def keep_own_settings(optimizer: MegatronOptimizer) -> None:
         for group in adam.param_groups:
             for name, value in adam.defaults.items():
                 group.setdefault(name, value)
-
-
-@contextlib.contextmanager
-def whole_buckets(optimizer: MegatronOptimizer) -> Iterator[None]:
-    """While the portable format is gathered or scattered: buckets count with the padding at their ends.
-
-    megatron-core 0.16 joins the buckets of a buffer without that padding, and then looks parameters up by their places in
-    the padded buffer: from the second bucket on it saves and loads values of their neighbours, and says at most that "param
-    range exceeds unpadded buffer". tests/distributed/test_odd_sizes.py fails without this.
-    """
-    buffers = [buffer for part in _distributed_optimizers(optimizer) for buffer in part.buffers]
-    before = [(item, item.numel_unpadded) for buffer in buffers for item in (buffer, *buffer.buckets)]
-    for buffer in buffers:
-        buffer.numel_unpadded = buffer.numel
-        for bucket in buffer.buckets:
-            bucket.numel_unpadded = bucket.grad_data.numel()
-    try:
-        yield
-    finally:
-        for item, numel in before:
-            item.numel_unpadded = numel

@@ -20,7 +20,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron_huatuo.checkpoint.agreement import tell_all_ranks
 from megatron_huatuo.checkpoint.layout import unfinished_directory, write_latest
 from megatron_huatuo.checkpoint.share import Share, WrittenShare, plan_share
-from megatron_huatuo.checkpoint.store import PORTABLE, optimizer_state, weights_state
+from megatron_huatuo.checkpoint.store import FORMAT, optimizer_state, weights_state
 from megatron_huatuo.checkpoint.writer_process import WriterProcess
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.storage.atomic import fsync_directory
@@ -51,7 +51,7 @@ class PendingSave:
         time_limit_s: float,
         background: bool,
     ) -> None:
-        self.iteration, self.optimizer_format = iteration, training["optimizer_format"]
+        self.iteration = iteration
         self._limit_s = time_limit_s + _SLACK_S
         self._root, self._share, self._training, self._write_companions = root, share, training, write_companions
         self._writer: WriterProcess | None = None
@@ -115,7 +115,6 @@ def begin_save(
     training: Mapping[str, Any],
     write_companions: Callable[[Path], None],
     *,
-    optimizer_format: str = PORTABLE,
     time_limit_s: float = 1800.0,
     background: bool = False,
 ) -> PendingSave:
@@ -134,9 +133,9 @@ def begin_save(
     on_all_ranks("prepare the directory", lambda: _prepare(directory) if dist.get_rank() == 0 else None, limit_s)
     sharded = weights_state(model_chunks)
     if optimizer is not None:
-        sharded["optimizer"] = optimizer_state(optimizer, sharded, optimizer_format)
+        sharded["optimizer"] = optimizer_state(optimizer, sharded)
     share = plan_share(sharded, directory)
-    content = {**training, "iteration": iteration, "optimizer_format": optimizer_format if optimizer else None}
+    content = {**training, "iteration": iteration, "optimizer_format": FORMAT if optimizer else None}
     return PendingSave(root, iteration, share, content, write_companions, time_limit_s, background)
 
 

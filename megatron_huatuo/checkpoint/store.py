@@ -2,14 +2,12 @@
 
 Invariant: nothing of a checkpoint is loaded before all ranks have agreed that its files are sound and harmless.
 
-Optimizer formats: "dp_reshardable" is quick and can change the data-parallel size only; "fully_reshardable" ("portable"
-in settings) can change every dimension, and gathers the fp32 state into host memory (12 bytes per parameter for each
-data-parallel rank at save and load).
+The optimizer is saved in megatron-core's format "fully_reshardable", so that a run may go on in any layout; see
+`optimizer_ranges`. Checkpoints of release 0.1 may hold "dp_reshardable", whose data-parallel size alone can change.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,11 +25,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_huatuo.checkpoint import adam_state
 from megatron_huatuo.checkpoint.integrity import verify_together
 from megatron_huatuo.checkpoint.layout import set_aside
+from megatron_huatuo.checkpoint.optimizer_ranges import use_ranges
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.storage.run_files import STATE, complete_checkpoints, read_training_state, torn_checkpoints
 
-PORTABLE = "fully_reshardable"
-ROUTINE = "dp_reshardable"
+FORMAT = "fully_reshardable"
+_OLD_FORMAT = "dp_reshardable"
 
 
 def weights_state(model_chunks: list[MegatronModule]) -> dict[str, Any]:
@@ -44,20 +43,20 @@ def weights_state(model_chunks: list[MegatronModule]) -> dict[str, Any]:
 
 
 def optimizer_state(
-    optimizer: MegatronOptimizer, weights: Mapping[str, Any], optimizer_format: str, *, is_loading: bool = False
+    optimizer: MegatronOptimizer,
+    weights: Mapping[str, Any],
+    optimizer_format: str = FORMAT,
+    *,
+    is_loading: bool = False,
 ) -> Any:
-    """Sharded state of the optimizer beside its model's `weights_state`, in one of the two formats."""
+    """Sharded state of the optimizer beside its model's `weights_state`."""
     adam_state.leave_step_out_of_gathered_state()
-    with _buckets(optimizer, optimizer_format):
-        return optimizer.sharded_state_dict(
-            dict(weights) if len(weights) > 1 else weights["model"],
-            is_loading=is_loading,
-            metadata={"distrib_optim_sharding_type": optimizer_format},
-        )
-
-
-def _buckets(optimizer: MegatronOptimizer, optimizer_format: str) -> contextlib.AbstractContextManager[None]:
-    return adam_state.whole_buckets(optimizer) if optimizer_format == PORTABLE else contextlib.nullcontext()
+    use_ranges()
+    return optimizer.sharded_state_dict(
+        dict(weights) if len(weights) > 1 else weights["model"],
+        is_loading=is_loading,
+        metadata={"distrib_optim_sharding_type": optimizer_format},
+    )
 
 
 def load_weights(directory: str | os.PathLike[str], model_chunks: list[MegatronModule]) -> None:
@@ -104,7 +103,7 @@ def load_training_state(
 ) -> dict[str, Any]:
     """Load weights and optimizer of a verified checkpoint; returns its training.json.
 
-    Raises: IntegrityError when the optimizer was saved in the routine format under another TP·PP layout.
+    Raises: IntegrityError when the optimizer was saved in the old format under another TP·PP layout.
     """
     root = Path(directory)
     training = read_training_state(root)
@@ -113,18 +112,18 @@ def load_training_state(
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
         "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
     }
-    if training["optimizer_format"] == ROUTINE and training["layout"] != layout:
+    if training["optimizer_format"] == _OLD_FORMAT and training["layout"] != layout:
         raise IntegrityError(
-            f"checkpoint cannot change its layout: saved as {training['layout']} in the routine format, need {layout} "
-            f"({root}). Resume with the saved layout, put a file SAVE_PORTABLE into the run directory, and stop after it."
+            f"checkpoint cannot change its layout: saved as {training['layout']} in the old format {_OLD_FORMAT}, need "
+            f"{layout} ({root}). Resume with the saved layout, put a file STOP into the run directory, and resume what is "
+            "saved then: it can change."
         )
     adam_state.give_fresh_state(optimizer)
     sharded = weights_state(model_chunks)
     sharded["optimizer"] = optimizer_state(optimizer, sharded, training["optimizer_format"], is_loading=True)
     loaded = _load(root, sharded)
     _put_weights(model_chunks, loaded)
-    with _buckets(optimizer, training["optimizer_format"]):
-        optimizer.load_state_dict(loaded["optimizer"])
+    optimizer.load_state_dict(loaded["optimizer"])
     adam_state.give_each_parameter_its_step(optimizer)
     adam_state.keep_own_settings(optimizer)
     return training

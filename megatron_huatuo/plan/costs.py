@@ -23,7 +23,7 @@ COPY_BYTES_PER_S = 20e9
 
 @dataclass(frozen=True)
 class CheckpointCost:
-    """One routine checkpoint."""
+    """One checkpoint."""
 
     size_bytes: float
     """Weights, float32 copies and two moments."""
@@ -44,7 +44,7 @@ class CheckpointCost:
 def checkpoint_cost(
     config: TrainConfig, architecture: Architecture, *, gpus: int, step_time_s: float, storage_bytes_per_s: float
 ) -> CheckpointCost:
-    """Cost of a routine save on GPUs, whose optimizer every rank writes a part of."""
+    """Cost of a save on GPUs, of which every rank writes a part."""
     weight_bytes = 2 if config.training.precision == "bf16" else 0  # in float32 the optimizer's copy is the weight
     size = (12.0 + weight_bytes) * count_parameters(architecture)
     write_s = size / storage_bytes_per_s

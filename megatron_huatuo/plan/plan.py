@@ -16,7 +16,7 @@ from megatron_huatuo.plan.calibration import Calibration
 from megatron_huatuo.plan.costs import CheckpointCost, RunCost, checkpoint_cost, run_cost
 from megatron_huatuo.plan.gpus import Gpu
 from megatron_huatuo.plan.links import Links, network_bytes_per_s
-from megatron_huatuo.plan.memory import RankMemory, rank_memory, rank_parameters
+from megatron_huatuo.plan.memory import RankMemory, rank_memory
 from megatron_huatuo.plan.step_time import StepTime, step_time
 from megatron_huatuo.plan.workload import Workload
 from megatron_huatuo.storage.manifest import read_manifest
@@ -101,6 +101,7 @@ class Plan:
     """Pipeline stage of the fullest rank."""
     memory: RankMemory
     host_bytes_per_node: float
+    """What a save copies to the host memory of a node: the shares of its ranks."""
     step: StepTime
     checkpoint: CheckpointCost
     run: RunCost | None
@@ -135,7 +136,7 @@ class Plan:
             return f"needs {need:.1f} GiB on a GPU of stage {self.stage}, {self.cluster.gpu.name} has {limit:.1f}"
         if host is not None and self.host_bytes_per_node > host * GIB:
             need = self.host_bytes_per_node / GIB
-            return f"portable saves need {need:.0f} GiB of host memory a node, got {host:.0f} (--host-memory-gib)"
+            return f"saves need {need:.0f} GiB of host memory a node, got {host:.0f} (--host-memory-gib)"
         return None
 
 
@@ -163,14 +164,12 @@ def plan_run(config: TrainConfig, cluster: Cluster, data: PlannedData) -> Plan:
         raise ConfigError(
             f"wrong training.fp8: got {config.training.fp8!r}, but {cluster.gpu.name} has no fp8. Leave it out."
         )
-    architecture, parallel = config.model.architecture(), config.parallel
-    stages, tensor_parallel = parallel.pipeline_model_parallel_size, parallel.tensor_model_parallel_size
+    architecture, stages = config.model.architecture(), config.parallel.pipeline_model_parallel_size
     memories = [
         rank_memory(config, architecture, world_size=cluster.gpus, seq_length=data.seq_length, stage=stage)
         for stage in range(stages)
     ]
     fullest = max(range(stages), key=lambda stage: memories[stage].total)
-    largest = max(rank_parameters(architecture, tensor_parallel, stages, stage) for stage in {0, stages - 1})
     work = Workload.of(
         config,
         architecture,
@@ -203,7 +202,7 @@ def plan_run(config: TrainConfig, cluster: Cluster, data: PlannedData) -> Plan:
         steps=steps if known else None,
         stage=fullest,
         memory=memories[fullest],
-        host_bytes_per_node=12.0 * largest * min(cluster.gpus, cluster.gpus_per_node),
+        host_bytes_per_node=checkpoint.size_bytes * min(cluster.gpus, cluster.gpus_per_node) / cluster.gpus,
         step=step,
         checkpoint=checkpoint,
         run=run if known else None,

@@ -63,8 +63,7 @@ def _host(plan: Plan) -> list[str]:
     keep, checkpoint = plan.config.checkpoint.keep, plan.checkpoint
     size = checkpoint.size_bytes / GIB
     lines = [
-        f"host memory of a portable save or load: {plan.host_bytes_per_node / GIB:.0f} GiB per node (12 bytes per parameter of "
-        "each rank; the save after the last step is portable)",
+        f"host memory of a save: {plan.host_bytes_per_node / GIB:.0f} GiB per node",
         f"disk: {size:.0f} GiB per checkpoint, {(keep + 1) * size:.0f} GiB while keep = {keep} and one more is written",
         f"a save: training stands still for {checkpoint.stall_s:.1f} s, on disk after {checkpoint.write_s:.0f} s at "
         f"{plan.cluster.storage_gb_per_s:g} GB/s (assumed: --storage-gb-per-s)",

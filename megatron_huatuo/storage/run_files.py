@@ -1,7 +1,7 @@
 """Files of a training run that others read: their names, and one reader for each.
 
     RUN/config.yaml  status.json  log.jsonl  starts.jsonl  tensorboard/
-       /STOP  SAVE_PORTABLE                             put there by a person or a script, polled after every step
+       /STOP                                            put there by a person or a script, polled after every step
        /checkpoints/latest                              number of the newest one, for people and scripts
                    /iter_0000100/manifest.json          written last: sizes and sha256 of everything below
                                 /state/                 weights and optimizer, megatron-core's distributed format
@@ -27,7 +27,7 @@ from megatron_huatuo.errors import ConfigError, IntegrityError
 from megatron_huatuo.storage.manifest import MANIFEST_NAME, read_json
 
 CONFIG, STATUS, LOG, STARTS, TENSORBOARD = "config.yaml", "status.json", "log.jsonl", "starts.jsonl", "tensorboard"
-STOP, SAVE_PORTABLE = "STOP", "SAVE_PORTABLE"
+STOP = "STOP"
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 CHECKPOINT_KIND = "checkpoint"
 STATE, TRAINING, ARCHITECTURE, TOKENIZER = "state", "training.json", "architecture.json", "tokenizer"

@@ -1,10 +1,7 @@
-"""When a run saves, in which form, and what lies beside the tensors.
+"""When a run saves, and what lies beside the tensors.
 
-Portable are: every save where `checkpoint.portable` says so or the state is small, the next one after a request, and the
-one after the last step. A run that is stopped before saves in the routine form: its next start has the same layout.
-
-Invariant: at most one checkpoint is being written; a failed routine save is reported and the run goes on, a failed last
-one is an error.
+Invariant: at most one checkpoint is being written; a failed save is reported and the run goes on, a failed last one is an
+error.
 """
 
 from __future__ import annotations
@@ -13,24 +10,16 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from megatron_huatuo.checkpoint.layout import prune
 from megatron_huatuo.checkpoint.save import PendingSave, SaveError, begin_save
-from megatron_huatuo.checkpoint.store import PORTABLE, ROUTINE
 from megatron_huatuo.index.formats.chat_template import TEMPLATE_FILE
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.models.core.flops import count_parameters
 from megatron_huatuo.storage.manifest import write_json
-from megatron_huatuo.storage.run_files import ARCHITECTURE, CONFIG, TOKENIZER, iteration_name, read_training_state
+from megatron_huatuo.storage.run_files import ARCHITECTURE, CONFIG, TOKENIZER
 from megatron_huatuo.train.resume import fingerprints
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.setup import is_log_rank
-
-_PORTABLE_LIMIT_BYTES = 512 << 20
-_OPTIMIZER_BYTES = 12  # fp32 weight and two moments of each parameter
 
 
 class Saver:
@@ -42,7 +31,6 @@ class Saver:
         wanted = run.config.checkpoint.asynchronous
         self._asynchronous = run.device.type == "cuda" if wanted is None else wanted
         self._began_s = 0.0
-        self._format = _format_of_last_save(run)
 
     def is_writing(self) -> bool:
         """Whether this rank's share of a save is still being written in the background."""
@@ -53,10 +41,10 @@ class Saver:
         return self._pending is not None
 
     def save(self) -> None:
-        """Begin a routine save; without `checkpoint.asynchronous` also end it."""
+        """Begin a save; without `checkpoint.asynchronous` also end it."""
         self.finish()
         try:
-            self._pending = self._begin(self._wants_portable(is_last=False), background=self._asynchronous)
+            self._pending = self._begin(background=self._asynchronous)
         except SaveError as error:
             self._report(error)
         if not self._asynchronous:
@@ -68,9 +56,8 @@ class Saver:
         run = self._run
         if not run.config.checkpoint.save_at_end:
             return
-        portable = self._wants_portable(is_last=True) or run.iteration == run.train_iters
-        if run.last_saved != run.iteration or (portable and self._format != PORTABLE):
-            self._publish(self._begin(portable, background=False))
+        if run.last_saved != run.iteration:
+            self._publish(self._begin(background=False))
 
     def finish(self) -> None:
         """Publish the pending save, waiting for its writers where they are not done."""
@@ -82,7 +69,7 @@ class Saver:
         except SaveError as error:
             self._report(error)
 
-    def _begin(self, portable: bool, *, background: bool) -> PendingSave:
+    def _begin(self, *, background: bool) -> PendingSave:
         run, parallel = self._run, self._run.config.parallel
         self._began_s = time.perf_counter()
         training = {
@@ -109,29 +96,16 @@ class Saver:
                 run.training.optimizer,
                 training,
                 self._write_companions,
-                optimizer_format=PORTABLE if portable else ROUTINE,
                 time_limit_s=60 * run.config.checkpoint.save_timeout_minutes,
                 background=background,
             )
         finally:
             _set_forward_hooks(run, enabled=True)
 
-    def _wants_portable(self, *, is_last: bool) -> bool:
-        """What settings, size and a request say; the same on all ranks. Asking takes the request, but one that was made
-        together with a stop is left for the last save."""
-        stop = self._run.stop
-        is_requested = (is_last or not stop.requested()) and stop.portable_requested()
-        requested = torch.tensor([int(is_requested)], device=self._run.device)
-        dist.broadcast(requested, src=0)
-        wanted = self._run.config.checkpoint.portable
-        if wanted is None:
-            wanted = _OPTIMIZER_BYTES * count_parameters(self._run.training.architecture) < _PORTABLE_LIMIT_BYTES
-        return bool(requested) or wanted
-
     def _publish(self, pending: PendingSave) -> None:
         directory = pending.finish()
         run = self._run
-        run.last_saved, self._format = pending.iteration, pending.optimizer_format
+        run.last_saved = pending.iteration
         if is_log_rank():
             get_logger(__name__).info("saved %s in %.1f s", directory, time.perf_counter() - self._began_s)
             prune(run.checkpoints, run.config.checkpoint.keep, run.config.checkpoint.keep_every)
@@ -148,12 +122,6 @@ class Saver:
         load_tokenizer(run.rows.tokenizer["path"]).copy_to(directory / TOKENIZER)
         if (template := run.rows.chat_template) is not None:  # that of the indexes, whatever became of the tokenizer's
             (directory / TOKENIZER / TEMPLATE_FILE).write_bytes(template.encode("utf-8"))
-
-
-def _format_of_last_save(run: Run) -> str | None:
-    if run.last_saved is None:
-        return None
-    return read_training_state(run.checkpoints / iteration_name(run.last_saved))["optimizer_format"]
 
 
 def _set_forward_hooks(run: Run, *, enabled: bool) -> None:

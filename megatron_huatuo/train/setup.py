@@ -28,8 +28,8 @@ from megatron_huatuo.train.first_weights import load_first_weights
 from megatron_huatuo.train.observers.clock import StepClock
 from megatron_huatuo.train.train_config import TrainConfig
 
-# Parameters of a bucket of gradients, at least. Routine checkpoints hold the optimizer bucket by bucket, so the size follows
-# neither from the number of data-parallel ranks nor from what overlaps: both may change on resume.
+# Parameters of a bucket of gradients, at least. Checkpoints in the old format hold the optimizer bucket by bucket, so the size
+# follows neither from the number of data-parallel ranks nor from what overlaps: both may change on resume.
 BUCKET_SIZE = 40_000_000
 
 

@@ -11,11 +11,11 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from megatron_huatuo.storage.run_files import SAVE_PORTABLE, STOP
+from megatron_huatuo.storage.run_files import STOP
 
 
 class StopRequest:
-    """Remembers signals and looks for the files STOP and SAVE_PORTABLE."""
+    """Remembers signals and looks for the file STOP."""
 
     def __init__(self, run_dir: Path, *, polls_files: bool) -> None:
         self._run_dir, self._polls_files = run_dir, polls_files
@@ -32,14 +32,6 @@ class StopRequest:
         if self.reason is None and self._polls_files and (self._run_dir / STOP).exists():
             self.reason = "file STOP"
         return self.reason is not None
-
-    def portable_requested(self) -> bool:
-        """True, once, when the next checkpoint shall be portable (a file SAVE_PORTABLE, which is removed)."""
-        path = self._run_dir / SAVE_PORTABLE
-        if self._polls_files and path.exists():
-            path.unlink(missing_ok=True)
-            return True
-        return False
 
     def clear_files(self) -> None:
         """Remove STOP, so that the same command resumes the run."""

@@ -137,8 +137,6 @@ class CheckpointConfig:
     """Write in the background, except the last one; null: on GPUs."""
     save_timeout_minutes: float = 30.0
     """A background save that takes longer is given up; the run goes on."""
-    portable: bool | None = None
-    """Save the optimizer so that any layout can resume; null: when its state is below 512 MiB, and always at the end."""
     allow_changed: list[str] = field(default_factory=list)
     """Fingerprints that may differ on resume: blend, tokenizer, config."""
     export_hf: str | None = None
