@@ -32,6 +32,7 @@ from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.storage.manifest import write_json
 from megatron_huatuo.storage.run_files import resolve_checkpoint
+from megatron_huatuo.train.inputs import open_inputs
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.run import Run
 from megatron_huatuo.train.saving import Saver
@@ -82,7 +83,7 @@ def _measure(folder: str, ranks: int, saves: int) -> list[dict[str, Any]]:
     validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=ranks)
     device = enable_device(config.runtime.device)
     initialize_process_groups(config.parallel, device)
-    run = start(config, rows, device)
+    run = start(config, rows, open_inputs(config, rows), device)
     batches = StepBatches(rows, run.layout, device)
     step = partial(_step, run, batches.next_step(0)[0])
     batches.close()

@@ -1,12 +1,13 @@
 """What a run needs besides its blend: first weights, held-out indexes, exam questions, optional packages.
 
-Invariant: `check_inputs` looks at all of them before any process group starts, reads of large files the headers alone, and
+Invariant: `open_inputs` looks at all of them before any process group starts, reads of large files the headers alone, and
 writes nothing.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_huatuo.checkpoint.hf_weight_files import open_weights
 from megatron_huatuo.dataset.rows import PackedRows
@@ -19,21 +20,28 @@ from megatron_huatuo.train.train_config import TrainConfig
 from megatron_huatuo.train.validation import HeldOut
 
 
-def check_inputs(config: TrainConfig, rows: PackedRows) -> None:
-    """Refuse what would fail later. A run that resumes needs no first weights.
+class Inputs(NamedTuple):
+    """What a run reads besides its blend: indexes that it is validated on, and questions that it is asked, if there are any."""
+
+    held_out: list[HeldOut]
+    exam: SmallExam | None
+
+
+def open_inputs(config: TrainConfig, rows: PackedRows) -> Inputs:
+    """Open them, and refuse what else would fail later. A run that resumes needs no first weights.
 
     Raises: ConfigError, DataError or IntegrityError naming the setting or the file.
     """
     architecture = config.model.architecture()
     architecture.check_vocabulary(rows.tokenizer["vocab_size"], rows.tokenizer["path"])
-    open_held_out(config, rows)
-    open_small_exam(config, rows)
+    inputs = Inputs(open_held_out(config, rows), open_small_exam(config, rows))
     if config.logging.wandb_project is not None:
         import_wandb(config.logging.wandb_project)
     if config.model.init_from is not None and not complete_checkpoints(Path(config.run_dir) / CHECKPOINTS):
         directory, is_hugging_face = find_first_weights(config.model.init_from, architecture)
         if is_hugging_face:
             open_weights(directory, architecture)
+    return inputs
 
 
 def open_held_out(config: TrainConfig, rows: PackedRows) -> list[HeldOut]:

@@ -16,7 +16,7 @@ from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.core.attention_backend import has_transformer_engine
 from megatron_huatuo.parallel.host import enable_device, resolve_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
-from megatron_huatuo.train.inputs import check_inputs
+from megatron_huatuo.train.inputs import open_inputs
 from megatron_huatuo.train.loop import train
 from megatron_huatuo.train.observers.received import rates_of_run
 from megatron_huatuo.train.restarts import note_failure, refuse_to_repeat
@@ -49,7 +49,7 @@ def _launch(config: TrainConfig, *, dry_run: bool, ranks: int | None) -> int:
     share = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     rows = PackedRows(config.data.blend, verify=config.data.verify_hashes, share=share)
     train_iters = validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=world_size)
-    check_inputs(config, rows)
+    inputs = open_inputs(config, rows)
     if dry_run:
         if rank == 0:
             print(dump_yaml(config), end="")
@@ -70,7 +70,7 @@ def _launch(config: TrainConfig, *, dry_run: bool, ranks: int | None) -> int:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
     try:
-        train(config, rows, device)
+        train(config, rows, inputs, device)
     except BaseException as error:
         leave_at_once(error)
     if config.parallel.tp_comm_overlap:

@@ -16,6 +16,7 @@ from megatron_huatuo.dataset.batch import StepBatches
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import HuatuoError
 from megatron_huatuo.log import get_logger
+from megatron_huatuo.train.inputs import Inputs
 from megatron_huatuo.train.observers import metrics
 from megatron_huatuo.train.observers.nonfinite import NonfiniteGuard
 from megatron_huatuo.train.observers.profiling import StepProfiler
@@ -32,7 +33,7 @@ from megatron_huatuo.train.validation import validate_on
 _log = get_logger(__name__)
 
 
-def train(config: TrainConfig, rows: PackedRows, device: torch.device) -> str:
+def train(config: TrainConfig, rows: PackedRows, inputs: Inputs, device: torch.device) -> str:
     """Run to the end or to a stop request; process groups exist, `config` is validated.
 
     Returns the final state, "finished" or "stopped". Raises: whatever failed, after status.json says it.
@@ -41,7 +42,7 @@ def train(config: TrainConfig, rows: PackedRows, device: torch.device) -> str:
     with exclusive_run(run_dir):
         run: Run | None = None
         try:
-            run = start(config, rows, device)
+            run = start(config, rows, inputs, device)
             state, reason = loop(run)
         except BaseException as error:
             metrics.write_failure(run_dir, error, began_s, run.iteration if run else None)

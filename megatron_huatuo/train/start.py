@@ -26,7 +26,7 @@ from megatron_huatuo.models.core.isolation import prove_isolation
 from megatron_huatuo.storage.atomic import atomic_write
 from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.run_files import CONFIG, iteration_of
-from megatron_huatuo.train.inputs import open_held_out, open_small_exam
+from megatron_huatuo.train.inputs import Inputs
 from megatron_huatuo.train.observers import metrics
 from megatron_huatuo.train.observers.environment import record_start
 from megatron_huatuo.train.observers.forgetting import Forgetting
@@ -44,7 +44,7 @@ _log = get_logger(__name__)
 _SEE_S = 10.0  # how long a file may take to be seen on other nodes
 
 
-def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
+def start(config: TrainConfig, rows: PackedRows, inputs: Inputs, device: torch.device) -> Run:
     """Build a run and load its newest sound checkpoint, if it has one; all ranks take part."""
     architecture = config.model.architecture()
     found = find_checkpoint(config, architecture, rows)
@@ -57,7 +57,6 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_data_parallel_world_size(),
     )
-    held_out, exam = open_held_out(config, rows), open_small_exam(config, rows)
     if config.parallel.tp_comm_overlap:
         _initialize_overlap(config, architecture, rows.seq_length)
     training = build_training(
@@ -70,8 +69,8 @@ def start(config: TrainConfig, rows: PackedRows, device: torch.device) -> Run:
     forgetting = Forgetting(config.data.validation, found[1].get("forgetting") if found else None)
     stop = StopRequest(Path(config.run_dir), polls_files=is_log_rank())
     run = Run(
-        config, rows, training, layout, device, held_out, stop, train_iters, received, forgetting, exam, iteration,
-        consumed,
+        config, rows, training, layout, device, inputs.held_out, stop, train_iters, received, forgetting, inputs.exam,
+        iteration, consumed,
     )  # fmt: skip
     run.last_saved = iteration if found else None
     if is_log_rank():

@@ -14,6 +14,7 @@ from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.storage.run_files import resolve_checkpoint
+from megatron_huatuo.train.inputs import open_inputs
 from megatron_huatuo.train.launch import launch
 from megatron_huatuo.train.loop import train
 from megatron_huatuo.train.rules import validate
@@ -47,7 +48,7 @@ def train_rank(config: TrainConfig) -> str:
     rows = PackedRows(config.data.blend)
     validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=torch.distributed.get_world_size())
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
-    return train(config, rows, device)
+    return train(config, rows, open_inputs(config, rows), device)
 
 
 def launch_rank(config: TrainConfig) -> int:

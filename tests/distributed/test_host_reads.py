@@ -23,6 +23,7 @@ from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
 from megatron_huatuo.train import step as step_module
+from megatron_huatuo.train.inputs import open_inputs
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.start import start
 from megatron_huatuo.train.train_config import TrainConfig
@@ -117,7 +118,7 @@ def _count_step(config: TrainConfig) -> Reads:
     rows = PackedRows(config.data.blend)
     validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=torch.distributed.get_world_size())
     initialize_process_groups(config.parallel, device, 2.0)
-    run, reads = start(config, rows, device), _Reads()
+    run, reads = start(config, rows, open_inputs(config, rows), device), _Reads()
     batches = StepBatches(rows, run.layout, device)
     plain = step_module.run_microbatches
 

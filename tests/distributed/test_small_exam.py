@@ -17,7 +17,7 @@ from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import GenerationSettings
 from megatron_huatuo.parallel.host import enable_device
 from megatron_huatuo.parallel.process_groups import initialize_process_groups
-from megatron_huatuo.train.inputs import open_small_exam
+from megatron_huatuo.train.inputs import open_inputs, open_small_exam
 from megatron_huatuo.train.rules import validate
 from megatron_huatuo.train.start import start
 from megatron_huatuo.train.train_config import ExamInTraining, TrainConfig
@@ -61,7 +61,9 @@ def _sit(config: TrainConfig) -> tuple[dict[str, dict[str, float]], dict[str, st
     rows = PackedRows(config.data.blend)
     validate(config, seq_length=rows.seq_length, num_rows=len(rows), world_size=torch.distributed.get_world_size())
     initialize_process_groups(config.parallel, device, config.runtime.distributed_timeout_minutes)
-    run = start(config, rows, device)
+    inputs = open_inputs(config, rows)
+    config.logging.exam.questions = ["read before"]
+    run = start(config, rows, inputs, device)
     assert run.exam is not None
     found = run.exam.likelihoods(run.training, run.layout, device)
     by_letter = {
