@@ -39,7 +39,7 @@ from megatron_huatuo.exams.likeliest_option import likeliest, with_one_letter
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.storage.exam_results import EXAM_KIND, REPLIES, SCORES
 from megatron_huatuo.storage.jsonl import BadLines, write_jsonl
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.manifest import MANIFEST_NAME, describe_input, write_json, write_manifest
 
 
 def run_exam(
@@ -89,7 +89,7 @@ def run_exam(
         content = {
             "model": outcome.description,
             "settings": asked.description(generation),
-            "questions": [{"file": os.fspath(path), "sha256": sha256_file(path)} for path in questions],
+            "questions": [describe_input(path) for path in questions],
             "num_questions": len(asked.questions),
             "bad_lines": [bad._asdict() for bad in bad_lines.lines],
             "failed": len({r for r, reply in zip(outcome.requests, outcome.replies, strict=True) if is_failed(reply)}),

@@ -23,7 +23,7 @@ from megatron_huatuo.evaluate.answering.replies import (
 from megatron_huatuo.evaluate.generate import GenerationSettings, ModelEndpoint, Request
 from megatron_huatuo.evaluate.judging.answers import read_by_id, read_identifier, read_question
 from megatron_huatuo.storage.jsonl import write_jsonl
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_manifest
+from megatron_huatuo.storage.manifest import MANIFEST_NAME, describe_input, write_manifest
 
 ANSWERS = "answers.jsonl"
 
@@ -107,7 +107,7 @@ def run_answers(
         about = {
             "model": generator.description,
             "settings": to_plain(settings) | {"temperature": None if settings.seed is None else generation.temperature},
-            "questions": [{"file": os.fspath(path), "sha256": sha256_file(path)} for path in questions],
+            "questions": [describe_input(path) for path in questions],
         }
         write_manifest(directory, "answers", about, [ANSWERS])
     return len(records)

@@ -17,7 +17,7 @@ from megatron_huatuo.evaluate.asked_exam import AskedExam, ExamSettings, open_ex
 from megatron_huatuo.exams.likeliest_option import with_one_letter
 from megatron_huatuo.storage.atomic import atomic_directory
 from megatron_huatuo.storage.jsonl import BadLines, write_jsonl
-from megatron_huatuo.storage.manifest import sha256_file, write_manifest
+from megatron_huatuo.storage.manifest import describe_input, write_manifest
 
 
 def export_tasks(
@@ -52,7 +52,7 @@ def export_tasks(
                 names.append(name)
         files = [f"{name}{suffix}" for name in names for suffix in (".jsonl", ".yaml")]
         about = {
-            "questions": [{"file": os.fspath(path), "sha256": sha256_file(path)} for path in questions],
+            "questions": [describe_input(path) for path in questions],
             "left_out": len(asked.questions) - len(one_letter),
             "bad_lines": [bad._asdict() for bad in bad_lines.lines],
         }

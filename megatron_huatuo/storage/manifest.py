@@ -84,6 +84,11 @@ def describe_files(directory: Path, names: Iterable[str]) -> dict[str, dict[str,
     }
 
 
+def describe_input(path: str | os.PathLike[str]) -> dict[str, str]:
+    """{file, sha256} of a file that was read."""
+    return {"file": os.fspath(path), "sha256": sha256_file(path)}
+
+
 def write_manifest(
     directory: str | os.PathLike[str],
     kind: str,

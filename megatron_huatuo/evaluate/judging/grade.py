@@ -18,12 +18,11 @@ import numpy as np
 from megatron_huatuo.errors import DataError
 from megatron_huatuo.evaluate.answering.replies import output_directory
 from megatron_huatuo.evaluate.generate import ModelEndpoint
-from megatron_huatuo.evaluate.judging.answers import Answer, read_answers, read_by_id, read_turns
+from megatron_huatuo.evaluate.judging.answers import Answer, read_answers, read_by_id, read_identifier, read_turns
 from megatron_huatuo.evaluate.judging.panel import JudgeSettings, Panel
 from megatron_huatuo.evaluate.significance import cohen_kappa, interval_of_mean
 from megatron_huatuo.llm.thoughts import peel_reply
-from megatron_huatuo.storage.jsonl import write_jsonl
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.manifest import describe_input
 
 _ZH = """\
 [对话]
@@ -75,7 +74,7 @@ class GradedQuestion(NamedTuple):
 def read_criteria(path: str | os.PathLike[str]) -> dict[str, GradedQuestion]:
     """{id: its criteria} of JSON or JSON Lines in the layout of HealthBench.
 
-    `prompt_id` or `id`; `rubrics`: [{`criterion`, `points`, `tags`?}]; `prompt`: the turns, and `example_tags`, optional.
+    `id` or `prompt_id`; `rubrics`: [{`criterion`, `points`, `tags`?}]; `prompt`: the turns, and `example_tags`, optional.
     Raises: DataError naming file, line and key; for a question without a wanted criterion; for a repeated id.
     """
     return read_by_id([path], _parse_question, f"no criteria: {path}. Give a file with `prompt_id` and `rubrics`.")
@@ -84,9 +83,7 @@ def read_criteria(path: str | os.PathLike[str]) -> dict[str, GradedQuestion]:
 def _parse_question(raw: Any, where: str) -> list[tuple[GradedQuestion, str]]:
     if not isinstance(raw, dict) or not isinstance(raw.get("rubrics"), list):
         raise DataError(f"wrong record: need an object with a list under 'rubrics' ({where})")
-    identifier = raw.get("prompt_id", raw.get("id"))
-    if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
-        raise DataError(f"wrong value of 'prompt_id': got {type(identifier).__name__}, need text ({where})")
+    identifier = read_identifier(raw, where)
     criteria = []
     for entry in raw["rubrics"]:
         points = entry.get("points") if isinstance(entry, dict) else None
@@ -103,7 +100,7 @@ def _parse_question(raw: Any, where: str) -> list[tuple[GradedQuestion, str]]:
         raise DataError(f"nothing to gain: no criterion of {identifier!r} has points above 0, need one ({where})")
     turns = read_turns(raw["prompt"], where) if isinstance(raw.get("prompt"), list) else ()
     tags = tuple(map(str, raw.get("example_tags") or ()))
-    return [(GradedQuestion(str(identifier), tuple(criteria), tags, turns), where)]
+    return [(GradedQuestion(identifier, tuple(criteria), tags, turns), where)]
 
 
 def grade_prompt(answer: Answer, criterion: Criterion) -> str:
@@ -159,16 +156,12 @@ def run_grade(
                 place += 1
             records.append(_record(read[key], question, grades))
         scores = score_grades(records)
-        (directory / MANIFEST_NAME).unlink(missing_ok=True)
-        write_jsonl(directory / "grades.jsonl", records)
-        write_json(directory / "scores.json", scores)
-        content = {
+        about = {
             "judges": panel.description,
-            "answers": {"file": os.fspath(answers), "sha256": sha256_file(answers)},
-            "criteria": {"file": os.fspath(criteria), "sha256": sha256_file(criteria)},
-            "failed": panel.failed,
+            "answers": describe_input(answers),
+            "criteria": describe_input(criteria),
         }
-        write_manifest(directory, "grades", content, ["grades.jsonl", "scores.json"])
+        panel.publish("grades", "grades.jsonl", records, scores, about)
     return scores
 
 

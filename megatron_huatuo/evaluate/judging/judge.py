@@ -18,8 +18,7 @@ from megatron_huatuo.evaluate.judging.panel import JudgeSettings, Panel
 from megatron_huatuo.evaluate.judging.preference import summarise_preference
 from megatron_huatuo.evaluate.judging.verdict import judge_prompt, parse_verdict
 from megatron_huatuo.evaluate.significance import cohen_kappa
-from megatron_huatuo.storage.jsonl import write_jsonl
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.manifest import describe_input
 
 _POINTS = {1: (10, 0), 2: (0, 10), 0: (5, 5)}
 
@@ -50,16 +49,12 @@ def run_judge(
             for index, (a, b) in enumerate(pairs)
         ]
         scores = score_pairs(records)
-        (directory / MANIFEST_NAME).unlink(missing_ok=True)
-        write_jsonl(directory / "verdicts.jsonl", records)
-        write_json(directory / "scores.json", scores)
-        content = {
+        about = {
             "judge": panel.description[0] if len(panel.names) == 1 else panel.description,
-            "answers_a": {"file": os.fspath(answers_a), "sha256": sha256_file(answers_a)},
-            "answers_b": {"file": os.fspath(answers_b), "sha256": sha256_file(answers_b)},
-            "failed": panel.failed,
+            "answers_a": describe_input(answers_a),
+            "answers_b": describe_input(answers_b),
         }
-        write_manifest(directory, "judgement", content, ["verdicts.jsonl", "scores.json"])
+        panel.publish("judgement", "verdicts.jsonl", records, scores, about)
     return scores
 
 

@@ -23,6 +23,8 @@ from megatron_huatuo.evaluate.generate import (
     refuse_ignored,
 )
 from megatron_huatuo.llm.endpoint_settings import PatienceSettings
+from megatron_huatuo.storage.jsonl import write_jsonl
+from megatron_huatuo.storage.manifest import MANIFEST_NAME, write_json, write_manifest
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Panel:
             raise ConfigError(f"two judges are the same: {', '.join(self.names)}. Leave one out.")
         generation = GenerationSettings(max_new_tokens=settings.max_new_tokens)
         self._generators = [open_generator(judge, directory, generation) for judge in self._judges]
-        self._max_failed = settings.max_failed
+        self._directory, self._max_failed = directory, settings.max_failed
         self.description: list[dict[str, Any]] = [generator.description for generator in self._generators]
         self.failed = 0
 
@@ -108,3 +110,12 @@ class Panel:
             check_failed(requests, replies[name], self._max_failed)
             self.failed += sum(map(is_failed, replies[name]))
         return replies
+
+    def publish(
+        self, kind: str, name: str, records: Sequence[dict[str, Any]], scores: dict[str, Any], about: dict[str, Any]
+    ) -> None:
+        """Write what was judged as `name`, its `scores.json`, and the manifest last. about: who judged, and which files."""
+        (self._directory / MANIFEST_NAME).unlink(missing_ok=True)
+        write_jsonl(self._directory / name, records)
+        write_json(self._directory / "scores.json", scores)
+        write_manifest(self._directory, kind, {**about, "failed": self.failed}, [name, "scores.json"])

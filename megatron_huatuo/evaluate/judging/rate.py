@@ -24,8 +24,7 @@ from megatron_huatuo.evaluate.judging.answers import Answer, read_answers
 from megatron_huatuo.evaluate.judging.panel import JudgeSettings, Panel
 from megatron_huatuo.evaluate.significance import cohen_kappa, interval_of_mean, weighted_kappa
 from megatron_huatuo.llm.thoughts import peel_reply
-from megatron_huatuo.storage.jsonl import write_jsonl
-from megatron_huatuo.storage.manifest import MANIFEST_NAME, fingerprint, sha256_file, write_json, write_manifest
+from megatron_huatuo.storage.manifest import describe_input, fingerprint
 
 _BUNDLED = Path(__file__).with_name("rubrics")
 AUTO_RUBRIC = "auto"
@@ -144,16 +143,12 @@ def run_rate(
             for index, (answer, used) in enumerate(zip(read, chosen, strict=True))
         ]
         scores = score_ratings(records)
-        (directory / MANIFEST_NAME).unlink(missing_ok=True)
-        write_jsonl(directory / "ratings.jsonl", records)
-        write_json(directory / "scores.json", scores)
-        content = {
+        about = {
             "judges": panel.description,
-            "answers": {"file": os.fspath(answers), "sha256": sha256_file(answers)},
+            "answers": describe_input(answers),
             "rubrics": {used.path.name: fingerprint(used.prompt(read[0])) for used in rubrics.values()},
-            "failed": panel.failed,
         }
-        write_manifest(directory, "ratings", content, ["ratings.jsonl", "scores.json"])
+        panel.publish("ratings", "ratings.jsonl", records, scores, about)
     return scores
 
 

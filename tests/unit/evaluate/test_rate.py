@@ -174,9 +174,10 @@ HEALTH = [
 
 
 def test_criteria_are_graded_one_by_one_and_scored_as_published(endpoint, tmp_path):
-    criteria = write(tmp_path / "criteria.json", HEALTH)
+    rows = [{**entry, "id": number} for number, entry in enumerate(HEALTH)]  # two names: answers and criteria go by one
+    criteria = write(tmp_path / "criteria.json", rows)
     outputs = {"p1": "Call emergency services now, or wait a week.", "p2": "抱歉，我无法提供医疗建议。"}
-    records = [{**entry, "model_output": outputs[entry["prompt_id"]]} for entry in HEALTH]
+    records = [{**row, "model_output": outputs[row["prompt_id"]]} for row in rows]
     answers = write(tmp_path / "answers.json", records)
 
     def reply(prompt, number):
@@ -241,7 +242,7 @@ def test_grade_is_read_from_the_json_of_the_reply(reply, expected):
     ("records", "message"),
     [
         ([{"prompt_id": "a"}], "need an object with a list under 'rubrics'"),
-        ([{"rubrics": [{"criterion": "x", "points": 1}]}], "wrong value of 'prompt_id': got NoneType"),
+        ([{"rubrics": [{"criterion": "x", "points": 1}]}], "wrong value of 'id': got NoneType"),
         ([{"prompt_id": "a", "rubrics": [{"criterion": "x"}]}], "wrong criterion: got .* need criterion"),
         ([{"prompt_id": "a", "rubrics": [{"criterion": "x", "points": -1}]}], "nothing to gain: no criterion of 'a'"),
         ([HEALTH[0], HEALTH[0]], "repeated id: got 'p1' twice"),
