@@ -6,6 +6,7 @@ downloaded, and generation is greedy whatever the directory's own settings say. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from megatron_huatuo.evaluate.generate import GeneratedReply, ReplySettings
 from megatron_huatuo.index.formats.chat_format import CHAT_TEMPLATE
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.families import classes_of_export
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class ChatModel:
@@ -192,7 +195,9 @@ class _Streamer(BaseStreamer):
             return
         self._tokens.extend(value.flatten().tolist())
         text = self._text()
-        if not text.endswith("\ufffd"):  # a character may take several tokens
+        # A character may take several tokens, and a byte that fits none makes its whole run of byte tokens unreadable.
+        last = str(self._tokenizer.convert_ids_to_tokens(self._tokens[-1]))
+        if not text.endswith("\ufffd") and not _BYTE_TOKEN.fullmatch(last):
             self._show(text)
 
     def end(self) -> None:

@@ -63,6 +63,13 @@ def test_text_is_shown_as_soon_as_its_characters_are_complete(model):
     assert "".join(pieces) == text
     assert len(pieces) > 5 and all("\ufffd" not in piece for piece in pieces)
 
+    pieces.clear()
+    streamer, spoilt = _Streamer(model.tokenizer, pieces.append), ["<0x28>", "<0x0F>", "<0xE5>"]
+    for token in [0, *model.tokenizer.convert_tokens_to_ids(spoilt)]:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == "\ufffd" * 3, "a byte that fits no character makes its run unreadable"
+
 
 def test_oldest_turns_are_forgotten_before_the_positions_run_out(model):
     recorder, screen = Recorder(model), io.StringIO()
