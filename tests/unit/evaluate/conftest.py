@@ -1,5 +1,6 @@
 """A tiny random Llama with its own SentencePiece tokenizer, and an endpoint on loopback."""
 
+import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,14 +24,13 @@ _TEXTS = (
 def model_directory(tmp_path_factory):
     """A Hugging Face directory as the export writes it: random Llama, SentencePiece tokenizer, chat template."""
     import sentencepiece
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    directory = tmp_path_factory.mktemp("hf") / "模型 dir"
-    directory.mkdir()
+    from tests.unit.convert.small_models import SMALL, write_model
+
+    folder = tmp_path_factory.mktemp("hf")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_TEXTS * 20),
-        model_prefix=str(directory / "tokenizer"),
+        model_prefix=str(folder / "tokenizer"),
         vocab_size=400,
         byte_fallback=True,
         add_dummy_prefix=False,
@@ -39,7 +39,9 @@ def model_directory(tmp_path_factory):
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    directory = write_model(folder / "模型 dir", dataclasses.replace(SMALL["llama"], vocab_size=pieces))
+    (folder / "tokenizer.model").rename(directory / "tokenizer.model")
     config = {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": False,
@@ -48,33 +50,15 @@ def model_directory(tmp_path_factory):
         "chat_template": TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tokenizer.get_piece_size(),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            bos_token_id=tokenizer.bos_id(),
-            eos_token_id=tokenizer.eos_id(),
-        )
-    )
     # Sampling settings in the directory must not disturb greedy generation.
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_id(), do_sample=True, temperature=5.0, repetition_penalty=3.0
-    )
-    model.save_pretrained(directory)
-    (directory / "tokenizer.vocab").unlink()
+    sampling = {"eos_token_id": 2, "do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
+    (directory / "generation_config.json").write_text(json.dumps(sampling))
     return directory
 
 
 @pytest.fixture
 def baichuan_directory(model_directory, tmp_path):
     """An export of Baichuan2: random weights, the project's own Python file, the same tokenizer."""
-    import dataclasses
     import shutil
 
     from megatron_huatuo.models.families import get_family
