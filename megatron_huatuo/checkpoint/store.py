@@ -8,6 +8,8 @@ The optimizer is saved in megatron-core's format "fully_reshardable", so that a 
 
 from __future__ import annotations
 
+import megatron_huatuo.parallel.import_core  # noqa: F401 (first)
+
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -6,6 +6,8 @@ over the flattened batch ([b * L], batch first), which the project's core attent
 
 from __future__ import annotations
 
+import megatron_huatuo.parallel.import_core  # noqa: F401 (first)
+
 import dataclasses
 import time
 from collections.abc import Callable

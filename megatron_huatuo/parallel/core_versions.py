@@ -6,6 +6,8 @@ without it.
 
 from __future__ import annotations
 
+import megatron_huatuo.parallel.import_core  # noqa: F401 (first)
+
 import inspect
 
 import megatron.core

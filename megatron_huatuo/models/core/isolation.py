@@ -9,6 +9,8 @@ it, and none before.
 
 from __future__ import annotations
 
+import megatron_huatuo.parallel.import_core  # noqa: F401 (first)
+
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
