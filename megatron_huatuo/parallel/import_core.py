@@ -16,7 +16,8 @@ def _as_it_is(function: Any = None, **options: Any) -> Any:
 
 
 if torch.version.cuda is None:
-    compile_function, torch.compile = torch.compile, _as_it_is
+    compile_function = torch.compile
+    torch.compile = _as_it_is  # type: ignore[assignment]
     try:
         import megatron.core  # noqa: F401
     finally:
