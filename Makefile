@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes start in the tests: none compiles the package's files again. Empty is unset for Python.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: FORCE setup demo test test-quick test-slurm test-te test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
 FORCE:

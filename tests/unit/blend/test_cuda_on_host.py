@@ -1,5 +1,5 @@
-"""The CUDA kernel's own code, compiled for the CPU: it passes the tests that it must pass on a GPU, with a block's threads in
-random order between barriers, and ThreadSanitizer finds no two of them at one address without a barrier between.
+"""The CUDA kernel's own code, compiled for the CPU: it passes the tests that it must pass on a GPU, but the two longest, with a
+block's threads in random order between barriers, and ThreadSanitizer finds no two of them at one address without a barrier between.
 
 This proves the algorithm (indices, barriers, buffers), not the hardware: nothing here has run on a GPU.
 """
@@ -28,6 +28,8 @@ spec.loader.exec_module(megatron_huatuo._C)
 # Without conftest.py, which skips these tests where there is no device: here a stand-in is one. -s: a race ends the process.
 sys.exit(pytest.main(["-x", "-s", "--noconftest", "-m", "gpu", "tests/gpu/test_blend_order.py", *sys.argv[2:]]))
 """
+# But those with millions of draws, whose threads the host runs one after another.
+MANY_PROBLEMS = "not recipe_sized and not problems_have_the_cpu_bytes[4]"
 # Those with few draws: the sanitizer makes every access ten times as slow.
 SMALL_PROBLEMS = "held_back or problems_have_the_cpu_bytes[1] or problems_have_the_cpu_bytes[2]"
 
@@ -88,7 +90,7 @@ def assert_passed(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_device_code_gives_the_cpu_bytes_when_run_on_the_host(folder: Path) -> None:
-    assert_passed(run_gpu_tests(build_module(folder, "plain")))
+    assert_passed(run_gpu_tests(build_module(folder, "plain"), "-k", MANY_PROBLEMS))
 
 
 @pytest.mark.slow
