@@ -1,8 +1,8 @@
 """A real Slurm of two nodes on this machine, without accounting: its own munge and daemons in a private folder, on free ports.
 
 The nodes are called 127.0.0.2 and 127.0.0.3: names that every Linux machine resolves without an entry in /etc/hosts, so
-that MASTER_ADDR is what train.sbatch makes of Slurm's list of nodes. Invariant: `stop` ends all that was started, and
-all processes of its jobs; nothing outside the folder is changed.
+that MASTER_ADDR is what train.sbatch makes of Slurm's list of nodes. Several clusters can run side by side. Invariant:
+`stop` ends all that was started, and all processes of its jobs; nothing outside the folder is changed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NODES = ("127.0.0.2", "127.0.0.3")
 # What is called, and the Debian package that has it.
 _PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+# train.sbatch listens on 20000 + the number of its job: the jobs of a cluster are numbered by ports that were free.
+_MOST_JOBS = 50
 # A slurmd that does not answer for SlurmdTimeout is a failed node. KillWait: from SIGTERM to SIGKILL, Slurm's default.
 _CONFIGURATION = """\
 ClusterName=test
@@ -46,6 +48,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
+FirstJobId={first_job}
 SlurmdTimeout=4
 KillWait=30
 SchedulerParameters=sched_interval=1,bf_interval=1
@@ -87,9 +90,10 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        ports = free_ports(3)
+        ports = free_ports(3 + _MOST_JOBS)
         self.configuration.write_text(
-            _CONFIGURATION.format(folder=self.folder, user=getpass.getuser(), ports=ports), encoding="utf-8"
+            _CONFIGURATION.format(folder=self.folder, user=getpass.getuser(), ports=ports, first_job=ports[3] - 20_000),
+            encoding="utf-8",
         )
         files = {name: f"{self.folder}/munge.{name}" for name in ("sock", "seed", "pid", "log")}
         self._start("munged", "-F", "--force", f"--key-file={key}", f"--socket={files['sock']}",
@@ -106,11 +110,9 @@ class Cluster:
 
     def fail_node(self, node: str) -> None:
         """As when its power goes: the daemon, its slurmstepd and all that they started end at once, and report nothing."""
-        tasks = self.processes(node=node)
-        steps = {parent for task in tasks for parent in task.parents() if parent.name() == "slurmstepd"}
         daemon = self._daemons[f"slurmd.{node}"]
         daemon.kill()
-        hard_kill([*steps, *tasks])
+        hard_kill([*self.steps(node), *self.processes(node=node)])
         daemon.wait()
 
     def _start(self, name: str, *arguments: str) -> None:
@@ -125,20 +127,23 @@ class Cluster:
             )
 
     def stop(self) -> None:
-        """End jobs, daemons, and whatever process still belongs to this cluster."""
-        with contextlib.suppress(subprocess.SubprocessError):
-            self.run("scancel", f"--user={getpass.getuser()}", "--signal=KILL")
-        for daemon in reversed(self._daemons.values()):
-            daemon.terminate()
+        """As when the power of all goes: the daemons, then what they have started, without a word to each other."""
         for daemon in self._daemons.values():
-            try:
-                daemon.wait(5)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+            daemon.kill()
+            daemon.wait()
+        while left := [*self.steps(), *self.processes()]:
+            hard_kill(left)
+            time.sleep(0.05)
+
+    def steps(self, node: str = "") -> list[psutil.Process]:
+        """Each slurmstepd, by the socket that it listens on: it overwrites its command line and its environment."""
+        prefix = f"{self.folder}/spool/{node}"
+        found = {socket.pid for socket in psutil.net_connections("unix") if socket.laddr.startswith(prefix)}
+        steps = []
+        for pid in found - {None}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                steps.append(psutil.Process(pid))
+        return steps
 
     def processes(self, *parts: str, node: str | None = None) -> list[psutil.Process]:
         """Processes of this cluster's jobs and daemons whose command line has all `parts`; of one node, if named."""
@@ -189,7 +194,7 @@ class Cluster:
             if facts["JobState"] == "PENDING" and facts["Reason"] == "BeginTime" and facts["Restarts"] not in told:
                 self.run("scontrol", "update", f"JobId={number}", "StartTime=now+3")
                 told.add(facts["Restarts"])
-            if facts["JobState"] == "PENDING" and facts["Restarts"] == str(restarts):
+            if facts["JobState"] == "PENDING" and facts["Restarts"] == str(restarts) and facts["Restarts"] in told:
                 return True
             return facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from tests.slurm.conftest import ROOT
 
 pytestmark = pytest.mark.slurm
 
-# The time that a run takes for its steps must be longer than 30 s less the start of its job: that is how often Slurm
-# looks at time limits.
-UNDISTURBED_S = 32.0
+STEPS = 45
 START_S, END_S = 180.0, 300.0
 Curve = list[tuple[float, ...]]
 
@@ -53,13 +50,26 @@ class Run:
     def starts(self) -> list[dict[str, dict[str, str]]]:
         return [json.loads(line) for line in (self.directory / "starts.jsonl").read_text().splitlines()]
 
-    def wait_for_step(self, iteration: int) -> None:
+    def has_step(self, iteration: int) -> bool:
         path = self.directory / "log.jsonl"
-        wait_until(
-            lambda: path.exists() and f'"iteration": {iteration},' in path.read_text(),
-            START_S,
-            lambda: f"step {iteration}\n{self.log()[-3000:]}",
-        )
+        return path.exists() and f'"iteration": {iteration},' in path.read_text()
+
+    def wait_for_step(self, iteration: int) -> None:
+        wait_until(lambda: self.has_step(iteration), START_S, lambda: f"step {iteration}\n{self.log()[-3000:]}")
+
+    def hold_for_time_limit(self, iteration: int, attempt: int) -> None:
+        """Let the attempt get to a step and no further before it is told that its time limit is near."""
+
+        def is_told() -> bool:
+            return self.log().count("time limit is near: asking the run to save and stop") == attempt
+
+        wait_until(lambda: is_told() or self.has_step(iteration), START_S, lambda: self.log()[-3000:])
+        held = [] if is_told() else ranks(self.cluster)
+        for process in held:
+            process.suspend()
+        wait_until(is_told, 90, lambda: self.log()[-3000:])
+        for process in held:
+            process.resume()
 
     def wait_for_end(self, state: str) -> dict[str, str]:
         """Raises: AssertionError when Slurm's last word on the job is another."""
@@ -91,18 +101,17 @@ def submit(
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, long_blend: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that trains for UNDISTURBED_S, and is stopped by a person."""
+    """A run that a person stops after STEPS."""
     run = submit(cluster, tmp_path_factory.mktemp("undisturbed") / "run", long_blend)
-    run.wait_for_step(1)
-    time.sleep(UNDISTURBED_S)
+    run.wait_for_step(STEPS)
     (run.directory / "STOP").touch()
     run.wait_for_end("COMPLETED")
     return run
 
 
-def assert_same_curve(run: Run, undisturbed: Run, steps: int) -> None:
+def assert_same_curve(run: Run, undisturbed: Run) -> None:
     curve = run.curve()
-    assert len(curve) == steps and curve == undisturbed.curve()[:steps]
+    assert len(curve) == STEPS and curve == undisturbed.curve()[:STEPS]
 
 
 def test_stop_by_hand_ends_the_job_well_and_requeues_nothing(cluster: Cluster, undisturbed: Run) -> None:
@@ -118,29 +127,26 @@ def test_stop_by_hand_ends_the_job_well_and_requeues_nothing(cluster: Cluster, u
 def test_time_limit_stops_and_requeues_until_the_run_is_done(
     cluster: Cluster, long_blend: Path, undisturbed: Run, tmp_path: Path
 ) -> None:
-    """Slurm looks at limits every 30 s and signals up to 30 s early: 90 s before the end of 2 minutes is at once.
-
-    Two attempts end by it. Then the limit is raised, because on a loaded machine an attempt is hardly more than its start.
-    """
-    steps = len(undisturbed.curve())
+    """Two attempts end by it, at any step: Slurm looks at limits every 30 s, from the start of slurmctld on, and signals up
+    to 30 s early, so that 90 s before the end of 2 minutes is at the first look. For the third the limit is raised."""
     limits = ("--time=2", "--signal=B:USR1@90")
-    run = submit(cluster, tmp_path / "run", long_blend, steps, limits=limits)
-    cluster.wait_for_end(run.job, END_S, restarts=2)
-    if run.job in cluster.jobs():
-        cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
+    run = submit(cluster, tmp_path / "run", long_blend, STEPS, limits=limits)
+    for attempt in (1, 2):
+        run.hold_for_time_limit(15 * attempt, attempt)
+        cluster.wait_for_end(run.job, END_S, restarts=attempt)
+    cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
     facts = run.wait_for_end("COMPLETED")
-    requeues = run.log().count("requeueing\n")
-    assert 1 <= requeues <= 2 and facts["Restarts"] == str(requeues)
-    assert run.log().count("time limit is near: asking the run to save and stop") >= requeues
-    assert len(run.starts()) == requeues + 1 and not (run.directory / "STOP").exists()
+    assert run.log().count("requeueing\n") == 2 and facts["Restarts"] == "2"
+    assert run.log().count("time limit is near: asking the run to save and stop") == 2
+    assert len(run.starts()) == 3 and not (run.directory / "STOP").exists()
     assert run.status()["state"] == "finished"
-    assert_same_curve(run, undisturbed, steps)
+    assert_same_curve(run, undisturbed)
 
 
 def test_a_killed_rank_is_started_again_within_the_job(
     cluster: Cluster, long_blend: Path, undisturbed: Run, tmp_path: Path
 ) -> None:
-    run = submit(cluster, tmp_path / "run", long_blend, 60, save_interval=20)
+    run = submit(cluster, tmp_path / "run", long_blend, STEPS, save_interval=20)
     run.wait_for_step(25)
     hard_kill(ranks(cluster, NODES[1]))
     facts = run.wait_for_end("COMPLETED")
@@ -148,7 +154,7 @@ def test_a_killed_rank_is_started_again_within_the_job(
     first, second = run.starts()
     assert first["iteration"] == 0 and second["iteration"] == 20
     assert second["job"]["TORCHELASTIC_RESTART_COUNT"] == "1"
-    assert_same_curve(run, undisturbed, 60)
+    assert_same_curve(run, undisturbed)
 
 
 def test_a_job_that_got_further_is_requeued_and_one_that_gets_no_further_ends(
@@ -171,23 +177,23 @@ def test_a_job_that_got_further_is_requeued_and_one_that_gets_no_further_ends(
 def test_scancel_leaves_a_checkpoint_and_the_same_command_resumes(
     cluster: Cluster, long_blend: Path, undisturbed: Run, tmp_path: Path
 ) -> None:
-    run = submit(cluster, tmp_path / "run", long_blend, 60)
+    run = submit(cluster, tmp_path / "run", long_blend, STEPS)
     run.wait_for_step(25)
     cluster.run("scancel", run.job)
     run.wait_for_end("CANCELLED")
     stopped = run.status()
     assert stopped["state"] == "stopped" and str(stopped["reason"]).startswith("signal SIGTERM"), run.log()[-3000:]
-    again = submit(cluster, tmp_path / "run", long_blend, 60)
+    again = submit(cluster, tmp_path / "run", long_blend, STEPS)
     again.wait_for_end("COMPLETED")
     assert [start["iteration"] for start in again.starts()] == [0, stopped["iteration"]]
-    assert_same_curve(again, undisturbed, 60)
+    assert_same_curve(again, undisturbed)
 
 
 def test_a_node_that_fails_is_found_and_slurm_requeues_the_job(
     cluster: Cluster, long_blend: Path, undisturbed: Run, tmp_path: Path
 ) -> None:
     """Without its node the job can neither end nor get further; the node comes back empty."""
-    run = submit(cluster, tmp_path / "run", long_blend, 60, save_interval=20)
+    run = submit(cluster, tmp_path / "run", long_blend, STEPS, save_interval=20)
     run.wait_for_step(25)
     cluster.fail_node(NODES[1])
     wait_until(lambda: cluster.job(run.job)["JobState"] == "PENDING", 120, lambda: str(cluster.job(run.job)))
@@ -196,7 +202,7 @@ def test_a_node_that_fails_is_found_and_slurm_requeues_the_job(
     cluster.start_slurmd(NODES[1])
     facts = run.wait_for_end("COMPLETED")
     assert facts["Restarts"] == "1" and [start["iteration"] for start in run.starts()] == [0, 20]
-    assert_same_curve(run, undisturbed, 60)
+    assert_same_curve(run, undisturbed)
 
 
 def test_nothing_of_a_job_is_left_on_the_nodes(cluster: Cluster, undisturbed: Run) -> None:
