@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: Callable[[
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what()}"
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 class Cluster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ import pytest
 from tests.slurm.cluster import Cluster, missing_packages, running_cluster
 
 ROOT = Path(__file__).parents[2]
+
+# What ends a run of the tests from outside, such as a time limit of CI, leaves no daemons and no jobs: as Ctrl-C does.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
