@@ -5,7 +5,6 @@ Invariant: the state of a run is its checkpoints and its log. The same command s
 
 from __future__ import annotations
 
-import gc
 import time
 from pathlib import Path
 
@@ -66,8 +65,6 @@ def loop(run: Run) -> tuple[str, str]:
     profiler = StepProfiler(config.logging.profile_steps, run.run_dir, rank, run.device)
     watchdog = Watchdog(rank, 60 * config.runtime.distributed_timeout_minutes)
     stopped = False
-    gc.collect()
-    gc.freeze()  # else each full collection, one a save at least, looks through all modules and the model: 0.4 s
     try:
         while run.iteration < run.train_iters and not stopped:
             with watchdog.watching(f"step {run.iteration + 1}"):
