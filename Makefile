@@ -41,10 +41,11 @@ test-quick: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow" tests/numerics tests/unit
 
 # A real Slurm of two nodes, and hosts in network namespaces, on this machine; what is missing is said and skipped. Two files side
-# by side, the longest first: while jobs wait for Slurm's timers, and hosts for a cable, the others have the cores.
+# by side, the longest first (pytest sorts what a folder holds): while jobs wait for Slurm's timers, and hosts for a cable, the others have
+# the cores.
 test-slurm: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations 20 -m slurm \
-	  tests/slurm/test_training_jobs.py tests/slurm
+	  tests/slurm/test_training_jobs.py $(filter-out %/test_training_jobs.py,$(wildcard tests/slurm/test_*.py))
 
 # Training with Transformer Engine's and flash-attn's own Python, whose CUDA kernels are computed on the CPU. Downloads about 1.5
 # GB of pinned wheels once, into ~/.cache/megatron_huatuo or MEGATRON_HUATUO_TE; what cannot be had is said and skipped.
