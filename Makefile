@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Hundreds of processes start in the tests: none compiles the package's files again. Empty is unset for Python.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: FORCE setup demo test test-quick test-slurm test-te test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
+.PHONY: FORCE setup demo test test-quick test-slurm test-te mcore test-mcore test-mcore-quick check format bench test-gpu bench-gpu gpu-kit clean
 FORCE:
 
 # One stamp for the installed packages, one for the compiled kernel: both are no-ops when nothing changed.
@@ -61,6 +61,8 @@ MCORE_PYTHON ?= 3.12
 MCORE_HOME := $(CURDIR)/build/mcore-$(MCORE)
 PIP_TO_MCORE := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --target $(MCORE_HOME).part
 
+mcore: $(MCORE_HOME)
+
 $(MCORE_HOME): | $(VENV)/.packages
 	rm -rf $(MCORE_HOME) $(MCORE_HOME).part
 	$(PIP_TO_MCORE) --only-binary=:all: --ignore-requires-python --python-version $(MCORE_PYTHON) megatron-core==$(MCORE) || { \
@@ -69,7 +71,8 @@ $(MCORE_HOME): | $(VENV)/.packages
 	$(BIN)/python -c "import triton" 2> /dev/null || $(PIP_TO_MCORE) triton
 	mv $(MCORE_HOME).part $(MCORE_HOME)
 
-WITH_MCORE := PYTHONPATH=$(CURDIR):$(MCORE_HOME) $(BIN)/python
+# Without NO_VCS_VERSION megatron-core takes this repository's commit for its own, as it lies within.
+WITH_MCORE := NO_VCS_VERSION=1 PYTHONPATH=$(CURDIR):$(MCORE_HOME) $(BIN)/python
 CHECK_MCORE := $(WITH_MCORE) -W ignore -c "import megatron.core as core; assert core.__version__ == '$(MCORE)', core.__version__"
 
 # The tests of all that stands on megatron-core, against release $(MCORE).
