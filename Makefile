@@ -1,4 +1,4 @@
-# Targets: setup demo test test-quick test-slurm test-te test-mcore test-mcore-quick check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
+# Targets: setup demo test test-quick test-slurm test-te mcore test-mcore test-mcore-quick check bench test-gpu bench-gpu gpu-kit clean. Each brings up what it needs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv

@@ -107,15 +107,14 @@ def _pieces(
     for tensor in sorted(tensors, key=lambda tensor: tensor.data.storage_offset()):
         assert tensor.data.is_contiguous(), f"{tensor.key}: not whole rows of its parameter"
         first = tensor.data.storage_offset()
-        taken = max(start, first)
+        taken, axes = max(start, first), tensor.prepend_axis_num
         for offset, shape in rectangles(tensor.local_shape, taken - first, min(end - first, tensor.data.numel())):
-            values = math.prod(shape)
-            axes = tensor.prepend_axis_num
+            values, local_shape = math.prod(shape), (1,) * axes + shape
             found.append(
                 replace(
                     tensor,
-                    data=None if is_loading else flat[taken - start : taken - start + values].view((1,) * axes + shape),
-                    local_shape=(1,) * axes + shape,
+                    data=None if is_loading else flat[taken - start : taken - start + values].view(local_shape),
+                    local_shape=local_shape,
                     global_offset=tuple(map(sum, zip(tensor.global_offset, (0,) * axes + offset, strict=True))),
                     axis_fragmentations=None,
                     prepend_axis_num=0,
