@@ -3,13 +3,14 @@
     KIT/run.sh            the one command there: benchmarks/gpu_kit_run.py of the tree below
     KIT/kit.json          for which Python, which versions, from which commit
     KIT/tree/             this checkout, changes included
-    KIT/wheels/           megatron-core and every dependency at the pins of constraints.txt; never torch or NumPy
+    KIT/wheels/           megatron-core and every dependency at the pins of constraints.txt; never torch
 
 The packages are listed nowhere: they follow the metadata of what is installed here, from the dependencies of pyproject.toml.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import os
 import shutil
@@ -33,10 +34,14 @@ from megatron_huatuo.storage.manifest import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 _ALSO = ("pytest", "pytest-timeout", "setuptools", "pybind11")
-# torch is the machine's own, with its CUDA libraries and its NumPy; the others draw curves, which nothing there does.
-_LEFT_OUT = frozenset({"torch", "numpy", "matplotlib", "tensorboard"})
-# A list of blocked web addresses that no step of this project reads: 17 of the wheel's 17.4 MB.
-_UNREAD = {"datatrove": "datatrove/assets/url_filterblacklistsv0_3_0.tar.gz"}
+# torch is the machine's own, with its CUDA libraries. Nothing there draws curves, loads from a hub, or calls transformers' commands.
+_LEFT_OUT = frozenset({"torch", "matplotlib", "tensorboard", "hf-xet", "typer"})
+# Files that nothing there reads, by the patterns of fnmatch. The list of blocked web addresses is 17 of datatrove's 17.4 MB.
+_UNREAD = {
+    "datatrove": "datatrove/assets/url_filterblacklists*.tar.gz",
+    "numpy": "numpy/*/tests/*",
+    "zstandard": "zstandard/_cffi.*",  # the second of two ways to call the same library
+}
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 
 
@@ -110,13 +115,13 @@ def download_wheels(requirements: list[str], directory: Path, python_version: st
 
 
 def drop_unread(directory: Path, unread: Mapping[str, str] = _UNREAD) -> None:
-    """Take the large files out of the wheels that nothing here reads."""
-    for package, member in unread.items():
+    """Take the files out of the wheels that nothing here reads."""
+    for package, pattern in unread.items():
         for wheel in directory.glob(f"{package}-*.whl"):
             smaller = wheel.with_suffix(".smaller")
             with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as new:
                 for entry in old.infolist():
-                    if entry.filename != member:
+                    if not fnmatch.fnmatch(entry.filename, pattern):
                         new.writestr(entry, old.read(entry))
             smaller.replace(wheel)
 

@@ -8,6 +8,7 @@ file as well, to hear of each test as it ends.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import shutil
@@ -203,12 +204,23 @@ def _replace(path: Path, text: str) -> None:
 def prepare(kit: Path, work: Path) -> dict[str, str]:
     """Unpack the wheels and copy the tree into `work`; returns the environment of the steps. A kit may be read-only."""
     shutil.copytree(kit / "tree", work / "tree")
-    for wheel in sorted((kit / "wheels").glob("*.whl")):
+    wheels = sorted((kit / "wheels").glob("*.whl"))
+    if _has_numpy():
+        wheels = [wheel for wheel in wheels if not wheel.name.startswith("numpy-")]
+    for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work / "site")
     for part in sorted((work / "site").glob("*.data/*lib")):
         shutil.copytree(part, work / "site", dirs_exist_ok=True)
     return {**os.environ, "PYTHONPATH": f"{work / 'site'}{os.pathsep}{work / 'tree'}", "PYTHONUNBUFFERED": "1"}
+
+
+def _has_numpy() -> bool:
+    """Whether the machine has a NumPy that is new enough: its torch was put together with it."""
+    try:
+        return int(importlib.metadata.version("numpy").split(".")[0]) >= 2
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def main() -> int:
