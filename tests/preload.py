@@ -6,6 +6,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# torch's optimizers load it when the first one is made: a second of processor time in each rank.
+import torch._dynamo  # noqa: F401
+
 import megatron_huatuo.corpus.merge_shards
 import megatron_huatuo.corpus.steps
 import megatron_huatuo.execution.executors
