@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megatron_huatuo.inspect.report_data import gather
+from megatron_huatuo.inspect.report_data import gather_report
 
-report = gather(Path(sys.argv[1]), None, [])
+report = gather_report(Path(sys.argv[1]), None, [])
 assert report.planned is not None
 figure = Figure(figsize=(10, 5.2))
 FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""What the fork server of the suite loads once, so that no test pays for it again."""
+"""What the fork server of the suite loads once, so that no rank and no tool pays for it again."""
 
 import gc
 import os
@@ -8,7 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # torch's optimizers load it when the first one is made: a second of processor time in each rank.
 import torch._dynamo  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM  # noqa: F401 (lazily loaded)
 
+import megatron_huatuo.convert.publish
 import megatron_huatuo.corpus.merge_shards
 import megatron_huatuo.corpus.steps
 import megatron_huatuo.execution.executors

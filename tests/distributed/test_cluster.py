@@ -25,6 +25,7 @@ from megatron_huatuo.cluster.cluster_settings import ClusterSettings, Finding
 from megatron_huatuo.errors import ConfigError
 from tests.distributed.runner import run_ranks
 from tests.ports import free_port
+from tests.tool_process import run_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,11 +224,15 @@ def test_verdict_names_what_failed() -> None:
 
 def test_lost_rank_ends_the_check_with_an_error(tmp_path: Path) -> None:
     """Rank 0 of two, alone: the other never comes."""
-    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, str(ROOT / "tools" / "check_cluster.py"), "--device", "cpu"]
-    command += ["--directory", str(tmp_path), "--timeout-minutes", "0.03"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    place = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    flags = ["--device", "cpu", "--directory", tmp_path, "--timeout-minutes", "0.03"]
+    done = run_tool("check_cluster", *flags, **place)
     assert done.returncode == 1
     assert "error: ranks lost each other" in done.stderr and "Traceback" not in done.stderr
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from megatron_huatuo.plan.memory import FRAGMENTATION, rank_memory, rank_paramet
 from megatron_huatuo.plan.rank_volumes import rank_volumes
 from megatron_huatuo.train.train_config import TrainConfig
 from tests.distributed.runner import run_ranks, started_ranks
+from tests.tool_process import run_tool
 from tests.unit.convert.small_models import SMALL
 from tests.unit.plan.plans import make_config
 
@@ -112,17 +111,15 @@ def test_plans_hold_in_the_rehearsal(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", ["0", "2"])
 def test_ranks_without_a_dry_run_are_refused(ranks: str, sample_blend: Path, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "train.py", "--config", ROOT / "examples" / "toy_cpu" / "train.yaml"]
     flags = ["--data.blend", sample_blend, "--run_dir", tmp_path / "run", "--ranks", ranks]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=240)
+    done = run_tool("train", "--config", "examples/toy_cpu/train.yaml", *flags)
     assert done.returncode == 1 and f"error: wrong --ranks: got {ranks}, need 1 or more, and --dry-run" in done.stderr
 
 
 def test_the_tool_rehearses_a_run_for_its_ranks(sample_blend: Path, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "train.py", "--config", ROOT / "examples" / "toy_cpu" / "train.yaml"]
     flags = ["--data.blend", sample_blend, "--run_dir", tmp_path / "run", "--dry-run", "--ranks", "8"]
     layout = ["--parallel.tensor_model_parallel_size", "2", "--parallel.pipeline_model_parallel_size", "2"]
-    done = subprocess.run([*command, *flags, *layout], capture_output=True, text=True, timeout=240)
+    done = run_tool("train", "--config", "examples/toy_cpu/train.yaml", *flags, *layout)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "on 8 ranks: would start" in done.stdout and "# dry run of 8 ranks" in done.stdout
     assert done.stdout.count(" parameters [") == 2 and "tensor parallel" in done.stdout

@@ -62,7 +62,10 @@ def test_cases_that_run_out_of_memory_or_are_refused_leave_the_others_alone(conf
 
 @pytest.mark.slow
 def test_weak_scaling_on_one_two_and_four_ranks(config: str, tmp_path: Path) -> None:
-    records = sweep_of(config, tmp_path / "out", scaling="weak", ranks=[1, 2, 4])
+    launch = (
+        "{python} -m tests.fork_ranks {ranks} {train} --config {config}"  # the default one is taken by the test above
+    )
+    records = sweep_of(config, tmp_path / "out", scaling="weak", ranks=[1, 2, 4], launch=launch)
     assert [record["outcome"] for record in records] == ["ok"] * 3
     assert [record["ratio"] for record in records] == [record["ours"] / records[0]["ours"] for record in records]
     rows = [line.split(" | ")[1:3] for line in (tmp_path / "out/sweep.md").read_text().splitlines()[2:]]

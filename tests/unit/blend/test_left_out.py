@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.storage.blend_files import BlendReader
 from megatron_huatuo.storage.indexed_writer import IndexedWriter
+from tests.tool_process import run_tool
 from tests.unit.blend.orders import write_index
 
 ROOT = Path(__file__).parents[3]
@@ -137,7 +136,6 @@ def test_a_prefix_with_the_suffix_of_one_file_is_told_so(tmp_path: Path, suffix:
 def test_the_tool_says_it_and_goes_on(tmp_path: Path) -> None:
     sources = [_source(tmp_path / "a", epochs=0.001), _source(tmp_path / "b")]
     (tmp_path / "blend.yaml").write_text(dump_yaml({"seq_length": 64, "seed": 1, "sources": sources}))
-    tool = [sys.executable, str(ROOT / "tools" / "build_blend.py"), "--config", str(tmp_path / "blend.yaml")]
-    done = subprocess.run([*tool, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=120)
+    done = run_tool("build_blend", "--config", tmp_path / "blend.yaml", "--output", tmp_path / "out")
     assert done.returncode == 0
     assert "WARNING source 'a' gives no document: its epochs, 0.001 of 56 documents, round to none" in done.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.storage.run_files import read_training_state
+from tests.tool_process import run_tool
 from tests.unit.convert.small_models import SMALL, random_weights, write_model
 
 ROOT = Path(__file__).parents[3]
@@ -59,9 +58,7 @@ def test_the_average_is_exact_in_float32(name: str, dtype: torch.dtype, tmp_path
 @pytest.mark.slow
 def test_the_tool_averages_and_names_what_it_wrote(tmp_path: Path) -> None:
     checkpoints, _ = models(tmp_path, "llama", torch.float32, [1.0, 3.0])
-    command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), "average", "--checkpoints"]
-    command += [*map(str, checkpoints), "--checkpoint", str(tmp_path / "mean")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = run_tool("convert_checkpoint", "average", "--checkpoints", *checkpoints, "--checkpoint", tmp_path / "mean")
     assert done.returncode == 0, done.stderr
     assert f"checkpoint: {tmp_path / 'mean' / 'iter_0000000'}" in done.stdout
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.evaluate.exam import ExamSettings, run_exam
 from megatron_huatuo.evaluate.generate import GenerationSettings
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
+from tests.tool_process import run_tool
 from tests.unit.convert.conftest import FAMILIES
 from tests.unit.convert.small_models import write_model
 
@@ -107,10 +106,8 @@ def test_scores_of_the_models_own_exam_become_its_model_index(trained, base, exa
     out = tmp_path / "Our-Model"
     export_checkpoint(trained["llama"], out, base_hf=base, skip_verification=True)
     scores = _sit(out, exam, tmp_path / "exam")
-    command = [sys.executable, "tools/convert_checkpoint.py", "card", "--hf", out, "--evaluation", tmp_path / "exam"]
-    done = subprocess.run(
-        [*command, "--license", "apache-2.0", "--language", "zh"], cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+    facts = ["--evaluation", tmp_path / "exam", "--license", "apache-2.0", "--language", "zh"]
+    done = run_tool("convert_checkpoint", "card", "--hf", out, *facts)
     assert done.returncode == 0, done.stderr
     card = ModelCard.load(out / "README.md")
     assert (card.data.license, card.data.language, card.data.base_model) == ("apache-2.0", ["zh"], "some-org/Base-7B")

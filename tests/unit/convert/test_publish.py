@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from megatron_huatuo.convert.verify import verify_export
 from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.storage.manifest import read_manifest, verify_files
 from megatron_huatuo.storage.run_files import resolve_checkpoint
+from tests.tool_process import run_tool
 from tests.unit.convert.conftest import FAMILIES
 
 # Runs without this project: loads each directory as a user would, twice generates, and prints ids.
@@ -251,13 +253,7 @@ def test_wrong_requests_are_refused(checkpoints, exports, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_tool_imports_exports_and_verifies(checkpoints, exports, tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
-    tool = [sys.executable, str(root / "tools" / "convert_checkpoint.py")]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*tool, *arguments], env=environment, capture_output=True, text=True, timeout=240)
-
+    run = functools.partial(run_tool, "convert_checkpoint")
     hf = checkpoints["qwen2"].parent / "hf"
     assert run("import", "--hf", str(hf), "--checkpoint", str(tmp_path / "ck")).returncode == 0
     done = run("export", "--checkpoint", str(tmp_path / "ck"), "--hf", str(tmp_path / "out"), "--dtype", "float32")

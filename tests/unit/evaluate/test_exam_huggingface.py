@@ -1,10 +1,6 @@
 """The exam on a Hugging Face directory: real generation, kill and resume, nothing executed from the directory."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import pytest
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.evaluate.exam import run_exam
 from megatron_huatuo.evaluate.generate import GenerationSettings
+from tests.tool_process import run_tool, start_tool
 
 ROOT = Path(__file__).parents[3]
 SHORT = GenerationSettings(max_new_tokens=12, batch_size=4, device="cpu")
@@ -100,26 +97,25 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes_without_asking_agai
 
     questions = write_questions(tmp_path / "q.jsonl", 60)
     output = tmp_path / "out"
-    command = [sys.executable, "tools/evaluate.py", "exam", "--model", model_directory, "--questions", questions]
+    command = ["evaluate", "exam", "--model", model_directory, "--questions", questions]
     command += ["--output", output, "--batch-size", "1", "--max-new-tokens", "40", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    process = start_tool(tmp_path, *command)
     logged = 0
     deadline = time.monotonic() + 120
-    while logged < 3 and process.poll() is None and time.monotonic() < deadline:
+    while logged < 3 and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
         logged = count_logged(output, sqlite3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = count_logged(output, sqlite3)
     assert 3 <= before < 60
     assert not (output / "manifest.json").exists()
     assert not (output / "replies.jsonl").exists()
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
-    assert result.returncode == 0, result.stderr.decode()
+    result = run_tool(*command)
+    assert result.returncode == 0, result.stderr
     assert len(read_lines(output / "replies.jsonl")) == 60
     assert count_logged(output, sqlite3) == 60
-    assert result.stdout.decode().splitlines()[-1].split()[:3] == ["total", "all", "60"]
+    assert result.stdout.splitlines()[-1].split()[:3] == ["total", "all", "60"]
     assert not list(output.glob("*.tmp"))
 
 
@@ -217,18 +213,18 @@ def test_code_in_the_directory_runs_only_with_the_flag(model_directory, write_qu
     with pytest.raises(ConfigError, match="its own Python code, which is not executed"):
         run_exam(model=directory, questions=[questions], output=tmp_path / "out", generation=SHORT)
     assert not trace.exists()
-    command = [sys.executable, "tools/evaluate.py", "exam", "--model", directory, "--questions", questions]
+    command = ["evaluate", "exam", "--model", directory, "--questions", questions]
     command += ["--output", tmp_path / "out", "--max-new-tokens", "3", "--device", "cpu", "--trust-remote-code"]
-    trusted = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert trusted.returncode == 0, trusted.stderr.decode()
+    trusted = run_tool(*command)
+    assert trusted.returncode == 0, trusted.stderr
     assert trace.exists()
 
 
 def test_an_export_of_baichuan2_sits_the_exam_without_a_flag(baichuan_directory, write_questions, tmp_path):
     questions = write_questions(tmp_path / "q.jsonl", 2)
-    command = [sys.executable, "tools/evaluate.py", "exam", "--model", baichuan_directory, "--questions", questions]
+    command = ["evaluate", "exam", "--model", baichuan_directory, "--questions", questions]
     command += ["--output", tmp_path / "out", "--max-new-tokens", "3", "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = run_tool(*command)
     assert done.returncode == 0, done.stderr
     assert "model of type" not in done.stderr and "trust_remote_code" not in done.stderr
     assert len(read_lines(tmp_path / "out" / "replies.jsonl")) == 2

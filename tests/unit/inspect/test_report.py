@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.inspect.report_data import MOST_POINTS, gather_report
 from megatron_huatuo.inspect.report_page import write_report
 from megatron_huatuo.train.train_config import TrainConfig
+from tests.tool_process import run_tool
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -148,6 +148,5 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path: Path, sample_ble
 
 def test_the_tool_writes_the_page(tmp_path: Path, sample_blend: Path) -> None:
     run_dir = make_run(tmp_path / "run", str(sample_blend), 3)
-    command = [sys.executable, str(ROOT / "tools" / "report.py"), str(run_dir), "--output", str(tmp_path / "r.html")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_tool("report", run_dir, "--output", tmp_path / "r.html")
     assert done.returncode == 0 and f"report: {tmp_path / 'r.html'}" in done.stdout, done.stderr
