@@ -13,7 +13,7 @@ from megatron_huatuo.config import dump_yaml
 from megatron_huatuo.dataset.rows import PackedRows
 from megatron_huatuo.errors import ConfigError, HuatuoError
 from megatron_huatuo.log import get_logger
-from megatron_huatuo.models.core.attention_backend import has_transformer_engine
+from megatron_huatuo.models.core.attention_backend import engine_obstacle
 from megatron_huatuo.parallel.host import enable_device, resolve_device
 from megatron_huatuo.parallel.process_groups import destroy_process_groups, initialize_process_groups
 from megatron_huatuo.train.inputs import open_inputs
@@ -92,9 +92,10 @@ def check_machine(config: TrainConfig, local_world_size: int) -> None:
             f"wrong number of ranks on this node: got {local_world_size}, need at most {torch.cuda.device_count()}, its GPUs. "
             "Change --nproc_per_node."
         )
-    if config.parallel.tp_comm_overlap and not (on_gpu and has_transformer_engine()):
+    if config.parallel.tp_comm_overlap and (obstacle := engine_obstacle() if on_gpu else "the run is on the CPU"):
         raise ConfigError(
-            "wrong parallel.tp_comm_overlap: needs GPUs and the package transformer_engine. Install it, or switch it off."
+            f"wrong parallel.tp_comm_overlap: it needs GPUs and Transformer Engine, but {obstacle}. Switch it off, or run "
+            "where both are (examples/slurm/Dockerfile builds it)."
         )
     if on_gpu and config.parallel.tensor_model_parallel_size > 1:
         # Kernels start in the order of their calls, so that communication overlaps with the matrix products after it.
@@ -107,8 +108,8 @@ def _check_fp8(config: TrainConfig, on_gpu: bool) -> None:
     obstacle, needed = None, _CAPABILITY[config.training.fp8_recipe]
     if not on_gpu:
         obstacle = "the run is on the CPU"
-    elif not has_transformer_engine():
-        obstacle = "the package transformer_engine is not installed"
+    elif (missing := engine_obstacle()) is not None:
+        obstacle = missing
     elif (found := torch.cuda.get_device_capability()) < needed:
         obstacle = f"recipe {config.training.fp8_recipe} needs compute capability {needed}, and the GPU has {found}"
     if obstacle is not None:

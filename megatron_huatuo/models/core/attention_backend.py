@@ -27,8 +27,14 @@ _CUDNN_TAKES_PACKED_ROWS = (9, 0)
 
 
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine can be used. One that is installed and broken, or of an untested version, is said, once."""
-    return import_obstacle(TRANSFORMER_ENGINE) is None and engine_version_obstacle() is None
+    """Whether Transformer Engine can be used."""
+    return engine_obstacle() is None
+
+
+def engine_obstacle() -> str | None:
+    """Why Transformer Engine cannot be used; None when it can. One that is installed and broken, or of an untested version,
+    is said, once."""
+    return import_obstacle(TRANSFORMER_ENGINE) or engine_version_obstacle()
 
 
 def engine_layers_obstacle(device: str, precision: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron.core.optimizer import distrib_optimizer
 
-from megatron_huatuo.models.core.attention_backend import TRANSFORMER_ENGINE, engine_version_obstacle, import_obstacle
+from megatron_huatuo.models.core.attention_backend import engine_obstacle, import_obstacle
 from megatron_huatuo.models.core.gpt import PackedGPTModel
 
 _NO_GPU = "the run is on the CPU"
@@ -19,7 +19,7 @@ def fused_pieces(chunk: PackedGPTModel, device: str) -> dict[str, str | None]:
     """
     config = chunk.config
     no_gpu = None if device == "cuda" else _NO_GPU
-    no_engine = no_gpu or import_obstacle(TRANSFORMER_ENGINE) or engine_version_obstacle()
+    no_engine = no_gpu or engine_obstacle()
     no_layers = no_gpu or chunk.engine_layers_obstacle
     return {
         "fused RMSNorm and linear layers (Transformer Engine)": no_layers,

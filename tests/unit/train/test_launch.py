@@ -62,7 +62,7 @@ def test_overlap_that_needs_transformer_engine_is_refused_without_it(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config.parallel.tensor_model_parallel_size, config.parallel.tp_comm_overlap = 2, True
-    refused(config, r"wrong parallel.tp_comm_overlap: needs GPUs and the package transformer_engine")
+    refused(config, r"wrong parallel.tp_comm_overlap: it needs GPUs and Transformer Engine, but the run is on the CPU")
 
 
 def test_fp8_is_refused_where_nothing_can_do_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +72,10 @@ def test_fp8_is_refused_where_nothing_can_do_it(config: TrainConfig, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     config.runtime.device = "auto"
-    monkeypatch.setattr(launch_module, "has_transformer_engine", lambda: False)
     refused(config, r"wrong training.fp8: got 'hybrid', but the package transformer_engine is not installed")
-    monkeypatch.setattr(launch_module, "has_transformer_engine", lambda: True)
+    monkeypatch.setattr(launch_module, "engine_obstacle", lambda: "transformer_engine 2.20 is untested")
+    refused(config, r"wrong training.fp8: got 'hybrid', but transformer_engine 2.20 is untested")
+    monkeypatch.setattr(launch_module, "engine_obstacle", lambda: None)
     refused(config, r"but recipe tensorwise needs compute capability \(8, 9\), and the GPU has \(8, 0\)")
 
 
