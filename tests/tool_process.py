@@ -29,7 +29,7 @@ def _tool_main(command: list[str], folder: str, environment: dict[str, str]) -> 
     runpy.run_path(command[0], run_name="__main__")
 
 
-def start_tool(folder: Path | str, name: str, *arguments: object, **environment: str) -> BaseProcess:
+def fork_tool(folder: Path | str, name: str, *arguments: object, **environment: str) -> BaseProcess:
     """Start `tools/NAME.py` in the root of the repository. What it says is in the files stdout and stderr of `folder`."""
     command = [str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
     process = CONTEXT.Process(target=_tool_main, args=(command, str(folder), environment))
@@ -42,7 +42,7 @@ def run_tool(
 ) -> subprocess.CompletedProcess[str]:
     """Run `tools/NAME.py` to its end; its output as text."""
     with tempfile.TemporaryDirectory() as folder:
-        process = start_tool(folder, name, *arguments, **environment)
+        process = fork_tool(folder, name, *arguments, **environment)
         process.join(timeout_s)
         if process.is_alive():
             process.kill()

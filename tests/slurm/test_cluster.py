@@ -16,8 +16,12 @@ def test_an_interrupted_test_leaves_neither_steps_nor_tasks(tmp_path: Path) -> N
     if missing := missing_packages():
         pytest.skip(f"a real Slurm needs Debian packages: apt-get install {' '.join(missing)}")
     with pytest.raises(KeyboardInterrupt), running_cluster(tmp_path) as cluster:
-        cluster.run("sbatch", "--nodes=2", "--output=/dev/null", "--wrap=srun sleep 600")
-        wait_until(lambda: len(cluster.processes("sleep", node=NODES[1])) == 1, 120, lambda: str(cluster.processes()))
+        cluster.run("sbatch", "--nodes=2", f"--output={tmp_path}/said", "--wrap=srun sleep 600")
+        wait_until(
+            lambda: len(cluster.processes("sleep", node=NODES[1])) == 1,
+            120,
+            lambda: f"{cluster.processes()} {[path.read_text() for path in tmp_path.glob('said')]}",
+        )
         [task] = cluster.processes("sleep", node=NODES[1])
         step = task.parent()
         assert step is not None and step.name() == "slurmstepd"

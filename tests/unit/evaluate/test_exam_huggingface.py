@@ -9,7 +9,7 @@ import pytest
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.evaluate.exam import run_exam
 from megatron_huatuo.evaluate.generate import GenerationSettings
-from tests.tool_process import run_tool, start_tool
+from tests.tool_process import fork_tool, run_tool
 
 ROOT = Path(__file__).parents[3]
 SHORT = GenerationSettings(max_new_tokens=12, batch_size=4, device="cpu")
@@ -99,7 +99,7 @@ def test_kill_9_in_the_middle_then_the_same_command_finishes_without_asking_agai
     output = tmp_path / "out"
     command = ["evaluate", "exam", "--model", model_directory, "--questions", questions]
     command += ["--output", output, "--batch-size", "1", "--max-new-tokens", "40", "--device", "cpu"]
-    process = start_tool(tmp_path, *command)
+    process = fork_tool(tmp_path, *command)
     logged = 0
     deadline = time.monotonic() + 120
     while logged < 3 and process.is_alive() and time.monotonic() < deadline:
