@@ -27,6 +27,7 @@ _PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "s
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # train.sbatch listens on 20000 + the number of its job: the jobs of a cluster are numbered by ports that were free.
 _MOST_JOBS = 50
+_HIGHEST_JOB = 65535 - 20_000
 # A slurmd that does not answer for SlurmdTimeout is a failed node. KillWait: from SIGTERM to SIGKILL, Slurm's default.
 _CONFIGURATION = """\
 ClusterName=test
@@ -85,6 +86,8 @@ class Cluster:
 
     def start(self) -> None:
         """Returns when both nodes are idle. Raises: AssertionError with the end of the logs."""
+        socket = self.folder / "spool" / NODES[0] / f"{NODES[0]}_{_HIGHEST_JOB}.4294967291"  # as a batch step calls it
+        assert len(os.fsencode(socket)) < 108, f"too long for the address of a socket, and no job would start: {socket}"
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
@@ -102,7 +105,7 @@ class Cluster:
         self._start("slurmctld", "-D")
         for node in NODES:
             self.start_slurmd(node)
-        wait_until(lambda: self.node_states() == {"idle"}, 60, self._tail_of_logs)
+        wait_until(lambda: self.node_states() == {"idle"}, 60, self.logs)
 
     def start_slurmd(self, node: str) -> None:
         """Bring a node up (again)."""
@@ -198,12 +201,13 @@ class Cluster:
                 return True
             return facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-        wait_until(has_ended, timeout_s, lambda: f"{facts}\n{self._tail_of_logs()}")
+        wait_until(has_ended, timeout_s, lambda: f"{facts}\n{self.logs()}")
         if facts["JobState"] != "PENDING":
             wait_until(lambda: number not in self.jobs(), 60, lambda: f"job {number} leaves the queue")
         return facts
 
-    def _tail_of_logs(self) -> str:
+    def logs(self) -> str:
+        """The end of what each daemon logged."""
         return "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 import pytest
 
@@ -12,15 +10,16 @@ from tests.slurm.cluster import NODES, missing_packages, running_cluster, wait_u
 pytestmark = pytest.mark.slurm
 
 
-def test_an_interrupted_test_leaves_neither_steps_nor_tasks(tmp_path: Path) -> None:
+def test_an_interrupted_test_leaves_neither_steps_nor_tasks(tmp_path_factory: pytest.TempPathFactory) -> None:
     if missing := missing_packages():
         pytest.skip(f"a real Slurm needs Debian packages: apt-get install {' '.join(missing)}")
-    with pytest.raises(KeyboardInterrupt), running_cluster(tmp_path) as cluster:
-        cluster.run("sbatch", "--nodes=2", f"--output={tmp_path}/said", "--wrap=srun sleep 600")
+    folder = tmp_path_factory.mktemp("slurm")
+    with pytest.raises(KeyboardInterrupt), running_cluster(folder) as cluster:
+        cluster.run("sbatch", "--nodes=2", f"--output={folder}/said", "--wrap=srun sleep 600")
         wait_until(
             lambda: len(cluster.processes("sleep", node=NODES[1])) == 1,
-            120,
-            lambda: f"{cluster.processes()} {[path.read_text() for path in tmp_path.glob('said')]}",
+            60,
+            lambda: f"{cluster.processes()} {[path.read_text() for path in folder.glob('said')]} {cluster.logs()}",
         )
         [task] = cluster.processes("sleep", node=NODES[1])
         step = task.parent()
