@@ -1,4 +1,4 @@
-"""Tasks on a real Ray cluster of two CPUs: the bytes of a local run, errors as they are, no waiting for ever."""
+"""Tasks on a real Ray cluster of two nodes on this machine, a CPU each: the bytes of a local run, errors as they are, no waiting for ever."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from tests.unit.execution.curation import FILES, assert_equal, find_worker, writ
 def cluster():
     """Started once for all tests here: it takes seconds."""
     ray = pytest.importorskip("ray", reason="ray is an extra: pip install ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+    nodes.shutdown()
 
 
 def on_ray(inputs, output, **settings):
