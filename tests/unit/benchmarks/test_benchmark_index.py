@@ -29,6 +29,7 @@ def test_megatrons_loop_and_ours_write_the_same_bytes(corpus, tmp_path):
         assert Path(tmp_path / f"ours.{suffix}").read_bytes() == Path(tmp_path / f"theirs.{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 def test_pipeline_records_have_the_contracts_keys(corpus):
     path, tokenizer = corpus
     records = index._pipeline_records(path, tokenizer, workers=2, repeats=1)

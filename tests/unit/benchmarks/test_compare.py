@@ -76,6 +76,7 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         compare_records(first, tmp_path / "c.json")
 
 
+@pytest.mark.slow
 def test_commands_are_run_in_turn_and_a_failing_one_is_named() -> None:
     slow = f"{sys.executable} -c 'import time; time.sleep(0.4)'"
     fast = f"{sys.executable} -c pass"

@@ -28,6 +28,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "on_ranks", run_ranks)  # as real, and quicker to start
     [record] = save.run(SaveBenchmark(gigabytes=0.01, saves=1, directory=str(tmp_path)))

@@ -216,6 +216,7 @@ def test_gpus_that_hold_no_layout_are_said(config: str, tmp_path: Path) -> None:
         sweep_of(config, tmp_path / "out", ranks=[3], launch="false")
 
 
+@pytest.mark.slow
 def test_the_slurm_script_starts_every_case_on_its_nodes(tmp_path: Path, config: str) -> None:
     """Slurm's commands replaced on PATH; srun runs nothing, so the cases fail, and are recorded."""
     tools, calls = tmp_path / "bin", tmp_path / "calls"

@@ -250,6 +250,7 @@ def _tool(config: Path, output: Path, *options: str) -> list[str]:
     return [*tool, "--config", str(config), "--output", str(output), *options]
 
 
+@pytest.mark.slow
 def test_tool_builds_and_reports_errors_in_one_line(content: dict[str, Any], tmp_path: Path) -> None:
     config, output = tmp_path / "blend 配置.yaml", tmp_path / "有 空格"
     config.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -274,6 +275,7 @@ def large(tmp_path: Path) -> Path:
     return config
 
 
+@pytest.mark.slow
 def test_killed_build_leaves_nothing_under_the_final_name(large: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(_tool(large, tmp_path / "blend"), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -287,6 +289,7 @@ def test_killed_build_leaves_nothing_under_the_final_name(large: Path, tmp_path:
     verify_files(tmp_path / "blend", read_manifest(tmp_path / "blend", "blend"))
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_output_leave_one_whole_blend(large: Path, tmp_path: Path) -> None:
     both = [subprocess.Popen(_tool(large, tmp_path / "blend"), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=180)[1] for process in both]

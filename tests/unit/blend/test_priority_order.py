@@ -31,6 +31,7 @@ def problems(draw: st.DrawFn) -> tuple[list[int], list[float], list[float], int]
     return sizes, priorities, epochs, draw(st.integers(0, 2**64 - 1))
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(max_examples=60, deadline=None)
 def test_kernel_equals_the_python_reference_byte_for_byte(problem: tuple[Any, ...]) -> None:
@@ -51,6 +52,7 @@ def test_extreme_ratios_equal_the_reference() -> None:
     np.testing.assert_array_equal(document, wanted_document)
 
 
+@pytest.mark.slow
 def test_many_sources_equal_the_reference() -> None:
     """Beyond 128 sources cells are larger and hold more special documents."""
     rng = np.random.default_rng(0)
@@ -82,6 +84,7 @@ RECORDED_SHA256 = {
 """Of the source and document bytes, as version 1 of the order first gave them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", RECORDED_SHA256)
 def test_large_orders_keep_their_recorded_bytes(problem: str) -> None:
     draws, start = {
@@ -160,6 +163,7 @@ def test_more_than_2_to_24_draws_are_each_drawn_once() -> None:
         assert seen.all() and (source == number).sum() == size
 
 
+@pytest.mark.slow
 def test_beyond_2_to_31_draws_a_block_is_made_without_the_rest() -> None:
     sizes = [2**31 + 12_345, 50_000, 2**30]
     draws = fresh_draws(sizes, [1.0, 1.0, 3.0], 9)

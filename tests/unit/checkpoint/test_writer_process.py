@@ -63,6 +63,7 @@ def test_it_is_given_up_when_not_even_a_kill_ends_it(monkeypatch: pytest.MonkeyP
         os.waitpid(writer._pid, 0)
 
 
+@pytest.mark.slow
 def test_it_writes_what_more_than_one_thread_made() -> None:
     """A clone uses OpenMP, whose threads a fork does not have."""
     program = (
@@ -85,6 +86,7 @@ def test_requests_to_stop_do_not_reach_it() -> None:
     assert writer.result() == "done"
 
 
+@pytest.mark.slow
 def test_it_dies_with_its_parent() -> None:
     program = (
         "import os, time\n"

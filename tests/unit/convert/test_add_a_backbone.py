@@ -39,6 +39,7 @@ def willow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield module.Willow
 
 
+@pytest.mark.slow
 def test_a_family_of_one_file_converts_both_ways(willow: Any, tmp_path: Path, tokenizer_directory: Path) -> None:
     architecture = dataclasses.replace(SMALL["llama"], family="willow", vocab_size=448)
     source = write_model(tmp_path / "hf", architecture)

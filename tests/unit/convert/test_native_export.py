@@ -108,6 +108,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return served, source, root / "out"
 
 
+@pytest.mark.slow
 def test_the_template_is_written_unchanged_for_new_and_old_transformers(exported) -> None:
     served, source, out = exported
     published = read_chat_template(source)

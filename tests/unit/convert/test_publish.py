@@ -61,6 +61,7 @@ def exports(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return {**found, "llamafied": (root / "llamafied", folded)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "llamafied"])
 def test_logits_and_greedy_continuation_equal_the_training_model(exports, name: str) -> None:
     _, parity = exports[name]
@@ -108,6 +109,7 @@ def test_directory_is_complete_and_its_manifest_true(exports) -> None:
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_baichuan.BaichuanForCausalLM"
 
 
+@pytest.mark.slow
 def test_bf16_export_is_compared_with_the_rounded_weights(checkpoints, tmp_path: Path) -> None:
     parity = export_checkpoint(checkpoints["llama"], tmp_path / "out", dtype="bfloat16")
     assert parity.max_logit_difference < 1e-4
@@ -298,6 +300,7 @@ def test_a_base_model_that_is_not_there_is_named(checkpoints, tmp_path: Path) ->
         export_checkpoint(checkpoints["llama"], tmp_path / "out", base_hf=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "baichuan2-rope"])
 def test_the_published_model_equals_its_import(checkpoints, tmp_path: Path, name: str, caplog) -> None:
     """Its chat template is another and its tokenizer class remote code: token ids are left out, with a word."""

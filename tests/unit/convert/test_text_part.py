@@ -54,6 +54,7 @@ def _renamed(source: Path, target: Path, old: str, new: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_text_part_computes_what_the_whole_model_computes(
     pictured: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

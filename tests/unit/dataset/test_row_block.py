@@ -59,6 +59,7 @@ indexes = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), sources=st.lists(indexes, min_size=1, max_size=3), seq_length=st.integers(1, 20))
 def test_any_documents_of_any_format_give_the_bytes_of_the_plain_form(

@@ -593,6 +593,7 @@ def test_published_free_form_replies_name_no_foreign_option_and_hide_no_answer(n
         assert [parse_answer(f"{reply}\n{statement}", "首选药物是", foreign) for reply in replies] == ["C"] * 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["腹水与清蛋白相比，", "A B C D ", "其余都是", "A：可提示。", "除A外均是，", "- A. 腹水\n"]
 )

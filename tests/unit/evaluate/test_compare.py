@@ -49,6 +49,7 @@ def hundred(tmp_path):
     return [path]
 
 
+@pytest.mark.slow
 def test_pairs_are_counted_tested_and_corrected(sit, hundred, tmp_path):
     strong = sit("strong", hundred, lambda k: k < 80)
     middle = sit("middle", hundred, lambda k: 10 <= k < 75)
@@ -69,12 +70,14 @@ def test_pairs_are_counted_tested_and_corrected(sit, hundred, tmp_path):
     assert manifest["kind"] == "comparison" and len(manifest["results"]) == 3
 
 
+@pytest.mark.slow
 def test_equal_models_are_not_told_apart(sit, hundred, tmp_path):
     one, other = sit("one", hundred, lambda k: k % 3 == 0), sit("other", hundred, lambda k: k % 3 == 0)
     (pair,) = run_compare([one, other], tmp_path / "out")["pairs"]
     assert (pair["difference"], pair["p_value"], pair["interval"]) == (0, 1, [0, 0])
 
 
+@pytest.mark.slow
 def test_missing_questions_leave_the_pair_and_are_said(sit, hundred, endpoint, tmp_path):
     full = sit("full", hundred, lambda k: True)
     endpoint.answers = lambda request: (400, b"{}", {}) if "第7题" in request["messages"][-1]["content"] else "A"
@@ -88,6 +91,7 @@ def test_missing_questions_leave_the_pair_and_are_said(sit, hundred, endpoint, t
         run_compare([full, tmp_path / "unfinished"], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_results_of_other_questions_are_refused_with_what_differs(sit, hundred, tmp_path):
     whole = sit("whole", hundred, lambda k: True)
     part = sit("part", hundred, lambda k: True, limit=60)
@@ -111,6 +115,7 @@ def test_results_of_other_questions_are_refused_with_what_differs(sit, hundred, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_tool_compares_and_prints_a_table(sit, hundred, tmp_path):
     directories = [sit("one", hundred, lambda k: True), sit("two", hundred, lambda k: k % 2 == 0)]
     compare = [sys.executable, "tools/evaluate.py", "compare", "--results", *directories, "--output", tmp_path / "out"]

@@ -222,6 +222,7 @@ def run_tool(endpoint, exam, output, *more, **environment):
     return command, {**os.environ, **environment}
 
 
+@pytest.mark.slow
 def test_key_comes_from_the_environment_and_stands_in_no_output(endpoint, exam, tmp_path):
     def echo(prompt, number):
         if number == 0:
@@ -243,6 +244,7 @@ def test_key_comes_from_the_environment_and_stands_in_no_output(endpoint, exam, 
         assert KEY.encode() not in text
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_pays_only_for_what_is_missing(endpoint, exam, tmp_path):
     answered = threading.Semaphore(0)
 

@@ -19,6 +19,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_exam_writes_contract_files(model_directory, write_questions, tmp_path):
     questions = write_questions(tmp_path / "考 题.jsonl", 9)
     output = tmp_path / "输 出"
@@ -37,6 +38,7 @@ def test_exam_writes_contract_files(model_directory, write_questions, tmp_path):
     assert manifest["model"]["kind"] == "huggingface"
 
 
+@pytest.mark.slow
 def test_batched_replies_equal_those_of_one_prompt_at_a_time(model_directory, write_questions, tmp_path):
     questions = write_questions(tmp_path / "q.jsonl", 7)
     replies = []
@@ -147,6 +149,7 @@ def test_changed_weights_are_another_model(model_directory, write_questions, tmp
     assert directory_fingerprint(copy) != directory_fingerprint(model_directory)
 
 
+@pytest.mark.slow
 def test_prompt_that_fills_the_positions_is_unparsed_and_does_not_cut_others(model_directory, tmp_path):
     def question(name, text):
         return {"id": name, "question": text, "option": {"A": "腹水", "B": "清蛋白"}, "answer": "A"}
@@ -165,6 +168,7 @@ def test_prompt_that_fills_the_positions_is_unparsed_and_does_not_cut_others(mod
     assert read_lines(tmp_path / "one" / "replies.jsonl")[0]["reply"] == replies["short"]["reply"]
 
 
+@pytest.mark.slow
 def test_memory_error_halves_the_batch_and_loses_nothing(model_directory, write_questions, tmp_path, monkeypatch):
     import torch
 

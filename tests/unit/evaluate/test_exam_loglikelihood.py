@@ -133,6 +133,7 @@ def test_exam_of_several_letters_only_is_refused_by_loglikelihood(model_director
         run_exam(model_directory, [tmp_path / "q.json"], tmp_path / "out", LETTERS, CPU)
 
 
+@pytest.mark.slow
 def test_sampled_reply_depends_on_its_seed_and_not_on_its_neighbours(model_directory, tmp_path):
     requests = [Request("哪项有意义" + "？" * k, seed) for k in range(3) for seed in (None, 1, 2)]
     replies = []

@@ -49,6 +49,7 @@ def test_a_directory_answers_and_judges_read_it(model_directory, questions, tmp_
     assert read_manifest(tmp_path / "one", "answers")["settings"]["seed"] == 7
 
 
+@pytest.mark.slow
 def test_an_endpoint_answers_and_only_missing_ones_are_asked_again(endpoint, questions, tmp_path):
     endpoint.reply = lambda prompt, number: f"多休息（{prompt[3]}）"
     command = [sys.executable, "tools/evaluate.py", "answer", "--base-url", endpoint.url, "--model", "m"]

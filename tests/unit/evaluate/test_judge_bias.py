@@ -132,6 +132,7 @@ def test_judge_that_loves_the_first_answer_is_found(endpoint, answers, tmp_path)
     assert "the answer shown first is preferred" in text and "win rate of A at equal length" in text
 
 
+@pytest.mark.slow
 def test_several_judges_are_counted_apart_and_their_agreement_is_cohens_kappa(endpoint, tmp_path):
     answers = bundled(tmp_path)
     texts = {a.text.strip() for a, _ in pair_answers(*answers)}

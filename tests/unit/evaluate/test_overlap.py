@@ -179,6 +179,7 @@ def test_planted_questions_are_found_and_near_ones_are_not(exam_and_index):
         assert own.text[:12] in texts_of(questions[number])
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(exam_and_index):
     questions, _, prefix, _, _ = exam_and_index
     assert find_overlap(questions, [prefix], workers=2) == find_overlap(questions, [prefix], workers=1)

@@ -38,6 +38,7 @@ def published():
     return [DATA / "baichuan2" / "tokenizer.model", DATA / "tokenizers" / "qwen3", DATA / "tokenizers" / "llama3_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SentencePiece", "byte-level", "Baichuan2", "Qwen3", "Llama 3.1"])
 def test_tokens_one_by_one_make_the_characters_of_the_text(kind, tmp_path):
     own = {"SentencePiece": lambda: write_tokenizer(tmp_path, TEXTS * 30), "byte-level": lambda: byte_level(tmp_path)}

@@ -312,6 +312,7 @@ def test_refusals_are_short_and_begin_as_such(tmp_path, text, expected):
     assert text in grade_prompt(answer, read_criteria(write(tmp_path / "c.json", HEALTH[:1]))["p1"].criteria[0])
 
 
+@pytest.mark.slow
 def test_tools_rate_and_grade(endpoint, answers, tmp_path):
     endpoint.reply = lambda prompt, number: rating(7) if "[[总分：" in prompt else '{"criteria_met": true}'
     tool = [sys.executable, "tools/evaluate.py"]

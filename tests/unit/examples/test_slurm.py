@@ -164,6 +164,7 @@ def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
     assert "stopped" in text and "asking the run to save" in text
 
 
+@pytest.mark.slow
 def test_time_limit_during_start_is_not_forgotten(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30, SETUP_S="2.5")
     job.wait_until("started")
@@ -185,6 +186,7 @@ def test_the_attempt_after_a_time_limit_runs_to_the_end(job: Job, behaviour: str
     assert code == 0 and "run is 'finished' after 90 steps" in text, text
 
 
+@pytest.mark.slow
 def test_the_attempt_after_a_killed_job_runs_to_the_end(job: Job) -> None:
     """Slurm kills the script itself where a save outlasts the time limit; its STOP must not stop the next job."""
     process = job.start("until_stop", saved=40, SETUP_S="2")
@@ -208,6 +210,7 @@ def test_stop_by_a_person_is_not_requeued(job: Job) -> None:
     assert code == 0 and not job.requeued, text
 
 
+@pytest.mark.slow
 def test_stop_by_a_person_ends_the_chain_though_the_time_limit_is_near(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30, SETUP_S="1")
     job.wait_until("started")

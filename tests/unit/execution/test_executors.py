@@ -35,6 +35,7 @@ def test_killed_at_any_moment_it_finishes_later_with_the_same_bytes(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", ".undisturbed.lock", "in", "out", "undisturbed"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_in_seconds_and_the_rerun_finishes(tmp_path):
     inputs, output = write_inputs(tmp_path / "in", 4, 3000), tmp_path / "out"
     process = start(inputs, output, "--workers", "2")
@@ -48,6 +49,7 @@ def test_a_killed_worker_ends_the_run_in_seconds_and_the_rerun_finishes(tmp_path
     assert curate([f"{inputs}/*.jsonl"], output, execution=ExecutorSettings(workers=2))["documents_in"] == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_ends_in_seconds_and_leaves_no_output(workers, tmp_path):
     """The signal goes to the tool alone, as from a batch system: it must stop its workers itself."""
@@ -62,6 +64,7 @@ def test_ctrl_c_ends_in_seconds_and_leaves_no_output(workers, tmp_path):
     assert not worker.is_running()
 
 
+@pytest.mark.slow
 def test_an_error_does_not_wait_for_the_other_workers(tmp_path):
     inputs = write_inputs(tmp_path / "in", 2, 20_000)
     (inputs / "0.jsonl").write_text("torn\n")
@@ -71,6 +74,7 @@ def test_an_error_does_not_wait_for_the_other_workers(tmp_path):
     assert not list((tmp_path / ".out.work").glob("*/shards/00001")), "the other file was read to its end"
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_reaches_the_user_as_one_line(tmp_path):
     inputs = write_inputs(tmp_path / "in", 3, 5)
     (inputs / "1.jsonl").write_text("torn\n")

@@ -129,6 +129,7 @@ conversations = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=conversations)
 def test_any_text_gives_the_segments_of_the_recipe_and_one_eos(trained, batch):

@@ -86,6 +86,7 @@ def test_stock_megatron_reads_what_the_tool_writes(tmp_path, corpus, trained):
         assert stock[number][1] == ours.sequence(number)[1]
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers_chunks_or_compression(tmp_path, corpus, trained, monkeypatch):
     (tmp_path / "out").mkdir()
     build_index(corpus, tmp_path / "out/p", trained, workers=1)
@@ -201,6 +202,7 @@ def test_every_kind_of_bad_line_is_counted_by_reason_and_line(tmp_path, bad_file
     assert (tokens == EOS).sum() == manifest["documents"]
 
 
+@pytest.mark.slow
 def test_one_bad_line_more_than_allowed_stops_the_run(tmp_path, bad_file, trained):
     bad = [number for number, (_, reason) in enumerate(LINES, start=1) if reason]
     for allowed in (0, len(bad) - 1):
@@ -241,6 +243,7 @@ def test_a_torn_gzip_file_is_refused(tmp_path, corpus, trained):
         build_index([tmp_path / "torn.jsonl.gz"], tmp_path / "p", trained)
 
 
+@pytest.mark.slow
 def test_a_text_of_millions_of_characters_is_one_document(tmp_path, trained):
     """One unbroken Chinese run: encoded whole, in linear time, its eos at the end."""
     run = "高血压患者" * 600_000
@@ -268,6 +271,7 @@ def test_tool_writes_the_index_and_reports(tmp_path, corpus, trained):
     IndexedReader(tmp_path / "病 历").verify()
 
 
+@pytest.mark.slow
 def test_tool_names_file_and_line_and_leaves_nothing(tmp_path, corpus, trained):
     corpus[1].write_text(corpus[1].read_text(encoding="utf-8") + "{oops\n", encoding="utf-8")
     options = ("--output-prefix", tmp_path / "out/p", "--tokenizer", trained, "--workers", 2)
@@ -291,6 +295,7 @@ def test_tool_works_with_a_plain_locale_and_no_home(tmp_path, corpus, trained):
     assert len(IndexedReader(tmp_path / "病")) == 300
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_cleanly(tmp_path, corpus, trained):
     """A file size limit stands in for the full disk: writing fails half-way."""
     limit = ("--input", *corpus, "--output-prefix", tmp_path / "out/p", "--tokenizer", trained)

@@ -137,6 +137,7 @@ def test_ids_and_mask_are_those_of_transformers(shared_tokenizer: Path, family: 
     assert all(REFUSED[family] in reason for reason in refused), refused[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1"])
 def test_ids_of_published_templates_are_those_of_transformers(name: str) -> None:
     from transformers import PreTrainedTokenizerFast

@@ -154,6 +154,7 @@ def test_ids_are_the_librarys_for_the_sample_and_long_runs(tokenizers_by_name):
         _check_same(tokenizer, pairs, [*MIXED, *LONG, *SAMPLE])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_ids_are_the_librarys_for_published_tokenizers(name):
     path = SHARED / PUBLISHED[name]
@@ -210,6 +211,7 @@ def _write_conversations(path):
                 handle.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["three digits", "sentencepiece"])
 def test_an_index_is_the_same_whoever_encodes(tmp_path, tokenizers_by_name, monkeypatch, caplog, name):
     tokenizer, pairs = tokenizers_by_name[name]

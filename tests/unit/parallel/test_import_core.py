@@ -21,6 +21,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a torch for CUDA compiles the fused functions")
 def test_no_start_loads_the_compiler() -> None:
     command = [sys.executable, "-W", "ignore", "-c", f"import torch\n{CODE}", *STARTS]

@@ -32,6 +32,7 @@ def test_rows_cover_what_users_plan() -> None:
     assert {run.half for run in RUNS if run.content.get("tensor_parallel")} == {"fit", "test"}
 
 
+@pytest.mark.slow
 def test_constants_are_those_that_the_first_half_gives() -> None:
     fitted = fit([run for run in RUNS if run.half == "fit"])
     assert {name: getattr(fitted, name) for name in RANGES} == {name: getattr(Constants(), name) for name in RANGES}

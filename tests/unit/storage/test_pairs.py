@@ -172,6 +172,7 @@ records = (
 )
 
 
+@pytest.mark.slow
 @given(st.lists(records, min_size=1, max_size=6))
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_record_is_a_conversation_a_bad_line_or_a_counted_blank(tmp_path, batch):
@@ -193,6 +194,7 @@ def test_any_record_is_a_conversation_a_bad_line_or_a_counted_blank(tmp_path, ba
     assert len(made) + len(bad.lines) + bad.tolerated["blank text"] == len(batch)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(names, values, max_size=6))
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_key_with_content_is_read_or_counted(record):

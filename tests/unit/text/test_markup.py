@@ -72,6 +72,7 @@ def test_no_digit_and_no_han_is_lost(pieces):
     assert kept == [sign for sign in text if sign.isdigit() or "\u4e00" <= sign <= "\u9fff"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("unit", ["<script>", "<!--", "<a x=1 ", '<a x="', "&lt;", "<sup>", "<b>", "&amp;" * 3, "<"])
 def test_long_runs_of_markup_take_linear_time(unit):

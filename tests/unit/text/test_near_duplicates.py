@@ -90,6 +90,7 @@ def test_groups_of_nothing(sizes, tmp_path):
     assert group_near_duplicates(SignatureFiles(folders), 0.8).first.tolist() == list(range(sum(sizes)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("sizes", "texts_a_part"), [([300], 1000), ([300], 70), ([0, 100, 1, 0, 199], 1)])
 def test_groups_are_those_of_the_definition_however_texts_are_filed(sizes, texts_a_part, seed, tmp_path):

@@ -35,6 +35,7 @@ def test_exact_fit_and_one_over(size, parts):
     assert len(segment("血" * size, "zh", 50)) == parts
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "text", ["血" * 3_400_000, "血压高。" * 100_000, "a" * 1_000_000, "word " * 100_000, "，" * 200_000]

@@ -114,6 +114,7 @@ TOOLS = {
 PAGES = {"curate_corpus": 32, "unify_corpus": 32, "train_tokenizer": 4}  # in KiB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_tool_on_a_full_file_system_ends_with_one_line(tool, tmp_path):
     """A real file system of few pages."""

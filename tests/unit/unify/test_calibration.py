@@ -71,6 +71,7 @@ def refused(
     return count, total
 
 
+@pytest.mark.slow
 def test_precision_and_recall_of_planted_faults_at_the_defaults(abstracts):
     choose = random.Random(5)
 

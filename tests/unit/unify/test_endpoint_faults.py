@@ -51,6 +51,7 @@ def conversations(output: Path) -> list[dict]:
     return [line.record for line in read_jsonl(output / "conversations.jsonl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING_FAULTS)
 def test_a_fault_that_passes_costs_a_retry_and_no_document(fault, write_documents, impatient, tmp_path):
     reply, reason = PASSING_FAULTS[fault]
@@ -189,6 +190,7 @@ def test_a_second_draft_may_pass(write_documents, impatient, tmp_path):
         assert len(server.asked) == 3 * 3
 
 
+@pytest.mark.slow
 def test_output_does_not_depend_on_concurrency(write_documents, impatient, tmp_path):
     def handler(asked: Asked) -> Reply:
         reply = echo_writer(asked)

@@ -319,6 +319,7 @@ BODIES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(BODIES, st.sampled_from([200, 200, 200, 400, 500])), min_size=1, max_size=6))
 def test_whatever_an_endpoint_says_every_document_is_a_pair_or_counted(tmp_path, said):

@@ -73,6 +73,7 @@ def forget(server: EndpointServer, output: Path) -> None:
     shutil.rmtree(output.with_name(f"{output.name}.requests"))
 
 
+@pytest.mark.slow
 def test_an_answered_request_is_committed_before_the_run_goes_on(write_documents, tmp_path):
     """One request at a time: a kill can lose one reply at most, and the log counts it."""
     documents, output = write_documents(30), tmp_path / "out"
@@ -123,6 +124,7 @@ def test_ctrl_c_ends_in_seconds_and_leaves_no_output(write_documents, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_tool_tells_a_stop_by_budget_from_success(write_documents, tmp_path):
     prices = tmp_path / "prices.yaml"
     prices.write_text("m: {prompt_usd_per_million: 1000, completion_usd_per_million: 3000}\n")

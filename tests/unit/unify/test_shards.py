@@ -121,6 +121,7 @@ def test_all_tasks_together_keep_to_one_budget(write_documents, impatient, tmp_p
     assert read_json(output / "ledger.json")["cost_usd"] == pytest.approx(48 * COST_A_REQUEST_USD)
 
 
+@pytest.mark.slow
 def test_one_bar_over_several_workers_shows_requests_and_money(write_documents, tmp_path):
     (tmp_path / "prices.yaml").write_text(PRICES)
     with EndpointServer() as server:
@@ -207,6 +208,7 @@ def test_changed_input_asks_only_what_is_new(write_documents, impatient, tmp_pat
         assert len(server.asked) == 40 + 2
 
 
+@pytest.mark.slow
 def test_a_slurm_array_does_the_tasks_with_a_key_that_stays_in_the_environment(
     write_documents, impatient, tmp_path, monkeypatch
 ):
