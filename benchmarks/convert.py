@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.measure import Timing, interleave, surroundings
 from benchmarks.settings import ConvertBenchmark
+from megatron_huatuo.checkpoint import integrity
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.write_hf_weights import write_weights
@@ -150,8 +151,12 @@ class _NoHash:
         return "0" * 64
 
 
-def _without_hashing() -> contextlib.AbstractContextManager[object]:
-    return mock.patch.object(hashlib, "sha256", _NoHash)
+@contextlib.contextmanager
+def _without_hashing() -> Iterator[None]:
+    """No hash is computed, and nothing is read for one."""
+    unread = mock.patch.object(integrity, "sha256_file", lambda *_: _NoHash().hexdigest())
+    with mock.patch.object(hashlib, "sha256", _NoHash), unread:
+        yield
 
 
 def _copy(source: Path, target: Path, *, hashing: bool) -> None:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,7 +99,7 @@ def _pipeline_records(path: Path, tokenizer: str, workers: int, repeats: int) ->
     _write_corpus(short, 2.5 * CHUNK_BYTES / 1e6)
     share = short.stat().st_size / path.stat().st_size
     prefix = str(path.with_suffix(""))
-    candidates = {
+    candidates: dict[str, Callable[[], object]] = {
         "ours": lambda: build_index([path], prefix, tokenizer, workers=workers),
         "ours, short": lambda: build_index([short], prefix + "-short", tokenizer, workers=workers),
         "raw": functools.partial(_encode_apart, opened, texts, workers),
