@@ -184,6 +184,7 @@ def _messages() -> Iterator[tuple[str, list[str]]]:
             yield f"{path.relative_to(ROOT)}:{node.lineno}", texts
 
 
+@pytest.mark.slow
 def test_every_message_of_the_package_stands_in_a_test() -> None:
     """Three words of a message in a row, or two where it has no more, must be found in the tests' own text."""
     tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")]

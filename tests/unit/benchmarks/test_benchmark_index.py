@@ -21,6 +21,7 @@ def corpus(tmp_path_factory):
     return directory / "a.jsonl", str(directory / "tokenizer")
 
 
+@pytest.mark.slow
 def test_megatrons_loop_and_ours_write_the_same_bytes(corpus, tmp_path):
     path, tokenizer = corpus
     build_index([path], tmp_path / "ours", tokenizer, workers=2)
@@ -40,6 +41,7 @@ def test_pipeline_records_have_the_contracts_keys(corpus):
     ]
 
 
+@pytest.mark.slow
 def test_peak_memory_compares_inputs_by_one_encoder_and_encoders_on_one_input(corpus, tmp_path, capfd):
     records = index._memory_records(tmp_path, corpus[1], 0.1)
     assert all(20 < record[side] < 500 for record in records for side in ("ours", "peer"))

@@ -44,6 +44,7 @@ def test_unread_files_are_taken_out_of_wheels_and_all_else_stays(tmp_path: Path)
         assert archive.namelist() == ["big/__init__.py"] and archive.read("big/__init__.py") == b"answer = 42\n"
 
 
+@pytest.mark.slow
 def test_without_a_registry_the_kit_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

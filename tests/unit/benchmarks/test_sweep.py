@@ -104,6 +104,7 @@ def await_end(process: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     script = tmp_path / "launch"
     script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >{tmp_path}/child\nwait\n")

@@ -112,6 +112,7 @@ def log_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_named_and_the_blend_is_built_again(
     content: dict[str, Any], tmp_path: Path, log_text: list[str]
 ) -> None:

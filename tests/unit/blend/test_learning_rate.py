@@ -41,6 +41,7 @@ def received(beta: float, schedule: ScheduleConfig, passes: int = 1) -> dict[str
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta", "schedule", "passes", "expected", "sft_below_tenth"),
     [

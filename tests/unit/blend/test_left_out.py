@@ -133,6 +133,7 @@ def test_a_prefix_with_the_suffix_of_one_file_is_told_so(tmp_path: Path, suffix:
         _build(tmp_path, source)
 
 
+@pytest.mark.slow
 def test_the_tool_says_it_and_goes_on(tmp_path: Path) -> None:
     sources = [_source(tmp_path / "a", epochs=0.001), _source(tmp_path / "b")]
     (tmp_path / "blend.yaml").write_text(dump_yaml({"seq_length": 64, "seed": 1, "sources": sources}))

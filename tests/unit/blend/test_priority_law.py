@@ -35,6 +35,7 @@ def _assert_fits(observed: list[int], expected: list[float]) -> None:
     assert statistic < chi2.ppf(1 - 1e-4, max(1, len(cells) - 1)), (statistic, len(cells))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "priorities"),
     [([3, 2], [2.0, 1.0]), ([3, 2], [1.0, 1.0]), ([2, 2, 1], [32.0, 5.0, 0.7]), ([1, 1, 1, 1], [1e3, 10.0, 3.0, 1.0])],
@@ -65,6 +66,7 @@ def test_counts_of_two_sources_follow_the_wallenius_distribution(sizes: list[int
         _assert_fits(np.bincount(first - support[0], minlength=len(support)).tolist(), trials * law.pmf(support))
 
 
+@pytest.mark.slow
 def test_neighbouring_draws_are_as_independent_as_the_law_says() -> None:
     """Pairs of draws in the middle: given the counts before them, both follow the law (equal sizes, ratio 3)."""
     trials, sizes, ratio, place = 12_000, [40, 40], 3.0, 30

@@ -174,6 +174,7 @@ def _check_complete(direction: str, out: Path) -> None:
         verify_files(out, read_manifest(out, "hf_model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", _DIRECTIONS)
 def test_kill_at_any_moment_leaves_all_or_nothing_and_a_rerun_finishes(tmp_path: Path, direction: str) -> None:
     hf = write_model(tmp_path / "hf", SMALL["llama"])
@@ -260,6 +261,7 @@ def test_end_that_only_config_json_names_comes_along(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_float16_model_comes_back_as_float16_or_as_what_is_asked_for(tmp_path: Path) -> None:
     hf = write_model(tmp_path / "hf", SMALL["llama"], torch.float16)
     checkpoint = import_hf(hf, tmp_path / "checkpoint")

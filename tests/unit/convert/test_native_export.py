@@ -120,6 +120,7 @@ def test_the_template_is_written_unchanged_for_new_and_old_transformers(exported
     assert transformers.AutoTokenizer.from_pretrained(out).chat_template == published.text
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_ids_of_training(exported, tmp_path: Path) -> None:
     served, _, out = exported
     turns = tuple(Turn("gpt" if number % 2 else "human", value) for number, value in enumerate(VALUES))
@@ -151,6 +152,7 @@ def test_answers_end_with_the_template_s_token_and_the_document_s(exported) -> N
         assert json.loads((out / name).read_text())["eos_token_id"] == expected
 
 
+@pytest.mark.slow
 def test_another_template_in_the_directory_is_refused(exported, tmp_path: Path) -> None:
     served, _, out = exported
     original = (out / "chat_template.jinja").read_bytes()

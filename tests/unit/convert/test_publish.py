@@ -189,6 +189,7 @@ def test_one_changed_weight_is_named(checkpoints, copy: Path) -> None:
         verify_export(checkpoints["llama"], copy)
 
 
+@pytest.mark.slow
 def test_other_token_ids_are_refused_unless_told_otherwise(checkpoints, copy: Path) -> None:
     path = copy / "tokenizer_config.json"
     settings = json.loads(path.read_text())

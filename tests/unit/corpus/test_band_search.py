@@ -79,6 +79,7 @@ def test_under_slurm_the_search_is_a_second_array(inputs, expected, tmp_path, mo
     assert_same(tmp_path / "out", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_in_tasks")
 def test_a_search_that_fails_midway_is_gone_on_with(inputs, expected, tmp_path, monkeypatch):
     """Also when the record says that a task is done, and its pairs are not there."""
@@ -112,6 +113,7 @@ def test_a_search_that_fails_midway_is_gone_on_with(inputs, expected, tmp_path, 
     assert_same(tmp_path / "out", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "threshold"), [(1, 0), (2, 1_000_000)])
 def test_small_searches_and_single_workers_make_no_tasks(workers, threshold, inputs, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(band_search, "_TEXTS_HERE", threshold)

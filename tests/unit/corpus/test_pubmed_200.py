@@ -73,6 +73,7 @@ def test_planted_cases_are_found_and_every_document_is_accounted_for(tmp_path):
     } == {line.record["id"] for line in read_jsonl(path)}
 
 
+@pytest.mark.slow
 def test_every_abstract_becomes_a_pair_or_a_named_rejection(tmp_path):
     curate([ABSTRACTS], tmp_path / "corpus")
     report = unify([tmp_path / "corpus" / "documents.jsonl"], tmp_path / "pairs")

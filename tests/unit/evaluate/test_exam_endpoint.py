@@ -61,6 +61,7 @@ def test_request_is_one_user_turn_with_the_recipe_prompt_and_greedy(endpoint, ex
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("m", 0.0, 512)
 
 
+@pytest.mark.slow
 def test_rerun_pays_for_nothing_and_other_endpoints_are_asked_anew(endpoint, exam, tmp_path):
     for expected in (10, 10):
         run_exam(model=model_at(endpoint), questions=exam, output=tmp_path / "out")

@@ -70,6 +70,7 @@ def test_greedy_reply_equals_plain_transformers(model_directory, write_questions
     assert reply["reply"] == tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_second_run_generates_nothing_and_more_questions_only_the_new_ones(
     model_directory, write_questions, tmp_path, monkeypatch
 ):

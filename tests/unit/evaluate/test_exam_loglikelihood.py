@@ -51,6 +51,7 @@ def plain_likelihood(directory, context, continuation):
     return total, len(tokens) - start
 
 
+@pytest.mark.slow
 def test_likelihoods_equal_those_of_plain_transformers_token_by_token(model_directory, one_letter_exam, tmp_path):
     scores = run_exam(model_directory, [one_letter_exam], tmp_path / "out", LETTERS, CPU)
     records = read_lines(tmp_path / "out" / "replies.jsonl")
@@ -66,6 +67,7 @@ def test_likelihoods_equal_those_of_plain_transformers_token_by_token(model_dire
     assert {group["accuracy"] for group in scores["by_normalisation"].values()} == {scores["accuracy"]}
 
 
+@pytest.mark.slow
 def test_text_of_options_is_compared_per_token_or_per_character(model_directory, one_letter_exam, tmp_path):
     for normalise, divisor in (
         ("none", lambda entry: 1),

@@ -83,6 +83,7 @@ def test_rerun_pays_only_for_what_is_missing(endpoint, answers, tmp_path):
     assert len(endpoint.requests) == paid + 2
 
 
+@pytest.mark.slow
 def test_tool_judges_our_replies_against_published_layout(endpoint, tmp_path):
     ours = [{"id": "1", "question_type": None, "reply": "GOOD", "answer": "A", "prompt": "问题1？"}]
     (tmp_path / "replies.jsonl").write_text(json.dumps(ours[0], ensure_ascii=False) + "\n", encoding="utf-8")
@@ -95,6 +96,7 @@ def test_tool_judges_our_replies_against_published_layout(endpoint, tmp_path):
     assert "A wins 1, ties 0, B wins 0 of 1 pairs" in result.stdout.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"published answers are absent: {DATA}")
 def test_published_answers_are_paired_by_id_and_judged(endpoint, tmp_path):
     files = {"answers_a": DATA / "HuatuoGPT2-7B.json", "answers_b": DATA / "GPT4.json"}

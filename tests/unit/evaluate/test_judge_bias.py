@@ -81,6 +81,7 @@ def run(answers, judge, tmp_path):
     return run_judge(answers_a=answers[0], answers_b=answers[1], judge=judge, output=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_judge_that_loves_length_is_found_and_says_nothing_at_equal_length(endpoint, answers, tmp_path):
     scores = run(answers, judge_by(endpoint, answers, lambda a, b: 1.0 if a > b else 0.0 if a < b else 0.5), tmp_path)
     assert scores["longer_preferred"] > 0.97 and scores["longer_preferred_interval"][0] > 0.9
@@ -89,6 +90,7 @@ def test_judge_that_loves_length_is_found_and_says_nothing_at_equal_length(endpo
     assert low < 0.5 < high
 
 
+@pytest.mark.slow
 def test_judge_whom_length_leaves_cold_is_not_accused(endpoint, answers, tmp_path):
     pairs = [(a.text.strip(), b.text.strip()) for a, b in pair_answers(*answers)]
     for_a = set(sorted(pairs, key=lambda pair: luck(*pair))[:65])  # 65 of the 100, whatever their lengths
@@ -111,6 +113,7 @@ def test_judge_whom_length_leaves_cold_is_not_accused(endpoint, answers, tmp_pat
     assert scores["reversals"] == 0 and scores["position_bias"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_skill_is_told_from_length_where_both_decide(endpoint, answers, tmp_path):
     skill, slope = 0.9, 2.0  # log odds that A wins: 0.9 at equal length, 2 more for each factor e in length
     chance = lambda a, b: 1 / (1 + math.exp(-(skill + slope * math.log(a / b))))  # noqa: E731
@@ -121,6 +124,7 @@ def test_skill_is_told_from_length_where_both_decide(endpoint, answers, tmp_path
     assert 1 < low < 2**slope < high
 
 
+@pytest.mark.slow
 def test_judge_that_loves_the_first_answer_is_found(endpoint, answers, tmp_path):
     endpoint.reply = lambda prompt, number: "[[1]]" if luck("order", *shown(prompt)) < 0.9 else "[[2]]"
     judge = ModelEndpoint(endpoint.url, "judge", EndpointOptions(), IMPATIENT)

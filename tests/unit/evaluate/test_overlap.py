@@ -251,6 +251,7 @@ def test_exam_scores_with_and_without_what_overlaps_and_traces_it(exam_and_index
     assert "overlap with 200 documents: 100 questions" in done.stdout and "NOT held after the data end" in done.stdout
 
 
+@pytest.mark.slow
 def test_blend_names_the_rows_of_what_overlaps(exam_and_index, tmp_path):
     questions, leaked, prefix, _, _ = exam_and_index
     config = parse_blend_config(

@@ -104,6 +104,7 @@ def test_unreadable_ratings_are_counted_and_in_no_mean(endpoint, answers, tmp_pa
         run_rate(answers, judge_at(endpoint), tmp_path / "failing")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"published answers are absent: {DATA}")
 def test_judge_that_rates_by_length_is_found_on_published_answers_and_agreement_is_measured(endpoint, tmp_path):
     def reply(request):

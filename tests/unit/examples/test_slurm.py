@@ -139,6 +139,7 @@ def test_a_container_sees_repository_run_directory_and_what_is_named(job: Job) -
     assert "PYTHON=python3" in job.calls, "the host's .venv is no interpreter of the image"
 
 
+@pytest.mark.slow
 def test_a_requeue_that_slurm_refuses_is_an_error(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30, REFUSES="yes")
     job.wait_until("running")
@@ -154,6 +155,7 @@ def test_flags_for_srun_are_passed_on(job: Job) -> None:
     )
 
 
+@pytest.mark.slow
 def test_time_limit_stops_the_run_by_file_and_requeues(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30)
     job.wait_until("running")
@@ -173,6 +175,7 @@ def test_time_limit_during_start_is_not_forgotten(job: Job) -> None:
     assert code == 0 and job.requeued, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["until_stop", "fail_at_stop"])
 def test_the_attempt_after_a_time_limit_runs_to_the_end(job: Job, behaviour: str) -> None:
     """Whether the run stops by the script's STOP or fails meanwhile, none is left to stop the next attempt."""
@@ -202,6 +205,7 @@ def test_the_attempt_after_a_killed_job_runs_to_the_end(job: Job) -> None:
     assert code == 0 and "run is 'finished'" in text, text
 
 
+@pytest.mark.slow
 def test_stop_by_a_person_is_not_requeued(job: Job) -> None:
     process = job.start("until_stop", saved=40, before=30)
     job.wait_until("running")
@@ -220,6 +224,7 @@ def test_stop_by_a_person_ends_the_chain_though_the_time_limit_is_near(job: Job)
     assert code == 0 and not job.requeued, text
 
 
+@pytest.mark.slow
 def test_stop_by_a_person_between_two_attempts_counts(job: Job) -> None:
     job.run.mkdir()
     (job.run / "STOP").touch()
@@ -239,6 +244,7 @@ def test_failure_without_progress_is_not_requeued(job: Job, behaviour: str) -> N
     assert "no step further than before" in text
 
 
+@pytest.mark.slow
 def test_time_limit_too_short_for_one_step_is_not_requeued_for_ever(job: Job) -> None:
     process = job.start("until_stop", saved=30, before=30)
     job.wait_until("running")

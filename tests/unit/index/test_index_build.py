@@ -142,6 +142,7 @@ def test_published_layouts_of_json_files_are_read(tmp_path, by_hand, content):
     assert reader.origin(0) == (str(tmp_path / "a.json"), 1)
 
 
+@pytest.mark.slow
 def test_json_file_is_cut_into_chunks_with_its_bad_records_counted(tmp_path, trained, small_chunks):
     records = [talk(f"q{number}", "a" * 100) if number != 3 else {"conversations": 5} for number in range(90)]
     (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
@@ -187,6 +188,7 @@ def bad_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_every_kind_of_bad_line_is_counted_by_reason_and_line(tmp_path, bad_file, trained):
     bad = [(number, reason) for number, (_, reason) in enumerate(LINES, start=1) if reason]
     manifest = build_index([bad_file], tmp_path / "p", trained, max_bad_lines=len(bad))
@@ -264,6 +266,7 @@ def test_id_width_follows_the_vocabulary(tmp_path, baichuan2, by_hand):
     assert np.fromfile(tmp_path / "large.bin", "<i4")[:4].tolist() == [92655, 92614, 92574, 70]
 
 
+@pytest.mark.slow
 def test_tool_writes_the_index_and_reports(tmp_path, corpus, trained):
     done = run_tool("--input", *corpus, "--output-prefix", tmp_path / "病 历", "--tokenizer", trained, "--workers", 2)
     assert done.returncode == 0, done.stderr
@@ -282,6 +285,7 @@ def test_tool_names_file_and_line_and_leaves_nothing(tmp_path, corpus, trained):
     assert run_tool("--input", *corpus, *options, "--max-bad-lines", 1).returncode == 0
 
 
+@pytest.mark.slow
 def test_tool_works_with_a_plain_locale_and_no_home(tmp_path, corpus, trained):
     environment = {
         "PATH": os.environ["PATH"],

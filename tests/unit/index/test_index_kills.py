@@ -125,6 +125,7 @@ def test_a_killed_tool_leaves_nothing_half_and_a_rerun_finishes(job):
     assert read_all(directory) == expected, "what the killed runs left is gone"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_whole_group_without_a_trace(job):
     command, directory, _, _ = job
     clear(directory)

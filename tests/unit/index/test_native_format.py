@@ -166,6 +166,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ANSWERS)
 def test_the_mask_of_published_templates_is_what_stands_between_their_tags(case: str) -> None:
     """The oracle knows neither the template's logic nor our layouts: it finds answers in the bytes of the whole text, and

@@ -67,6 +67,7 @@ class Outline(html.parser.HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_without_evaluation_has_a_page_of_its_own(tmp_path: Path, sample_blend: Path) -> None:
     """The last line of the log is torn, nothing was saved, nobody examined the model."""
     run_dir = make_run(tmp_path / "run", str(sample_blend), 7)
@@ -146,6 +147,7 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path: Path, sample_ble
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 50_000
 
 
+@pytest.mark.slow
 def test_the_tool_writes_the_page(tmp_path: Path, sample_blend: Path) -> None:
     run_dir = make_run(tmp_path / "run", str(sample_blend), 3)
     done = run_tool("report", run_dir, "--output", tmp_path / "r.html")

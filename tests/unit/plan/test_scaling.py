@@ -35,6 +35,7 @@ def test_a_model_that_fits_nowhere_is_said() -> None:
     assert "no layout fits" in line and line in DOCUMENT
 
 
+@pytest.mark.slow
 def test_efficiency_falls_with_more_gpus_for_the_same_batch() -> None:
     rates = [best_plan("7B", "h100", nodes, RECIPE_ROWS).plan for nodes in (4, 8, 16)]
     speeds = [plan.tokens_per_s_per_gpu for plan in rates if plan is not None]

@@ -133,6 +133,7 @@ def test_our_files_equal_stock_megatrons_byte_for_byte(tmp_path, dtype):
         reader.verify()
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(docs=documents, cuts=st.lists(st.integers(0, 8), max_size=3))
 def test_any_documents_come_back_and_shards_in_order_give_the_same_bytes(docs, cuts):

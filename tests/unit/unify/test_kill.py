@@ -112,6 +112,7 @@ def test_a_killed_worker_ends_the_run_and_the_same_command_repeats_no_answered_r
     assert ledger["requests"] == 120 and ledger["requests_without_reply"] <= 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_seconds_and_leaves_no_output(write_documents, tmp_path):
     with EndpointServer(lambda asked: Reply(delay_s=30)) as server:
         process = start(write_documents(3), tmp_path / "out", "--backend", "openai", "--base-url", server.base_url,

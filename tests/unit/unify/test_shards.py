@@ -65,6 +65,7 @@ def test_a_file_that_ends_with_its_last_shard_or_is_empty_has_no_shard_too_many(
     assert [shard[1:] for shard in cut(str(path), 3)] == [(0, 0, 0)]
 
 
+@pytest.mark.slow
 def test_tasks_of_any_size_on_any_workers_give_the_bytes_of_one_task(tmp_path, impatient):
     path = mixed_documents(tmp_path)
     with EndpointServer() as server:
