@@ -1,4 +1,4 @@
-"""Tasks on a real Ray cluster of two nodes on this machine, a CPU each: the bytes of a local run, errors as they are, no waiting for ever."""
+"""Tasks on a real Ray cluster, two nodes on this machine: the bytes of a local run, errors as they are, no endless wait."""
 
 from __future__ import annotations
 
