@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 
 from megatron_huatuo.config import argument_parser
@@ -44,14 +43,14 @@ def main() -> None:
     )
     parser.add_argument(
         "--train-on-thinking",
-        type=_true_or_false,
+        type=bool | None,
         default=None,
         metavar="true|false",
         help="with native: train on what stands before </think> in an answer too (default: true)",
     )
     parser.add_argument(
         "--template-date",
-        type=datetime.date.fromisoformat,
+        type=str | None,
         default=None,
         metavar="YYYY-MM-DD",
         help="with native: the date that templates write which ask for today's (default: today's)",
@@ -70,12 +69,6 @@ def main() -> None:
         source=args.source,
         settings=FormatSettings(args.format, args.chat_format, args.train_on_thinking, args.template_date),
     )
-
-
-def _true_or_false(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(text)
-    return text == "true"
 
 
 if __name__ == "__main__":

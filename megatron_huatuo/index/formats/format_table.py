@@ -26,8 +26,8 @@ class FormatSettings:
     """huatuo (the default): the recipe's; native: the tokenizer's own chat template."""
     train_on_thinking: bool | None = None
     """With native: whether what stands before `</think>` in an answer is trained on (the default) or is context."""
-    template_date: datetime.date | None = None
-    """With native: the date for templates that write today's; None: today's."""
+    template_date: str | None = None
+    """With native: the date, YYYY-MM-DD, for templates that write today's; None: today's."""
 
     def __post_init__(self) -> None:
         one_of("--format", self.records, RECORDS)
@@ -44,12 +44,16 @@ class FormatSettings:
                 raise ConfigError(
                     f"wrong {name}: got {value} without --chat-format native, which alone uses it. Leave it out."
                 )
+        try:
+            datetime.date.fromisoformat(self.template_date or "2000-01-01")
+        except ValueError as error:
+            raise ConfigError(f"wrong --template-date: got {self.template_date!r}, need YYYY-MM-DD") from error
 
     def dated(self) -> FormatSettings:
         """The same with the date set, so that all processes have one."""
         if self.chat_format != "native" or self.template_date is not None:
             return self
-        return FormatSettings(self.records, self.chat_format, self.train_on_thinking, datetime.date.today())
+        return FormatSettings(self.records, self.chat_format, self.train_on_thinking, datetime.date.today().isoformat())
 
 
 DEFAULT_FORMAT = FormatSettings()
@@ -64,6 +68,7 @@ def open_format(settings: FormatSettings, tokenizer: Tokenizer) -> RecordFormat:
         from megatron_huatuo.index.formats.chat_template import need_chat_template
         from megatron_huatuo.index.formats.native_format import NativeFormat
 
-        template = need_chat_template(tokenizer.path, settings.template_date)
+        date = None if settings.template_date is None else datetime.date.fromisoformat(settings.template_date)
+        template = need_chat_template(tokenizer.path, date)
         return NativeFormat(tokenizer, template, settings.train_on_thinking is not False)
     return HuatuoFormat(tokenizer)

@@ -93,6 +93,19 @@ def test_the_tool_takes_the_formats_by_name(tmp_path: Path, trained: Path) -> No
     assert done.returncode != 0 and "wrong --chat-format: got native with --format text" in done.stderr
 
 
+def test_the_tool_takes_the_settings_of_the_native_format(tmp_path: Path, by_hand: Path) -> None:
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant' else '') }}{% endfor %}"
+    (by_hand / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_lines(tmp_path / "a.jsonl", [{"instruction": "头", "output": "痛"}])
+    command = [sys.executable, "tools/preprocess_data.py", "--input", str(tmp_path / "a.jsonl"), "--output-prefix"]
+    rest = [str(tmp_path / "p"), "--tokenizer", str(by_hand), "--workers", "1", "--chat-format", "native"]
+    own = ["--train-on-thinking", "false", "--template-date", "2026-03-01"]
+    done = subprocess.run([*command, *rest, *own], capture_output=True, text=True)
+    manifest = json.loads((tmp_path / "p.json").read_text("utf-8")) if done.returncode == 0 else {}
+    assert manifest.get("train_on_thinking") is False, done.stderr
+    assert manifest["chat_template"]["date"] == "2026-03-01"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -100,7 +113,11 @@ def test_the_tool_takes_the_formats_by_name(tmp_path: Path, trained: Path) -> No
         ({"chat_format": "chatml"}, "--chat-format"),
         ({"records": "text", "chat_format": "huatuo"}, "wrong --chat-format: got huatuo with --format text"),
         ({"train_on_thinking": False}, "wrong --train-on-thinking: got False without --chat-format native"),
-        ({"template_date": 1}, "wrong --template-date: got 1 without --chat-format native"),
+        ({"template_date": "2026-03-01"}, "wrong --template-date: got 2026-03-01 without --chat-format native"),
+        (
+            {"chat_format": "native", "template_date": "1 March"},
+            "wrong --template-date: got '1 March', need YYYY-MM-DD",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
