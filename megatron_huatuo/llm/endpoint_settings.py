@@ -58,7 +58,11 @@ class EndpointSettings:
 
     def __post_init__(self) -> None:
         at_least("max_concurrency", self.max_concurrency, 1)
-        parts = urlsplit(self.base_url)
+        try:
+            parts = urlsplit(self.base_url)
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigError(f"wrong --base-url: {error}: need http(s)://HOST:PORT/v1.") from error
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"wrong --base-url: got {shown!r}, need http(s)://HOST/v1.")

@@ -18,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
+from megatron_huatuo.errors import ConfigError, EndpointError
 from megatron_huatuo.llm.api_key import ApiKey
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
 from megatron_huatuo.llm.request_log import Reply
@@ -28,6 +29,7 @@ UNREACHABLE = "no connection"
 HOLDS_KEY = "holds the API key"
 """Finish reason of a reply whose text was dropped because the API key stands in it"""
 _MAX_REPLY_BYTES = 8 << 20
+_MAX_SHOWN_CHARACTERS = 200
 
 
 class Client:
@@ -55,11 +57,16 @@ class Client:
                 self._session.post(self._url, data=orjson.dumps(payload), proxy=self._proxy) as response,
             ):
                 self.answered = True
+                if response.method != "POST":
+                    raise EndpointError(
+                        f"endpoint has moved: {self._url} redirects to {response.url}, where a request would lose its body. Correct --base-url."
+                    )
                 body = await self._read(response)
         except aiohttp.ClientConnectorError as error:
             raise Failure(UNREACHABLE, retried=True, detail=str(error)) from None
-        except (aiohttp.ClientError, ConnectionError):
-            raise Failure("connection broken", retried=True, paid=True) from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            detail = self._api_key.redact(str(error))[:_MAX_SHOWN_CHARACTERS]
+            raise Failure("connection broken", retried=True, paid=True, detail=detail) from None
         except TimeoutError:
             raise Failure("time-out", retried=True, paid=True) from None
         parameters = tuple(name for name in payload if name not in ("model", "messages"))
@@ -84,6 +91,18 @@ class Client:
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for an address (HTTPS_PROXY, NO_PROXY, …)."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    """The proxy that the environment names for an address (HTTPS_PROXY, ALL_PROXY, NO_PROXY, …); HOST:PORT is one of HTTP.
+
+    Raises: ConfigError for one that is not spoken to, such as SOCKS.
+    """
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = None if proxy_bypass(parts.netloc) else proxies.get(parts.scheme) or proxies.get("all")
+    if proxy is None:
+        return None
+    kind, _, address = proxy.rpartition("://")
+    if kind.lower() not in ("", "http", "https"):
+        raise ConfigError(
+            f"proxy of another kind: got {kind}:// in the environment for {parts.scheme}, need http://HOST:PORT. Give the HTTP port of "
+            f"the proxy, or go past it with NO_PROXY={parts.hostname}."
+        )
+    return f"{kind or 'http'}://{address}"

@@ -35,6 +35,7 @@ _FINISH_REASONS = {
 _CANONICAL = {synonym: name for name, synonyms in _FINISH_REASONS.items() for synonym in synonyms.split()}
 _THINKING_PARTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", "thought")
 
+_MOST_READ, _MAX_SHOWN_CHARACTERS = 4096, 80  # of a body that is no completion
 _MOST_TOKENS = 1 << 53  # more than any model reads or writes: garbage, and too large for the request log
 
 
@@ -47,7 +48,7 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes, asked: A
     counts = _usage(content)
     if (error := find_error(content)) is not None or status != 200:
         return judge_error(status, headers, error, body, asked, counts)
-    return _read_completion(content, counts, asked.redact)
+    return _read_completion(content, counts, asked.redact, body)
 
 
 def _usage(content: Any) -> tuple[int, int] | None:
@@ -64,7 +65,7 @@ def _usage(content: Any) -> tuple[int, int] | None:
     return counts[0], counts[1]
 
 
-def _read_completion(content: Any, counts: tuple[int, int] | None, redact: Callable[[str], str]) -> Reply:
+def _read_completion(content: Any, counts: tuple[int, int] | None, redact: Callable[[str], str], body: bytes) -> Reply:
     """The completion in a body without an error."""
 
     def failed(reason: str, detail: str = "") -> Failure:
@@ -77,7 +78,8 @@ def _read_completion(content: Any, counts: tuple[int, int] | None, redact: Calla
             return withheld(counts)
         raise Failure("no choices", retried=True, tokens=counts)
     if not isinstance(choices, list) or not isinstance(choices[0], dict):
-        raise failed("garbage instead of a completion")
+        start = redact(body[:_MOST_READ].decode("utf-8", "replace"))
+        raise failed("garbage instead of a completion", " ".join(start.split())[:_MAX_SHOWN_CHARACTERS])
     choice = choices[0]
     raw = choice.get("finish_reason")
     raw = raw.get("type") if isinstance(raw, dict) else raw

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -68,10 +70,16 @@ _REFUSED_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
-    r"context (?:length|window)|too (?:long|large|many tokens)|exceeds? the|maximum (?:length|number of tokens)|input length|太长|过长|超出|超过",
+    r"context (?:length|window)|too (?:long|large|many tokens)|exceed(?:s|ed)? (?:the|model)\b|maximum (?:length|number of tokens)|input length|"
+    r"max_tokens must be at least 1|reduce the length|`?inputs`? (?:must have|tokens)|太长|过长|超长|超出|超过",
     re.IGNORECASE,
 )
-_RETRY_DELAY = re.compile(r'retry[ _-]?delay"?\s*:\s*"?([\d.]+)s|(?:retry|try again) in ([\d.]+)\s*s\b', re.IGNORECASE)
+_SECONDS_IN = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_ONE_DURATION = r"(\d+(?:\.\d+)?)\s?(ms|[hms])(?:ours?|inutes?|econds?|ecs?|ins?)?(?![a-z])"
+_DURATION = re.compile(_ONE_DURATION, re.IGNORECASE)
+_RETRY_DELAY = re.compile(
+    rf"""(?:retry[ _-]?delay"?\s*:\s*"?|(?:retry|try again) (?:in|after) )(?:{_ONE_DURATION}\s?)+""", re.IGNORECASE
+)
 _MAX_SHOWN_CHARACTERS = 300
 
 
@@ -265,11 +273,36 @@ def _way_out(parameter: str) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str], error: str) -> float | None:
-    """Seconds that the endpoint asks to wait, in a header or in the error; dates and nonsense are left to back-off."""
-    found = _RETRY_DELAY.search(error)
-    wish = headers.get("retry-after") or (found and (found[1] or found[2]))
+    """Seconds that the endpoint asks to wait, in a header (a number, or a date) or in the error; nonsense is left to back-off."""
+    wishes = (
+        _number(headers.get("retry-after-ms"), 0.001),
+        _number(headers.get("retry-after")),
+        _seconds_until(headers.get("retry-after")),
+        _seconds_in(error),
+    )
+    return next((max(0.0, wait_s) for wait_s in wishes if wait_s is not None), None)
+
+
+def _number(value: str | None, unit_s: float = 1.0) -> float | None:
     try:
-        wait_s = float(wish or "")
+        seconds = float(value or "") * unit_s
     except ValueError:
         return None
-    return max(0.0, wait_s) if wait_s == wait_s else None
+    return seconds if seconds == seconds else None
+
+
+def _seconds_until(date: str | None) -> float | None:
+    """Until a date of HTTP, such as "Wed, 21 Oct 2026 07:28:00 GMT"; one that has passed, perhaps by another clock, asks nothing."""
+    try:
+        wait_s = (parsedate_to_datetime(date or "") - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return wait_s if wait_s > 0 else None
+
+
+def _seconds_in(error: str) -> float | None:
+    """What "Please try again in 1m30.5s" or "120ms" ask for."""
+    found = _RETRY_DELAY.search(error)
+    if found is None:
+        return None
+    return sum(float(value) * _SECONDS_IN[unit.lower()] for value, unit in _DURATION.findall(found[0]))

@@ -93,6 +93,8 @@ CASES: dict[str, tuple[str, Callable[[Path, dict[str, Path]], Any]]] = {
     "no tokenizer": ("no tokenizer: .* does not exist", lambda folder, _: load_tokenizer(folder / "x.model")),
     "nothing to see": ("nothing to inspect: .* does not exist", lambda folder, _: describe(folder / "nowhere", None)),
     "no address": (r"wrong --base-url: got 'ftp://a/v1', need http", lambda *_: EndpointSettings("ftp://a/v1", "m")),
+    "no port": ("wrong --base-url: Port could not be cast", lambda *_: EndpointSettings("http://a:b/v1", "m")),
+    "no host": ("wrong --base-url: Invalid IPv6 URL: need", lambda *_: EndpointSettings("http://[::1/v1", "m")),
     "activation": ("wrong activation: got 'relu'", lambda *_: _toy(activation="relu")),
     "fields": ("wrong fields of an architecture: unknown", lambda *_: Architecture.from_dict({"colour": 1})),
     "window with ALiBi": (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -109,7 +111,7 @@ FAILURES = {
     "an unknown part": (completion([{"type": "image_url"}]), 200, "garbage instead of a completion: parts of type image_url", False),
     "a number": (completion(5), 200, "garbage instead of a completion: content is int", False),
     "no message": ({"choices": [{"finish_reason": "stop"}]}, 200, "garbage instead of a completion: no message", True),
-    "no JSON": (b"<html>", 200, "garbage instead of a completion", True),
+    "no JSON": (b"<html>\n Login", 200, "garbage instead of a completion: <html> Login", True),
     "empty body": (b"", 200, "garbage instead of a completion", True),
     "error beside the choice": (completion("好", error={"code": 502, "message": "provider"}), 200, "HTTP 200 with error 502: provider", True),
     "error in the choice": (
@@ -203,7 +205,12 @@ def test_a_firewalls_page_and_a_flagged_account_are_no_content_filter():
     [
         ({"error": {"message": "busy"}}, {"retry-after": "7"}, 7.0),
         ({"error": {"message": "busy"}}, {"retry-after": "nan"}, None),
-        ({"error": {"message": "busy"}}, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"error": {"message": "busy"}}, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+        ({"error": {"message": "busy"}}, {"retry-after": "soon"}, None),
+        ({"error": {"message": "busy"}}, {"retry-after": "2", "retry-after-ms": "1500"}, 1.5),
+        ({"error": {"message": "Rate limit reached. Please try again in 6m0s."}}, {}, 360.0),
+        ({"error": {"message": "Rate limit reached. Please try again in 120ms. Visit"}}, {}, 0.12),
+        ({"error": {"message": "Please retry after 26 seconds."}}, {}, 26.0),
         ([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "You exceeded your current quota, please check your plan and billing details.",
                      "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "21s"}]}}], {}, 21.0),
         ({"error": {"code": 429, "status": "Too Many Requests", "message": json.dumps(
@@ -215,6 +222,30 @@ def test_the_wait_is_what_header_or_error_ask_for(body, headers, wait_s):
     with pytest.raises(Failure) as failed:
         read(body, 429, headers)
     assert failed.value.retried and failed.value.wait_s == (None if wait_s is None else pytest.approx(wait_s))
+
+
+def test_a_date_to_wait_for_is_waited_for():
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    with pytest.raises(Failure) as failed:
+        read(b"", 429, {"retry-after": date})
+    assert failed.value.wait_s == pytest.approx(89, abs=2)
+    with pytest.raises(EndpointError, match="endpoint asks to wait"):
+        read({"error": {"message": "Please try again in 1h12m3.5s."}}, 429)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens must be at least 1, got -10.",
+        "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000",
+        "Invalid request: Your request exceeded model token limit: 8192",
+        "Prompt 超长",
+    ],
+)
+def test_a_prompt_that_is_too_long_says_nothing_about_the_endpoint(message):
+    with pytest.raises(Failure) as failed:
+        read({"error": {"message": message}}, 400)
+    assert failed.value.about_prompt and not failed.value.retried
 
 
 JSON = st.recursive(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_huatuo.errors import DataError, EndpointError
+from megatron_huatuo.errors import ConfigError, DataError, EndpointError
 from megatron_huatuo.llm.api_key import ApiKey
 from megatron_huatuo.llm.budget import Budget
 from megatron_huatuo.llm.endpoint_settings import EndpointSettings
@@ -106,6 +106,37 @@ def test_an_endpoint_that_only_fails_is_given_up(write_documents, tmp_path):
         with pytest.raises(EndpointError, match="fails for good: 3 requests in a row, the last with HTTP 500"):
             run(server, write_documents(50), tmp_path / "out", patience, max_concurrency=1)
         assert len(server.asked) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("proxy", "reply", "error", "message"),
+    [
+        ("127.0.0.1:{port}", None, None, ""),
+        ("socks5h://127.0.0.1:{port}", None, ConfigError, "proxy of another kind: got socks5h://.*NO_PROXY=a.invalid"),
+        ("", Reply(status=302, headers={"Location": "/b"}), EndpointError, "endpoint has moved: .*v1/chat/completions redirects to .*/b,"),
+        ("", Reply(reset=True), RequestFailed, "connection broken: Server disconnected"),
+    ],
+)  # fmt: skip
+def test_proxies_and_redirections_are_followed_or_named(proxy, reply, error, message, monkeypatch, tmp_path):
+    async def ask() -> str:
+        url = "http://a.invalid/v1" if proxy else server.base_url
+        patience = PatienceSettings(max_retries=0, backoff_s=0.01)
+        endpoint = Endpoint(EndpointSettings(url, "m", 1, patience), ApiKey(None), log, Budget())
+        payload = {"model": "m", "messages": [{"role": "user", "content": "【内容】痛风"}], "max_tokens": 9}
+        try:
+            return (await endpoint.complete(payload, 0)).content
+        finally:
+            await endpoint.close()
+
+    log = RequestLog(tmp_path / "log.sqlite")
+    with EndpointServer(lambda asked: reply or echo_writer(asked)) as server:
+        monkeypatch.setenv("ALL_PROXY", proxy.format(port=server.port))
+        if error is None:
+            assert asyncio.run(ask())
+        else:
+            with pytest.raises(error, match=message):
+                asyncio.run(ask())
+    log.close()
 
 
 def test_no_server_at_all_is_named_after_three_tries_whatever_the_patience(write_documents, tmp_path):
