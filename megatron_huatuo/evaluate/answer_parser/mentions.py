@@ -105,6 +105,8 @@ def _text_pattern(value: str) -> str:
         before = r"(?<![A-Za-z0-9])(?<!\d\.)"
     if value[-1].isascii() and value[-1].isalnum():
         after = r"(?![A-Za-z0-9]|\.\d)" if value[-1].isdigit() or len(value) < 4 else r"(?:e?s)?(?![A-Za-z0-9])"
+    if value.lower() == "no":
+        after = r"(?![A-Za-z0-9])(?!\s+(?!(?:because|since|as|and|but|or)\b)[A-Za-z])"  # not "no difference"
     if len(value) == 1 and value.isascii() and value.isalpha():
         return r"(?!)"  # an option whose text is a letter can only be named by its own letter
     if len(value) == 1 and not value.isascii():
@@ -176,7 +178,7 @@ _NEGATED_BEFORE = re.compile(
 )
 _UNDECIDED = re.compile(r"\)?\s?,?\s?(?:或者?|还是|\bor\b|\beither\b)\s?(?:选项|选|option )?\s?\(?", re.IGNORECASE)
 _LISTED = re.compile(
-    r"[)\s]*(?:选?项)?\s?(?:[、,/&+;]\s?(?:和|与|以及|及|还有|and\b)?|和|与|以?及|还有|\band\b|\s)\s?(?:选项|选|option )?[(\s]*"
+    r"[)\s]*(?:选?项)?\s?(?:[、,/&+;]\s?(?:和|与|以及|及|还有|and\b)?|和|与|以?及|还有|\band\b|\s|(?<=\))(?=\())\s?(?:选项|选|option )?[(\s]*"
 )
 # A remark in brackets does not end a list, unless it judges the option: "A. 腹水（正确）".
 _ASIDE = re.compile(r"^\s?\((?!正确|错|对|不|√|×|(?:in)?correct|right|wrong|true|false)[^()\n]*\)", re.IGNORECASE)
@@ -203,13 +205,13 @@ def group_mentions(text: str, mentions: Sequence[Mention]) -> Iterator[Group]:
         first = mentions[index]
         group = Group(first.start, first.end, first.letters, first.by_text, True)
         previous, index = first, index + 1
-        while index < len(mentions) and (joined := _join(text, group, previous, mentions[index])):
+        while index < len(mentions) and (joined := _join(text, group, previous, *mentions[index : index + 2])):
             group, previous, index = joined, mentions[index], index + 1
         yield group
 
 
-def _join(text: str, group: Group, previous: Mention, following: Mention) -> Group | None:
-    """The group with one more mention, or None when the mention opens something new."""
+def _join(text: str, group: Group, previous: Mention, following: Mention, after: Mention | None = None) -> Group | None:
+    """The group with one more mention, or None when the mention opens something new. after: the mention behind that one."""
     gap = text[previous.end : following.start]
     aside = _ASIDE.sub("", gap)
     longer = group._replace(end=following.end)
@@ -228,7 +230,13 @@ def _join(text: str, group: Group, previous: Mention, following: Mention) -> Gro
         return None
     if "\n" in gap and not _line_is_option(text, following):
         return None
-    if re.search(r"[,;\s]", gap) and not re.search("[和与及]|and", gap) and _is_subject(text, following):
+    is_labelled = after is not None and after.by_text and text[following.end : after.start] == " "  # "C 肥胖"
+    if (
+        re.search(r"[,;\s]", gap)
+        and not re.search("[和与及]|and", gap)
+        and not is_labelled
+        and _is_subject(text, following)
+    ):
         return None
     return longer._replace(letters=union(group.letters, following.letters))
 

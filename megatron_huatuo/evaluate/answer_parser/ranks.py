@@ -52,11 +52,19 @@ from megatron_huatuo.evaluate.answer_parser.wording import (
 )
 
 _BULLET = re.compile(r"^ ?(?:[-•·>+]|#+|\d\d?[.)、](?= ?\(?[A-Z]\b)) ?", re.MULTILINE)
+# Base models go on with a question of their own.
+_NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|问题|题目)\s?\d{0,3}\s?:", re.IGNORECASE)
+# A line of letters with other signs between them than a list has: "A.C.D", "答案:A。C。", "A|C", "A-C-D".
+_PARTED_LETTERS = re.compile(
+    r"^((?:[^\n]{0,40}(?:答案|选|[Aa]nswers?)[^\nA-Z]{0,8})?)(\(?[A-Z]\)?(?: ?[.。·|\\] ?\(?[A-Z]\)?)+|[A-Z](?:-[A-Z]){2,})[.。]?$",
+    re.MULTILINE,
+)
 _CLAUSE_LABEL = re.compile(r"(?:^|[\n。;,])\s*\(?([A-Z])(?:[.:)]|、(?! ?[A-Z]))")
 _AFTER_SENTENCE = re.compile(r"[。!?;.]\s?\(?$")
 _LETTERS_ONLY = re.compile(r"[A-Z、,/和与及 ]+")
 _LETTER_ENDS = re.compile(r"[)\s]*(?:[.,。;:!、(\n]|$)")
-_TEXT_ENDS = re.compile(r"[)\s]*(?:[。\n]|$)")
+_TEXT_ENDS = re.compile(r"[)\s]*(?:[。\n]|\.(?=\s)|$)")
+_DECIDES = re.compile(r"(?:yes|no|maybe)[,;:]", re.IGNORECASE)  # opens a reply as a whole answer, whatever follows
 _SECONDARY = re.compile(r"其次|另外|也|还|或|可能是$")
 _EITHER = re.compile(r"(?:都|均)(?:可以?|行|有可能)")
 _COLON_BEFORE = re.compile(r": ?(?:choice |option |选项)?\(?$", re.IGNORECASE)
@@ -69,7 +77,7 @@ _QUESTION_END = 60
 def parse_answer(reply: str, question: str, option: Mapping[str, str], *, multiple: bool = False) -> str | None:
     """Letters of the answer in alphabetical order ("C", "ACE"), or None when the reply gives no answer.
 
-    reply: the model's text; its thoughts, and what follows a next `<问>：`, are not part of the answer.
+    reply: the model's text; its thoughts, and what follows a next `<问>：`, are not part of the answer; nor is a question that it goes on with.
     question: its wording tells whether the wrong option is asked for ("错误的是", "except").
     option: {letter: text}.
     multiple: several letters are expected; then lists over several lines and "以上都对" are read, too.
@@ -78,16 +86,24 @@ def parse_answer(reply: str, question: str, option: Mapping[str, str], *, multip
     >>> parse_answer("腹水和清蛋白有意义，因此答案是血电解质。", "…", {"A": "腹水", "B": "清蛋白", "C": "血电解质"})
     'C'
     """
-    text = _answer_part(reply, option)
+    text = _answer_part(reply, option, multiple)
     if text is None:
         return None
-    mentions = find_mentions(text, option, multiple)
-    groups = list(group_mentions(text, mentions))
-    reading = Reading(text, groups, asks_for_wrong(question), multiple, option)
+    negative = asks_for_wrong(question)
+    if (next_one := _NEXT_QUESTION.search(text)) is not None:
+        before = _read(text[: next_one.start()], option, negative, multiple)
+        if letters := _statement(before) or _bare_line(before):
+            return letters
+    reading = _read(text, option, negative, multiple)
     for evidence in _EVIDENCE:
         if letters := evidence(reading):
             return letters
     return by_echo(reading, question)
+
+
+def _read(text: str, option: Mapping[str, str], negative: bool, multiple: bool) -> Reading:
+    groups = list(group_mentions(text, find_mentions(text, option, multiple)))
+    return Reading(text, groups, negative, multiple, option)
 
 
 def asks_for_wrong(question: str) -> bool:
@@ -95,13 +111,15 @@ def asks_for_wrong(question: str) -> bool:
     return NEGATIVE_QUESTION.search(question[-_QUESTION_END:]) is not None
 
 
-def _answer_part(reply: str, option: Mapping[str, str]) -> str | None:
+def _answer_part(reply: str, option: Mapping[str, str], multiple: bool) -> str | None:
     spoken = spoken_part(reply)
     if spoken is None:
         return None
     text = _BULLET.sub("", normalise(spoken))
     text = text.split("<问>:")[0]
     text = re.sub(_listing(option), "\n", text)
+    if multiple:
+        text = _PARTED_LETTERS.sub(lambda line: line[1] + "、".join(re.findall("[A-Z]", line[2])), text)
     return _capital_letters(text.strip(), "".join(option))
 
 
@@ -217,6 +235,9 @@ def _after_copula(reading: Reading) -> str | None:
             and _COLON_BEFORE.search(reading.text, max(0, group.start - 12), group.start)
         ):
             return group.letters  # "Levothyroxine is what she needs: B."
+        is_label = reading.text.startswith("\n", group.start - 1) and reading.text.startswith((":", "."), group.end)
+        if is_label:
+            continue  # "A: 是", and B on the next line
         if _LETTER_ENDS.match(reading.text, group.end) and COPULA.search(
             reading.text[max(0, group.start - 12) : group.start]
         ):
@@ -240,7 +261,7 @@ def _bare_line(reading: Reading) -> str | None:
         if bare_letters or not is_enumeration:
             return last.letters
     opens = not text[: first.start].strip(" (") and first.decided and labels <= set(first.letters)
-    ends = (_TEXT_ENDS if first.by_text else _LETTER_ENDS).match(text, first.end)
+    ends = (_TEXT_ENDS if first.by_text else _LETTER_ENDS).match(text, first.end) or _DECIDES.match(text, first.start)
     return first.letters if opens and ends and not _is_negated(reading, first) else None
 
 

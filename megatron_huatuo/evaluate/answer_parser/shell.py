@@ -18,6 +18,7 @@ _ANSWER_TAG = re.compile(
     r"|<\|begin_of_solution\|>(?P<b>.*?)(?:<\|end_of_solution\|>|$)|\[ANSWER\](?P<c>.*?)\[/ANSWER\]",
     re.IGNORECASE | re.DOTALL,
 )
+_NEXT_BOX = re.compile(r"\}[\s$,，、;；和与及&]*(?:\band\b)?[\s$]*\\(?:boxed|fbox)\{")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\{([^{}]*)\}")
 _TEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf|bf)\{([^{}]*)\}")
 _TABLE_LINE = re.compile(r"^\s*\|(.*)\|\s*$", re.MULTILINE)
@@ -61,8 +62,13 @@ def normalise(text: str) -> str:
 
     Cells of a table row are parted by colons. NFKC is not used: it turns "39℃" into "39°C", which names an option.
     """
-    text = _BOXED.sub(r" 答案:\1。", _TEX.sub(r"\1", text)).replace("\r\n", "\n")
+    text = _BOXED.sub(_told_box, _NEXT_BOX.sub("、", _TEX.sub(r"\1", text))).replace("\r\n", "\n")
     text = _TABLE_LINE.sub(lambda row: ": ".join(cell.strip() for cell in row[1].split("|")), _TABLE_RULE.sub("", text))
     text = text.translate(_CHARACTERS).translate(_BRACKETS).translate(_DROPPED)
     text = re.sub(r"'([A-Za-z])'", r"\1", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+def _told_box(match: re.Match[str]) -> str:
+    """A box, or several behind one another, as an answer; what stands in it twice is told once."""
+    return f" 答案:{'、'.join(dict.fromkeys(match[1].split('、')))}。"

@@ -36,6 +36,8 @@ CUES = [
     r"(?:应该?|就)?(?:是|为|:)+\s?(?:选项)?[\s(]*(?=@)",
     r"(?:更正为?|改为|应改为|改选|修正为|修改为|纠正为)[:\s]*(?:选项|答案)?[:\s(]*(?=@)",
     r"(?:只?剩下?|只能是)(?:选项)?[:\s(]*(?=@)",
+    r"(?:不对|等等|等一下|再想想|\bwait|\bactually|\bon second thoughts?)[,。.!…: ]{1,3}[^。.!?\n;]{0,16}?(?:应该?(?:是|为|选)|是|:|"
+    r"\bshould be|\bit is|\bit's|\bis)[\s(]*(?:选项|option )?(?=@)",
     r"\bcorrection:?\s?(?:option )?(?=@)",
     r"(?<!wrong )(?<!incorrect )\banswers?\b(?: (?:here|to this question|to the question|choice|option))?"
     r"(?: (?:is|are|would be|should be|must be|will be|has to be)\b|\s?[:=])+",

@@ -71,7 +71,9 @@ _EN_TURNS = (
     )
 )
 
-_LABEL = re.compile(r"\[\[\s*(1|2|tie|0|equal|平局|助手1|助手2)\s*\]\]", re.IGNORECASE)
+_WORDS = r"(?:(?:assistant|助手)\s?)?([012]|tie|equal|平局|相当|两者相当)"
+_LABEL = re.compile(rf"(?:\[\[|［［|\\\[\\\[)[\s\"'“]*{_WORDS}[\s\"'”.。]*(?:\]\]|］］|\\\]\\\])", re.IGNORECASE)
+_LAST_LINE = re.compile(rf"(?:^|\n)[\s\[【（(*`\"'“]*(?!0){_WORDS}[\s\]】）)*`\"'”.。]*$", re.IGNORECASE)
 _NAME = r"[`'\"*]*(?:(?:the )?(?:assistant|answer|response|model)|助手|回答|答案|模型)\s?[`'\"*]*"
 _PHRASES = [
     re.compile(
@@ -87,11 +89,13 @@ _PHRASES = [
         re.IGNORECASE,
     ),
     re.compile(
-        r"(?:verdict|winner|结论|胜者|更好的是)[`'\"*]*\s*(?:is|是|为)?\s*[:：]?\s*(?:" + _NAME + r")?(?P<x>[12])\b",
+        r"(?:verdict|winner|结论|胜者|更好的是)[`'\"*]*\s*(?:is|是|为)?\s*[:：]?\s*[`'\"*]*(?:"
+        + _NAME
+        + r")?(?P<x>[12])\b",
         re.IGNORECASE,
     ),
     re.compile(
-        r"(?P<word>\bare (?:equally good|equal|tied|comparable)\b|\bit(?: is|'s) a tie\b|\b(?:verdict|结论)[:：]?\s*(?:tie|平局)"
+        r"(?P<word>\bare (?:equally good|equal|tied|comparable)\b|\bit(?: is|'s) a tie\b|\b(?:verdict|winner|结论)[`'\"*]*[:：]?\s*[`'\"*]*(?:tie|平局)"
         r"|两者相当|不相上下|不分伯仲|不分上下|平局|难分高下|(?:回答|助手)质量相当|同样好)",
         re.IGNORECASE,
     ),
@@ -115,16 +119,15 @@ def judge_prompt(first: Answer, second: Answer) -> str:
 def parse_verdict(reply: str) -> int | None:
     """1 or 2 for the better answer, 0 for a tie, None when the judge does not say.
 
-    The last `[[1]]`, `[[2]]` or `[[tie]]` counts; without one, the last sentence such as "Assistant 1 is better than
-    Assistant 2", "助手1优于助手2" or "两者相当". Thoughts are not read.
+    The last `[[1]]`, `[[2]]` or `[[tie]]` counts; without one, a last line that says only this, else the last sentence such
+    as "Assistant 1 is better than Assistant 2", "助手1优于助手2" or "两者相当". Thoughts are not read.
 
     >>> parse_verdict("Both name the cause; 2 also names the dose.\\n[[2]]")
     2
     """
     text = peel_reply(reply).text
-    if labels := _LABEL.findall(text):
-        last = labels[-1].lower()
-        return int(last[-1]) if last[-1] in "12" else 0
+    if labels := _LABEL.findall(text) or _LAST_LINE.findall(text):
+        return int(labels[-1]) if labels[-1] in "12" else 0
     found = [
         (match.start(), _meaning(match))
         for phrase in _PHRASES

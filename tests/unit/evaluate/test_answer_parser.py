@@ -551,6 +551,39 @@ def read_labelled():
     return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
 
 
+RISKS = {"A": "高盐饮食", "B": "规律运动", "C": "肥胖", "D": "长期饮酒"}
+DECISIONS = {"A": "yes", "B": "no", "C": "maybe"}
+
+
+@pytest.mark.parametrize(
+    ("option", "multiple", "reply", "expected"),
+    [
+        (RISKS, True, "(A)(C)(D)", "ACD"),
+        (RISKS, True, "答案：【A】【C】", "AC"),
+        (RISKS, True, "A.C.D", "ACD"),
+        (RISKS, True, "答案：A。C。D。", "ACD"),
+        (RISKS, True, "答案：A | C", "AC"),
+        (RISKS, True, "A-C-D", "ACD"),
+        (RISKS, True, r"\boxed{A}, $\boxed{\text{C}}$", "AC"),
+        (RISKS, False, r"\boxed{A}\boxed{A}", "A"),
+        (RISKS, True, "A 高盐饮食\nC 肥胖\nD 长期饮酒", "ACD"),
+        (RISKS, True, "A: 是\nB: 否\nC: 是\nD: 是", "ACD"),
+        (DECISIONS, False, "Maybe. The study shows mixed results with no clear benefit.", "C"),
+        (DECISIONS, False, "No, the groups did not differ. Maybe a larger trial would tell.", "B"),
+        (DECISIONS, False, "Yes. There was no change in the control group.", "A"),
+        (DECISIONS, False, "There is no clear answer.", None),
+        (DECISIONS, False, "The data allow no verdict, so the answer is maybe.", "C"),
+        (TESTS, False, "答案是B。不对，应该是D。", "D"),
+        (TESTS, False, "The answer is B. Wait, actually it should be D.", "D"),
+        (TESTS, False, "So the answer is D.\n\nQuestion: Which is raised?\nA. x\nAnswer: B", "D"),
+        (TESTS, False, "Let me restate it.\nQuestion: Which test proves cirrhosis?\nThe answer is D.", "D"),
+        (TESTS, False, "A是腹水，B是清蛋白，C是血电解质。", None),
+    ],
+)  # fmt: skip
+def test_lists_decisions_and_second_thoughts_are_read(option, multiple, reply, expected):
+    assert parse_answer(reply, "", option, multiple=multiple) == expected
+
+
 def test_labelled_replies_are_read_as_a_person_reads_them():
     """Replies in the styles of today's models, written and labelled before the rules that read them."""
     replies = read_labelled()
