@@ -41,6 +41,11 @@ _TURN_LISTS = ("conversations", "messages", "conversation")
 _TEXT_LISTS = ("dialogue", "utterances", "data")
 _QUESTIONS = ("question", "query", "prompt", "ask", "Question")
 _ANSWERS = ("answer", "response", "completion", "output", "Answer", "Response")
+# Beside a question without an answer under these names: asking for one again would be paid for, and drop what is there.
+_LIKE_ANSWER = re.compile(
+    r"(?:answer|response|reply|output|completion|target|回答|答案|回复)s?(?!\w*(?:type|id|time|date|count|score|length)$)",
+    re.IGNORECASE,
+)
 _COMMON = frozenset(("id", "_id", "source", "provenance", "system", "system_prompt", "kto_tag"))
 _REFUSED = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools"),
@@ -80,12 +85,13 @@ def parse_conversations(raw: Any, where: str, notes: Counter[str] | None = None)
 
 def check_turns(turns: Sequence[Turn], where: str) -> tuple[Turn, ...]:
     """Turns that are pairs of a question and an answer, none of them blank. Raises: DataError, BlankTextError."""
-    if len(turns) < 2 or len(turns) % 2:
-        raise DataError(f"wrong number of turns: got {len(turns)}, need question-answer pairs ({where})")
     for index, turn in enumerate(turns):
         expected = "gpt" if index % 2 else "human"
         if turn.speaker != expected:
             raise DataError(f"wrong speaker in turn {index}: got {turn.speaker!r}, need {expected!r} ({where})")
+    if len(turns) < 2 or len(turns) % 2:
+        raise DataError(f"wrong number of turns: got {len(turns)}, need question-answer pairs ({where})")
+    for index, turn in enumerate(turns):
         if not turn.value.strip():
             raise BlankTextError(f"blank 'value' in turn {index}: need text ({where})")
     return tuple(turns)
@@ -187,6 +193,11 @@ def _turns_of_messages(items: Any, key: str, where: str, notes: Counter[str]) ->
     turns = []
     for item in items:
         record = as_object(item, where)
+        if record.keys().isdisjoint(("from", "role")):
+            keys = sorted(map(str, record))[:6]
+            raise DataError(
+                f"turn without a speaker: got keys {keys}, need 'from' and 'value', or 'role' and 'content' ({where})"
+            )
         name = required_text(record, "role" if "role" in record and "from" not in record else "from", where)
         speaker = _SPEAKERS.get(name) or _SPEAKERS.get(name.lower())
         if speaker is None:
@@ -240,6 +251,12 @@ def _turns_of_question(
     answer = next((key for key in _ANSWERS if key in record), None)
     history = _history(record, where, notes)
     if answer is None:
+        if others := [
+            key for key in record if _LIKE_ANSWER.search(key) and isinstance(record[key], str | list) and record[key]
+        ]:
+            raise DataError(
+                f"answer under an unknown key: got {others[0]!r}, need one of {list(_ANSWERS)} ({where}). Rename it."
+            )
         return [*history, Turn("human", record[question])], (question, "history")
     if not isinstance(record[answer], str):
         raise DataError(f"wrong answer: got {type(record[answer]).__name__} under {answer!r}, need text ({where})")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, has_surrogate, read_jsonl, strict_decoder
-from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, converted_from, open_binary
+from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, converted_from, open_binary, refuse_pointer
 
 _PART_OF_NUMBER = re.compile(r"[0-9.eE+-]*")
 _WHITE = re.compile(r"[ \t\r\n]*")
@@ -285,6 +285,7 @@ def _read_parquet(path: str | os.PathLike[str], bad: BadLines) -> Iterator[RawRe
         raise ConfigError(f"reading {path} needs the package pyarrow: pip install pyarrow.") from error
     number = 0
     try:
+        refuse_pointer(path)
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):

@@ -196,7 +196,12 @@ def _parse_question(raw: Any, where: str, exam: str | None, default_id: str) -> 
     record = as_object(raw, where)
     option = record.get("option")
     if not isinstance(option, dict) or len(option) < 2:
-        raise DataError(f"wrong value of 'option': need an object of at least two options ({where})")
+        got = (
+            type(option).__name__
+            if "option" in record
+            else f"nothing under it, but keys {sorted(map(str, record))[:9]}"
+        )
+        raise DataError(f"wrong value of 'option': got {got}, need an object of at least two options ({where})")
     for letter, text in option.items():
         if len(letter) != 1 or not "A" <= letter <= "Z" or not isinstance(text, str):
             raise DataError(f"wrong option {letter!r}: need one capital letter and text ({where})")

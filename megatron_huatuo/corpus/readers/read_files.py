@@ -31,6 +31,10 @@ def expand_inputs(patterns: Iterable[str | os.PathLike[str]]) -> list[str]:
         # A file named with glob characters is still that file.
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         found = [path for path in found if os.path.isfile(path)]
+        if not found and os.path.isdir(pattern):
+            raise DataError(
+                f"directory as input: got {pattern!r}, need its files, such as '{pattern.rstrip('/')}/**/*.jsonl' in quotes."
+            )
         if not found:
             raise DataError(f"no input file: nothing matches {pattern!r} in {os.getcwd()}. Check the path.")
         files.update(dict.fromkeys(found))

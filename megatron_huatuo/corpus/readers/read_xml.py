@@ -11,7 +11,9 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from html.entities import html5
 from pathlib import Path
+from xml.parsers.expat import errors as expat_errors
 
 from megatron_huatuo.corpus.account import Item
 from megatron_huatuo.corpus.readers.xml_prose import NOTHING_TO_READ, local_name, prose
@@ -25,6 +27,18 @@ Element = ElementTree.Element
 
 _KINDS = "PubmedArticle (PubMed), article (JATS), book-part (BITS) or Document with QAPairs (MedQuAD)"
 _MOST_UNKNOWN = 1_000_000  # elements without one of these, before the file is given up
+# Names that the document types of publishers define, as files that are read without their document type use them.
+_ENTITIES = {name.removesuffix(";"): text for name, text in html5.items()}
+_ADVICE = {
+    expat_errors.codes[reason]: advice
+    for reason, advice in {
+        expat_errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT: "Several documents in one file are not XML: give each a file of its own.",
+        expat_errors.XML_ERROR_MISPLACED_XML_PI: "Take out what stands before <?xml …?>.",
+        expat_errors.XML_ERROR_INVALID_TOKEN: "Mend that place, or let `xmllint --recover` do it.",
+        expat_errors.XML_ERROR_UNDEFINED_ENTITY: "Write the sign that the entity stands for.",
+        expat_errors.XML_ERROR_TAG_MISMATCH: "Mend that place; a page of a web server is no XML.",
+    }.items()
+}
 _LANGUAGES = {"eng": "en", "chi": "zh"}
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
@@ -57,6 +71,7 @@ def read_xml(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Ite
         context.notes[f"file in {encoding}"] += 1
     with open_binary(path) as handle:
         parser = ElementTree.XMLParser(encoding="utf-8" if encoding else None)
+        parser.entity.update(_ENTITIES)
         try:
             for event, element in ElementTree.iterparse(handle, ("start", "end"), parser):
                 if event == "start":
@@ -80,8 +95,9 @@ def read_xml(path: str, source: str | None, bad_lines: BadLines) -> Iterator[Ite
                 if context.around:
                     context.around[-1].remove(element)  # takes no memory, and is not read again with its parent
         except (ElementTree.ParseError, *READ_ERRORS) as error:
+            advice = _ADVICE.get(getattr(error, "code", -1), "Copy it again.")
             raise DataError(
-                f"file is incomplete or not XML after article {number}: {error} ({path}). Copy it again."
+                f"file is incomplete or not XML after article {number}: {error} ({path}). {advice}"
             ) from error
     if not is_known:
         raise DataError(f"XML of an unknown kind: got <{root}>, need {_KINDS} ({path}). Convert it to JSON Lines.")

@@ -219,6 +219,8 @@ def test_nothing_left_is_an_error_that_names_what_dominated_and_leaves_nothing(c
 def test_inputs_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nothing matches '.*none\*\.jsonl'"):
         curate([tmp_path / "none*.jsonl"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"directory as input: got '.*', need its files, such as '.*/\*\*/\*\.jsonl'"):
+        curate([tmp_path], tmp_path / "out")
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(DataError, match=r"unknown file format: got 'a\.docx'"):
         curate([tmp_path / "a.docx"], tmp_path / "out")

@@ -66,6 +66,32 @@ def test_a_torn_pubmed_file_is_named(tmp_path):
         read(path, allowed=1)
 
 
+def test_names_of_signs_are_read_and_an_unknown_one_is_named(tmp_path):
+    path = tmp_path / "p.xml"
+    path.write_text(PUBMED.replace("Aspirin lowers", "&beta;-blockers &amp; aspirin lower"))
+    assert read(path, allowed=1)[0][0].document.text.startswith("BACKGROUND: β-blockers & aspirin lower fever.")
+    path.write_text(PUBMED.replace("Aspirin lowers", "&ourdrug; lowers"))
+    with pytest.raises(DataError, match=r"undefined entity &ourdrug;.*p\.xml\)\. Write the sign"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PUBMED + PUBMED, "after article 4: junk after document element.*Several documents in one file are not XML"),
+        ("\n" + PUBMED, r"after article 0: XML or text declaration not at start.*Take out what stands before <\?xml"),
+        (PUBMED.replace("fever.", "\x0b fever."), "invalid token.*Mend that place, or let `xmllint --recover` do it"),
+        ("<html><br></html>", "mismatched tag.*a page of a web server is no XML"),
+        (PUBMED[:-40], "no element found|unclosed token.*Copy it again"),
+    ],
+    ids=["two", "blank", "control", "page", "torn"],
+)  # fmt: skip
+def test_what_is_not_xml_is_told_with_what_helps(content, message, tmp_path):
+    (tmp_path / "p.xml").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "p.xml", allowed=1)
+
+
 def test_an_exploding_entity_is_refused(tmp_path):
     levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<?xml version="1.0"?><!DOCTYPE b [<!ENTITY l0 "ha">{levels}]><PubmedArticleSet><b>&l11;</b></PubmedArticleSet>'

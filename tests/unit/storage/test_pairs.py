@@ -102,8 +102,12 @@ REFUSED = {
     "a weight in words": ({"conversations": [PAIR[0], {**PAIR[1], "loss": "no"}]}, "wrong value of 'loss': got 'no'"),
     "two system texts": ({"system": "甲", "messages": [{"role": "system", "content": "乙"}, {"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
                          "two system texts"),
-    "system in the middle": ({"conversations": [*PAIR, {"from": "system", "value": "x"}, *PAIR]}, "wrong number of turns: got 5"),
+    "system in the middle": ({"conversations": [*PAIR, {"from": "system", "value": "x"}, *PAIR]}, "wrong speaker in turn 2: got 'system', need 'human'"),
     "two questions": ({"conversations": [PAIR[0], PAIR[0], PAIR[1], PAIR[1]]}, "wrong speaker in turn 1: got 'human', need 'gpt'"),
+    "turns of Firefly": ({"conversation": [{"human": Q, "assistant": A}]}, r"turn without a speaker: got keys \['assistant', 'human'\], need 'from'"),
+    "answers of Medical-R1": ({"question": Q, "reasoning (reasoning_content)": "x", "response (content)": A},
+                              r"answer under an unknown key: got 'response \(content\)', need one of \['answer'"),
+    "answers of PubMedQA": ({"question": Q, "context": {"contexts": ["x"]}, "long_answer": A, "final_decision": "yes"}, "unknown key: got 'long_answer'"),
     "answers of HC3": ({"question": Q, "answer": [A]}, "wrong answer: got list under 'answer', need text"),
     "no layout": ({"text": A, "kind": "x"}, r"unknown layout.*got keys \['kind', 'text'\]"),
 }  # fmt: skip

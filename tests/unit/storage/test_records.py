@@ -134,6 +134,7 @@ def test_questions_alone_and_in_exams():
     ("change", "message"),
     [
         ({"option": ["x", "y"]}, "wrong value of 'option'"),
+        ({"option": None, "choices": ["x", "y"]}, "wrong value of 'option': got NoneType"),
         ({"option": {"A": "x"}}, "at least two options"),
         ({"option": {"A": "x", "b": "y"}}, "wrong option 'b'"),
         ({"option": {"A": "x", "B": 5}}, "wrong option 'B'"),
@@ -146,3 +147,11 @@ def test_questions_alone_and_in_exams():
 def test_a_wrong_question_names_what_is_wrong(change, message):
     with pytest.raises(DataError, match=message):
         parse_questions({**QUESTION, **change}, "f:1")
+
+
+def test_a_question_of_another_layout_is_told_by_its_keys():
+    with pytest.raises(
+        DataError,
+        match=r"'option': got nothing under it, but keys \['answer', 'choices', 'question', 'subject'\], need",
+    ):
+        parse_questions({"question": "q", "subject": "anatomy", "choices": ["x", "y"], "answer": 1}, "f:1")

@@ -8,6 +8,9 @@ import random
 import pytest
 import zstandard
 
+from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.jsonl import BadLines
+from megatron_huatuo.storage.record_files import read_raw_records
 from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, converted_from, open_binary
 
 TEXT = "高血压患者应当限盐。第一行\nabc, 12\n糖尿病与联通：每日测血糖。\n" * 300
@@ -82,6 +85,15 @@ def test_a_torn_zstd_file_is_found(cut, tmp_path):
         path = write(tmp_path / "a.txt.zst", content)
         with pytest.raises(READ_ERRORS), open_binary(path) as handle:
             handle.read()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(name, tmp_path):
+    path = write(tmp_path / name, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(
+        DataError, match=r"pointer of Git LFS instead of the file: .*Fetch the file with `git lfs pull`"
+    ):
+        list(read_raw_records(path, BadLines(9)))
 
 
 def test_the_suffix_of_a_file_is_that_below_its_compression():
