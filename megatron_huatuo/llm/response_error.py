@@ -273,14 +273,14 @@ def _way_out(parameter: str) -> str:
 
 
 def _retry_after_s(headers: Mapping[str, str], error: str) -> float | None:
-    """Seconds that the endpoint asks to wait, in a header (a number, or a date) or in the error; nonsense is left to back-off."""
+    """Seconds that the endpoint asks to wait, in a header (a number, or a date) or in the error; 0 and nonsense are left to back-off."""
     wishes = (
         _number(headers.get("retry-after-ms"), 0.001),
         _number(headers.get("retry-after")),
         _seconds_until(headers.get("retry-after")),
         _seconds_in(error),
     )
-    return next((max(0.0, wait_s) for wait_s in wishes if wait_s is not None), None)
+    return next((wait_s for wait_s in wishes if wait_s is not None and wait_s > 0), None)
 
 
 def _number(value: str | None, unit_s: float = 1.0) -> float | None:
@@ -292,12 +292,11 @@ def _number(value: str | None, unit_s: float = 1.0) -> float | None:
 
 
 def _seconds_until(date: str | None) -> float | None:
-    """Until a date of HTTP, such as "Wed, 21 Oct 2026 07:28:00 GMT"; one that has passed, perhaps by another clock, asks nothing."""
+    """Until a date of HTTP, such as "Wed, 21 Oct 2026 07:28:00 GMT"."""
     try:
-        wait_s = (parsedate_to_datetime(date or "") - datetime.now(UTC)).total_seconds()
+        return (parsedate_to_datetime(date or "") - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return None
-    return wait_s if wait_s > 0 else None
 
 
 def _seconds_in(error: str) -> float | None:

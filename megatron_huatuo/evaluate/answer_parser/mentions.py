@@ -230,7 +230,7 @@ def _join(text: str, group: Group, previous: Mention, following: Mention, after:
         return None
     if "\n" in gap and not _line_is_option(text, following):
         return None
-    is_labelled = after is not None and after.by_text and text[following.end : after.start] == " "  # "C 肥胖"
+    is_labelled = after is not None and _is_line_of_option(text, following, after)
     if (
         re.search(r"[,;\s]", gap)
         and not re.search("[和与及]|and", gap)
@@ -239,6 +239,12 @@ def _join(text: str, group: Group, previous: Mention, following: Mention, after:
     ):
         return None
     return longer._replace(letters=union(group.letters, following.letters))
+
+
+def _is_line_of_option(text: str, letter: Mention, option: Mention) -> bool:
+    """Whether a line is a letter and an option's text, parted by a blank: "C 肥胖"."""
+    is_line = text.startswith("\n", letter.start - 1) and (option.end == len(text) or text[option.end] == "\n")
+    return option.by_text and is_line and text[letter.end : option.start] == " "
 
 
 def union(letters: str, more: str) -> str:

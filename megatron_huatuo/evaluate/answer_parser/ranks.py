@@ -31,7 +31,7 @@ from megatron_huatuo.evaluate.answer_parser.judgements import (
     by_verdicts,
     verdict_on,
 )
-from megatron_huatuo.evaluate.answer_parser.mentions import Group, find_mentions, group_mentions, is_put_aside
+from megatron_huatuo.evaluate.answer_parser.mentions import Group, find_mentions, group_mentions, is_put_aside, union
 from megatron_huatuo.evaluate.answer_parser.shell import normalise, spoken_part
 from megatron_huatuo.evaluate.answer_parser.wording import (
     BETTER,
@@ -59,6 +59,7 @@ _PARTED_LETTERS = re.compile(
     r"^((?:[^\n]{0,40}(?:答案|选|[Aa]nswers?)[^\nA-Z]{0,8})?)(\(?[A-Z]\)?(?: ?[.。·|\\] ?\(?[A-Z]\)?)+|[A-Z](?:-[A-Z]){2,})[.。]?$",
     re.MULTILINE,
 )
+_EXPLAINED = re.compile(r"[A-Z][.、:)] ?[^\s]")
 _CLAUSE_LABEL = re.compile(r"(?:^|[\n。;,])\s*\(?([A-Z])(?:[.:)]|、(?! ?[A-Z]))")
 _AFTER_SENTENCE = re.compile(r"[。!?;.]\s?\(?$")
 _LETTERS_ONLY = re.compile(r"[A-Z、,/和与及 ]+")
@@ -156,7 +157,38 @@ def _statement(reading: Reading) -> str | None:
         )
         if IS_THE_ANSWER.match(reading.text, group.end) or is_preferred or _corrects(reading, index):
             found.append((group.start, group))
-    return max(found)[1].letters if found else None
+    return _with_lines_below(reading, max(found)[1]) if found else None
+
+
+def _with_lines_below(reading: Reading, group: Group) -> str:
+    """The letters of a statement; where it begins a list that explains each option, a line each, those of the list."""
+    letters, text = group.letters, reading.text
+    if not reading.multiple or not _starts_explained_line(text, group):
+        return letters
+    for index in range(bisect_left(reading.groups, (group.end,)), len(reading.groups)):
+        following = reading.groups[index]
+        between = text[group.end : following.start]
+        if len(between) > _MAX_SENTENCE:
+            break
+        if "\n" not in between.rstrip("( "):
+            continue
+        if (
+            not _starts_explained_line(text, following)
+            or re.search(r"\n\s*\S", between)
+            or following.letters <= group.letters
+        ):
+            break
+        if verdict_on(reading, following) is not reading.negative and not _is_negated(reading, following):
+            letters = union(letters, following.letters)
+        group = following
+    return letters
+
+
+def _starts_explained_line(text: str, group: Group) -> bool:
+    return (
+        re.search(r"\n[( ]{0,2}$", text[max(0, group.start - 3) : group.start]) is not None
+        and _EXPLAINED.match(text, group.start) is not None
+    )
 
 
 def _cued_groups(reading: Reading) -> Iterator[Group]:

@@ -17,9 +17,9 @@ NEGATIVE_QUESTION = re.compile(
 SENTENCE_END = re.compile(r"[。!?\n;]|(?<=[a-z)\u3400-\u9fff])\.(?=\s|$)")
 
 WRONG = re.compile(
-    r"\)?[.:]?\s?(?:选?项)?(?:的?(?:说法|描述|叙述|表述))?:?\s?(?:是|均|都|也|为|则|显然)*"
+    r"\)?[.:]? ?(?:选?项)?(?:的?(?:说法|描述|叙述|表述))?:? ?(?:是|均|都|也|为|则|显然)*"
     r"(?:错误|错的|错(?=[A-Z,。;\s]|$)|[×✗✘]|不正确|不对|不符|不选|不合|有误|可?(?:以|应)?(?:被)?排除|不成立|不是(?:答案|正确)|不恰当"
-    r"|\s?(?:is|are|was)(?: also| clearly| therefore)? (?:wrong|incorrect|false|not|ruled|excluded|eliminated)|isn't|can be (?:excl|ruled|elim))",
+    r"| ?(?:is|are|was)(?: also| clearly| therefore)? (?:wrong|incorrect|false|not|ruled|excluded|eliminated)|isn't|can be (?:excl|ruled|elim))",
     re.IGNORECASE,
 )
 
@@ -57,7 +57,7 @@ CUE_RIGHT = r"(?<!不)正确的?(?:说法|描述|叙述|表述)?(?:应该?|就)?
 CUE_WRONG = r"(?:不正确|错误|不对|不恰当|不属于|不包括)的?(?:说法|描述|叙述|表述|选项|一项|项)?(?:应该?|就)?(?:是|为|有|:)+[\s(]*(?=@)"
 
 IS_THE_ANSWER = re.compile(
-    r"\)?\s?(?:选?项)?\s?(?:才|就|即|应该?|均|都|最)?(?:(?:是|为)(?:本题|该题|此题|最终|唯一)?的?"
+    r"\)? ?(?:选?项)? ?(?:才|就|即|应该?|均|都|最)?(?:(?:是|为)(?:本题|该题|此题|最终|唯一)?的?"
     r"(?:正确|最佳|标准|合适|最合适|最恰当|最符合题意)?的?(?:答案|选择|选项)|符合(?:题意|题干|要求)|[最更](?:合适|恰当|符合)|最佳)"
     r"|\)? (?:fits|matches|is) (?:the )?best\b|\)? it is\b"
     r"|\)? comes first\b|\)? is the (?:\w+ ){0,2}of (?:choice|care)\b"
@@ -73,7 +73,9 @@ RATHER = re.compile(
 
 BUT = re.compile(r"(?:\bbut|\bhowever,?|但是?)\s?(?:选项|option )?\(?$", re.IGNORECASE)
 
-BETTER = re.compile(r"\)?\s?(?:is (?:better|preferred|(?:far |much )?more\b)|更(?:好|合适|常见|恰当))", re.IGNORECASE)
+BETTER = re.compile(
+    r"\)?\s?(?:is (?:(?:the )?better|preferred|(?:far |much )?more\b)|更(?:好|合适|常见|恰当))", re.IGNORECASE
+)
 
 NOT_ANOTHER = re.compile(r",?\s?(?:而?不是|并非|而非|not\b|rather than\b)", re.IGNORECASE)
 

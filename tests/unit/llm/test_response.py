@@ -207,6 +207,8 @@ def test_a_firewalls_page_and_a_flagged_account_are_no_content_filter():
         ({"error": {"message": "busy"}}, {"retry-after": "nan"}, None),
         ({"error": {"message": "busy"}}, {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
         ({"error": {"message": "busy"}}, {"retry-after": "soon"}, None),
+        ({"error": {"message": "busy"}}, {"retry-after": "0"}, None),
+        ({"error": {"message": "busy"}}, {"retry-after": "-5"}, None),
         ({"error": {"message": "busy"}}, {"retry-after": "2", "retry-after-ms": "1500"}, 1.5),
         ({"error": {"message": "Rate limit reached. Please try again in 6m0s."}}, {}, 360.0),
         ({"error": {"message": "Rate limit reached. Please try again in 120ms. Visit"}}, {}, 0.12),
