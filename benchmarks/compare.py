@@ -23,11 +23,15 @@ from megatron_huatuo.storage.manifest import read_json
 
 _LEAST = 0.03
 _ERRORS = 2.0
+_MEASURED = ("wall_s", "start_s", "stall_s", "step_time_s")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both records. change: relative, 0.1 for ten per cent more; noise: what must be exceeded."""
+    """One figure in both records. change: relative, 0.1 for ten per cent more; noise: what must be exceeded.
+
+    larger_is_better: of the figure, and so of its ratio to the peer's.
+    """
 
     name: str
     before: float
@@ -54,12 +58,12 @@ def compare_records(before: str | Path, after: str | Path) -> list[Change]:
     machines = {record.get("machine") for record in (*first.values(), *second.values())}
     if len(machines) > 1:
         get_logger(__name__).warning("the records are from different machines: %s", "; ".join(map(str, machines)))
-    changes = [_change(name, first[name], second[name]) for name in first if name in second]
-    if not changes:
+    names = [name for name in first if name in second]
+    if not names:
         raise ConfigError(f"records have no figure in common: {before} and {after}. Compare records of one benchmark.")
     for name in first.keys() ^ second.keys():
         get_logger(__name__).warning("only in one of the records: %s", name)
-    return changes
+    return [_change(name, first[name], second[name]) for name in names if _has_figures(name, first, second)]
 
 
 def compare_commands(before: str, after: str, repeats: int) -> list[Change]:
@@ -85,15 +89,23 @@ def _read(path: str | Path) -> dict[str, Mapping[str, Any]]:
     return {record["name"]: record for record in content}
 
 
+def _has_figures(name: str, *records: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Not where a case of a sweep failed, which has none, nor where the figure is 0, of which nothing is a multiple."""
+    found = all(record[name]["ours"] for record in records)
+    if not found:
+        get_logger(__name__).warning("no figure above 0 in one of the records: %s", name)
+    return found
+
+
 def _change(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Change:
+    unit = str(first.get("unit", ""))
+    larger = "/s" in unit or unit.startswith(("×", "% effective"))
     if first.get("ratio") is not None and second.get("ratio") is not None:
         noise = math.hypot(_ratio_error(first), _ratio_error(second))
         change = second["ratio"] / first["ratio"] - 1
-        return Change(name, first["ratio"], second["ratio"], "× the peer", change, max(_LEAST, _ERRORS * noise))
+        return Change(name, first["ratio"], second["ratio"], "× the peer", change, max(_LEAST, _ERRORS * noise), larger)
     noise = math.hypot(_error(_times(first, "ours")), _error(_times(second, "ours")))
     change = second["ours"] / first["ours"] - 1
-    unit = str(first.get("unit", ""))
-    larger = "/s" in unit or unit.startswith("×")
     return Change(name, first["ours"], second["ours"], unit, change, max(_LEAST, _ERRORS * noise), larger)
 
 
@@ -106,8 +118,11 @@ def _of_runs(
 
 
 def _times(record: Mapping[str, Any], who: str) -> list[float]:
-    runs = (record.get("runs") or {}).get(who) or []
-    return [run["wall_s"] if isinstance(run, dict) else float(run) for run in runs]
+    """What was measured in each run: the figure itself, or the one of its times that was the figure; none where runs are
+    only counted."""
+    runs = record["runs"].get(who, []) if isinstance(record.get("runs"), dict) else []
+    times = [[run[key] for key in _MEASURED if key in run] if isinstance(run, dict) else [run] for run in runs]
+    return [float(found[0]) for found in times if found]
 
 
 def _ratio_error(record: Mapping[str, Any]) -> float:

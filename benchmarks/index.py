@@ -278,7 +278,7 @@ def _memory_records(directory: Path, tokenizer: str, megabytes: float) -> list[d
             "peer_name": peer_name,
             "ratio": ours / peer,
             "unit": "MiB (smaller is better)",
-            "runs": 1,
+            "runs": {"ours": [ours], "peer": [peer]},
             **surroundings(_PACKAGES),
         }
         for what, ours, peer, peer_name in compared

@@ -114,7 +114,7 @@ def _records(outcomes: list[Outcome]) -> list[dict[str, Any]]:
             "outcome": one.verdict,
             "step_time_s": one.step_time_s,
             "memory_gib": one.memory_gib,
-            "runs": one.runs,
+            "runs": {"ours": one.runs},
             **surroundings(_PACKAGES),
         }
         for one in outcomes

@@ -283,10 +283,18 @@ def _records(
                 "mfu": rates[name] * flops / ranks / peak if peak else None,
                 "first_losses": first,
                 "workload": _workload(size, ranks, kind),
-                "runs": wall_s,
+                "runs": {"ours": wall_s[name], "peer": wall_s["transformers"]},
                 **surroundings(_PACKAGES),
             },
-            {"name": f"{title}: outside of forward, backward and update", "ours": 100 * outside, "unit": "% of a step"},
+            {
+                "name": f"{title}: outside of forward, backward and update",
+                "ours": 100 * outside,
+                "peer": None,
+                "ratio": None,
+                "unit": "% of a step",
+                "runs": {},
+                **surroundings(_PACKAGES),
+            },
         ]
     return records
 

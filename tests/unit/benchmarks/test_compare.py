@@ -67,6 +67,32 @@ def test_seconds_are_better_when_they_are_fewer(tmp_path: Path) -> None:
     assert compare_records(before, after)[0].verdict == "better"
 
 
+@pytest.mark.parametrize(
+    ("unit", "runs"),
+    [
+        ("MiB (smaller is better)", {"ours": [100.0, 101.0], "peer": [50.0, 51.0]}),
+        ("MiB (smaller is better)", 1),
+        ("s beyond imports", {"ours": [{"start_s": 4.0, "launch_s": 1.0}]}),
+        ("s", {"ours": [{"stall_s": 0.1, "steps": 3}], "peer": [{"stall_s": 1.0, "steps": 0}]}),
+    ],
+)
+def test_a_cost_is_better_when_it_is_smaller_against_the_peer_too(
+    tmp_path: Path, unit: str, runs: dict[str, Any] | int
+) -> None:
+    before = write(tmp_path / "a.json", record("x", QUIET, QUIET, unit, ratio=1.0, runs=runs))
+    after = write(tmp_path / "b.json", record("x", QUIET, QUIET, unit, ratio=2.0, runs=runs))
+    assert [compare_records(*files)[0].verdict for files in ((before, after), (after, before))] == ["worse", "better"]
+
+
+def test_a_case_of_a_sweep_without_a_figure_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A step is an entry of the run's log."""
+    well = record("y", QUIET, QUIET, "tokens/s/rank", runs={"ours": [{"iteration": 2, "step_time_s": 1.0}]})
+    failed = record("x", QUIET, QUIET, "tokens/s/rank", runs={"ours": []}, ratio=None, ours=None)
+    records = write(tmp_path / "a.json", well, failed)
+    assert [change.name for change in compare_records(records, records)] == ["y"]
+    assert "no figure above 0 in one of the records: x" in capfd.readouterr().err
+
+
 def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.json", record("x", QUIET, QUIET))
     with pytest.raises(ConfigError, match=r"records have no figure in common: .*a\.json and .*b\.json"):

@@ -52,7 +52,7 @@ def test_cases_that_run_out_of_memory_or_are_refused_leave_the_others_alone(conf
     assert refused["outcome"].startswith("failed: ") and "wrong training.global_batch_size" in refused["outcome"]
     assert well["name"] == "sweep: TP 1, PP 1, DP 1, micro-batch 2, recompute none, 1 ranks"
     assert well["outcome"] == "ok" and well["ours"] == well["peer"] > 0 and well["ratio"] == 1.0
-    assert [step["iteration"] for step in well["runs"]] == [2, 3]
+    assert [step["iteration"] for step in well["runs"]["ours"]] == [2, 3]
     assert json.loads((tmp_path / "out/sweep.json").read_text()) == records
     table = (tmp_path / "out/sweep.md").read_text()
     assert "| too large | 1 | 4 |" in table and "| out of memory |" in table

@@ -62,6 +62,16 @@ def workload_of(records: list[dict[str, Any]]) -> Workload:
     return Workload(architecture=architecture, attended_length=float(described["seq_length"]), **described)
 
 
+def test_records_of_training_have_the_promised_keys_and_can_be_compared(tmp_path: Path) -> None:
+    from benchmarks.compare import compare_records
+
+    records = train_records(H100_NAME, 1.0)
+    keys = {"name", "ours", "peer", "ratio", "unit", "runs", "machine", "versions", "command"}
+    assert all(keys <= record.keys() for record in records)
+    files = [write(tmp_path / f"{seconds}.json", train_records(H100_NAME, seconds)) for seconds in (1.0, 2.0)]
+    assert {change.verdict for change in compare_records(*files)} == {"within noise"}  # the peer is as slow
+
+
 @pytest.mark.parametrize("factor", [0.7, 1.0, 2.0])
 def test_the_measured_run_is_planned_to_take_the_measured_time(tmp_path: Path, factor: float) -> None:
     work = workload_of(train_records(H100_NAME, 1.0))
