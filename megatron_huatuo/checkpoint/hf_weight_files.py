@@ -24,6 +24,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.family import Family
 from megatron_huatuo.models.weight_table import hf_shapes
+from megatron_huatuo.storage.lfs_pointer import refuse_lfs_pointer
 from megatron_huatuo.storage.manifest import read_json
 
 _LAYOUTS = (
@@ -32,6 +33,8 @@ _LAYOUTS = (
     ("pytorch_model.bin.index.json", None),
     ("pytorch_model.bin", ".bin"),
 )
+# What holds weights under other names, or in other formats.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pth", ".pt", ".ckpt", ".h5", ".msgpack")
 # Buffers that old checkpoints carry: they follow from the architecture.
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "alibi_mask")
 
@@ -110,8 +113,10 @@ class WeightFiles:
                         f"shard is missing: {path.name} places {tensor!r} in {file}. Download it again."
                     )
             return found
+        others = ", ".join(sorted(path.name for path in self.directory.glob("*") if path.suffix in _WEIGHT_SUFFIXES))
         raise IntegrityError(
-            f"no weights in {self.directory}: need model.safetensors or pytorch_model.bin, whole or with an index."
+            f"no weights in {self.directory}: got {others or 'none'}, need model.safetensors or pytorch_model.bin, whole or "
+            "with an index. Download the model in that form."
         )
 
     def _weight_map(self, name: str) -> dict[str, str]:
@@ -126,7 +131,10 @@ class WeightFiles:
             header, begin = _read_header(path)
             for name, entry in header.items():
                 if entry["dtype"] not in _DTYPES:
-                    raise DataError(f"unsupported type of tensor {name!r}: got {entry['dtype']} ({path}).")
+                    raise DataError(
+                        f"unsupported type of tensor {name!r}: got {entry['dtype']}, need {' or '.join(_DTYPES)} ({path}). "
+                        "Quantised weights are not read: take the model that they were made from."
+                    )
                 self._places[name] = _DTYPES[entry["dtype"]], begin + entry["data_offsets"][0]
             return {name: tuple(entry["shape"]) for name, entry in header.items()}
         return {name: tuple(tensor.shape) for name, tensor in self._bin_tensors(path).items()}
@@ -148,23 +156,24 @@ class WeightFiles:
         tied: (tensor, its source); the tensor may be there as well, but must then equal its source.
         Raises: DataError naming the first tensor that is missing, extra, mis-shaped or not tied as promised.
         """
+        unknown = [name for name in self.file_of if name not in expected and not name.endswith(_DERIVED)]
         for name, shape in expected.items():
             if name not in self.file_of:
+                others = f", which has {unknown[0]!r}" if unknown else ""
                 raise DataError(
-                    f"tensor is missing: {name!r} in {self.directory}. Check that config.json belongs to it."
+                    f"tensor is missing: {name!r} in {self.directory}{others}. Check that config.json belongs to it."
                 )
             if self._shapes[name] != shape:
                 raise DataError(
                     f"wrong shape of tensor {name!r}: got {list(self._shapes[name])}, need {list(shape)} "
                     f"({self.file_of[name]}). Check that config.json belongs to it."
                 )
-        extra = [name for name in self.file_of if name not in expected and not name.endswith(_DERIVED)]
-        if tied and tied[0] in extra:
-            extra.remove(tied[0])
+        if tied and tied[0] in unknown:
+            unknown.remove(tied[0])
             self._check_tied(*tied)
-        if extra:
+        if unknown:
             raise DataError(
-                f"unknown tensor: {extra[0]!r} in {self.file_of[extra[0]]} ({len(extra)} in all). "
+                f"unknown tensor: {unknown[0]!r} in {self.file_of[unknown[0]]} ({len(unknown)} in all). "
                 "Check that config.json belongs to these weights."
             )
 
@@ -234,6 +243,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        refuse_lfs_pointer(path)
         raise IntegrityError(f"file is incomplete or not safetensors: {path} ({error}). Download it again.") from error
 
 
@@ -252,6 +262,7 @@ def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        refuse_lfs_pointer(path)
         raise IntegrityError(
             f"file is incomplete, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."
         ) from error

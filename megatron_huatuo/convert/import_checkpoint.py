@@ -16,7 +16,7 @@ from megatron_huatuo.checkpoint.layout import write_latest
 from megatron_huatuo.checkpoint.streaming import TwoBuffers, ahead, one_torch_thread
 from megatron_huatuo.convert.state_tensors import StateWriter
 from megatron_huatuo.errors import ConfigError
-from megatron_huatuo.index.tokenizer import load_tokenizer
+from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
 from megatron_huatuo.log import get_logger, progress
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.hf_config import load_architecture
@@ -40,6 +40,7 @@ def import_hf(
     """
     architecture = load_architecture(hf_directory, ignored_keys)
     files = open_weights(hf_directory, architecture)
+    tokenizer = _open_tokenizer(hf_directory, architecture)  # before the weights, which take long
     with atomic_directory(checkpoint) as root:
         directory = root / iteration_name(0)
         writer = StateWriter(directory / STATE, architecture.num_layers)
@@ -52,7 +53,8 @@ def import_hf(
         write_json(directory / ARCHITECTURE, architecture.to_dict())
         training = {"iteration": 0, "consumed_train_samples": 0, "optimizer_format": None}
         write_json(directory / TRAINING, training | {"ignored_config_keys": list(ignored_keys)})
-        _copy_tokenizer(Path(hf_directory), directory / TOKENIZER, architecture)
+        if tokenizer is not None:
+            tokenizer.copy_to(directory / TOKENIZER)
         described = {f"{STATE}/{name}": entry for name, entry in writer.files.items()}
         others = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != STATE]
         described |= describe_files(directory, [str(path.relative_to(directory)) for path in others])
@@ -73,11 +75,12 @@ def _read_weights(
         yield rule, layer, rule.gather(files.read, layer, out=buffers.take(rule.shape, dtype))
 
 
-def _copy_tokenizer(hf_directory: Path, target: Path, architecture: Architecture) -> None:
+def _open_tokenizer(hf_directory: str | os.PathLike[str], architecture: Architecture) -> Tokenizer | None:
+    """None, with a warning, where there is none. Raises: DataError when it is torn, or has ids beyond the embedding."""
     try:
         tokenizer = load_tokenizer(hf_directory)
     except ConfigError as error:
         get_logger(__name__).warning("importing weights alone: %s", error)
-        return
+        return None
     architecture.check_vocabulary(tokenizer.vocab_size, tokenizer.path)
-    tokenizer.copy_to(target)
+    return tokenizer

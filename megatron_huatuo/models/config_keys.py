@@ -7,6 +7,7 @@ have the one value that is supported. Anything else is refused by name.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -34,17 +35,21 @@ REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attention_bias": (False,),
     "attention_dropout": (0, None),
+    "compression_config": (None,),
     "cross_attention_hidden_size": (None,),
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
     "pruned_heads": ({},),
+    "quantization": (None,),
     "quantization_config": (None,),
     "rope_interleaved": (False,),
     "use_mrope": (False,),
     "use_sliding_window": (False,),
     "z_loss_weight": (0,),
 }
+# As transformers, llm-compressor and MLX name it.
+_QUANTISED = ("compression_config", "quantization", "quantization_config")
 
 FIELDS = {
     "num_hidden_layers": "num_layers",
@@ -122,7 +127,11 @@ def check_keys(
         elif key in required:
             if value not in required[key]:
                 needed = " or ".join(map(repr, required[key]))
-                raise ConfigError(f"unsupported setting {key!r}: got {value!r}, need {needed} ({where}).")
+                got = textwrap.shorten(repr(value), 100, placeholder=" …")
+                fix = (
+                    " Its weights are quantised: take the model that they were made from." if key in _QUANTISED else ""
+                )
+                raise ConfigError(f"unsupported setting {key!r}: got {got}, need {needed} ({where}).{fix}")
         else:
             raise ConfigError(
                 f"unknown setting {key!r} = {value!r} in {where}: it may change the model. "

@@ -18,9 +18,15 @@ def load_architecture(hf_directory: str | os.PathLike[str], ignored_keys: Collec
     """Architecture of a Hugging Face directory, from its config.json alone.
 
     ignored_keys: of config.json, which the user knows to be harmless.
-    Raises: ConfigError when there is none, or naming the setting that is not supported; IntegrityError when it is torn.
+    Raises: ConfigError when there is none, when the directory holds an adapter, or naming the setting that is not supported;
+        IntegrityError when it is torn.
     """
-    path = Path(hf_directory) / "config.json"
+    path, adapter = Path(hf_directory) / "config.json", Path(hf_directory) / "adapter_config.json"
+    if adapter.is_file():  # transformers would load the model that it names, and apply it
+        raise ConfigError(
+            f"wrong model: got an adapter ({adapter}), need a whole model. Merge it into its base model "
+            "(merge_and_unload of peft), save the result and name that directory."
+        )
     if not path.is_file():
         raise ConfigError(
             f"no Hugging Face model: {hf_directory} is not a local directory with a config.json. Check the path; a model of "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_huatuo.errors import ConfigError
 from megatron_huatuo.models.architecture import Architecture
+from megatron_huatuo.models.config_keys import is_size
 from megatron_huatuo.models.family import Family
 
 
@@ -33,9 +36,19 @@ class Mistral(Family):
     }
 
     def architecture_fields(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The window."""
-        return {**super().architecture_fields(config, where), "sliding_window": config["sliding_window"]}
+        """The window; none where `layer_types`, by which transformers reads it as Ministral, names global layers alone."""
+        window = config["sliding_window"]
+        if window is not None and not is_size(window):
+            raise ConfigError(
+                f"wrong setting 'sliding_window': got {window!r}, need a whole number above 0, or null ({where})."
+            )
+        window = None if config.get("layer_types") else window
+        return {**super().architecture_fields(config, where), "sliding_window": window}
 
     def config_json(self, architecture: Architecture) -> dict[str, Any]:
         """The window, which transformers would take for 4096 where nothing is said."""
         return {**super().config_json(architecture), "sliding_window": architecture.sliding_window}
+
+    def add_tokenizer_code(self, directory: Path, settings: dict[str, Any]) -> None:
+        """Says that tokenizer.json stays as it is, which transformers 5 would advise against, or change where told to."""
+        settings["fix_mistral_regex"] = False

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
 from megatron_huatuo.convert.import_checkpoint import import_hf
@@ -31,8 +31,6 @@ from megatron_huatuo.storage.hashed_file import HashedFile
 from megatron_huatuo.storage.manifest import read_manifest, sha256_file, verify_files
 from megatron_huatuo.storage.run_files import STATE, resolve_checkpoint
 from tests.unit.convert.small_models import SMALL, random_weights, write_model
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -97,13 +95,16 @@ def test_wrong_streams_are_refused(tmp_path: Path) -> None:
         write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, 70000.0, 3])}), torch.float16)
 
 
-def test_tokenizer_with_more_ids_than_the_embedding_is_refused(tmp_path: Path) -> None:
-    model = ROOT.parent / "shared" / "data" / "baichuan2" / "tokenizer.model"
-    if not model.is_file():
-        pytest.skip(f"no Baichuan2 tokenizer: {model}")
-    directory = write_model(tmp_path / "hf", SMALL["baichuan2-rope"])
-    (directory / "tokenizer.model").symlink_to(model)
-    with pytest.raises(DataError, match="got 125696 ids, but the embedding has 160 rows"):
+def test_tokenizer_with_more_ids_than_the_embedding_is_refused_before_weights_are_read(
+    tmp_path: Path, tokenizer_directory: Path
+) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    shutil.copy(tokenizer_directory / "tokenizer.model", directory)
+    weights = load_file(directory / "model.safetensors")
+    save_file(
+        {**weights, "model.embed_tokens.weight": torch.full((160, 96), torch.nan)}, directory / "model.safetensors"
+    )
+    with pytest.raises(DataError, match=r"got \d+ ids, but the embedding has 160 rows"):
         import_hf(directory, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
 

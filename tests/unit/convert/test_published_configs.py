@@ -159,6 +159,22 @@ def test_settings_of_gemma_that_are_not_supported_are_named(
         load_architecture(tmp_path)
 
 
+def test_a_mistral_that_transformers_reads_as_ministral_has_no_window_in_global_layers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = {**PUBLISHED["Mistral-7B-v0.1"], "layer_types": ["full_attention"] * 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "ministral"
+    assert load_architecture(tmp_path).windows() == [None] * 32
+    for window in (0, -1, "4096"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+        message = (
+            rf"wrong setting 'sliding_window': got {window!r}, need a whole number above 0, or null \(.*config\.json"
+        )
+        with pytest.raises(ConfigError, match=message):
+            load_architecture(tmp_path)
+
+
 def test_a_wrapper_without_its_text_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**GEMMA["gemma-3-4b-pt"], "text_config": None}))
     with pytest.raises(ConfigError, match="wrong setting 'text_config': got None, need an object"):

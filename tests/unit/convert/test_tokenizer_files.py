@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,23 @@ def test_a_base_models_template_file_does_not_stand_before_the_one_that_was_trai
     served = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     chat = [{"role": "user", "content": "a"}]
     assert served.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == "<问>：a\n<答>："
+
+
+def test_the_cuts_of_a_mistral_export_are_kept_without_a_warning(tmp_path: Path, caplog, monkeypatch) -> None:
+    """transformers 5 replaces the first cut of Mistral's tokenizers with more than 100,000 pieces, or advises to."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    source, out = byte_level_tokenizer(tmp_path / "source"), tmp_path / "out"
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {f"x{number}": number for number in range(1000, 101_000)}
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"fix_mistral_regex": True}))
+    out.mkdir()
+    write_config(out, "mistral-window")
+    write_tokenizer_files(load_tokenizer(source), out, "mistral")
+    served = json.loads(transformers.AutoTokenizer.from_pretrained(out).backend_tokenizer.to_str())
+    assert served["pre_tokenizer"] == json.loads((out / "tokenizer.json").read_text())["pre_tokenizer"]
+    assert "regex" not in caplog.text
 
 
 def test_an_exported_tokenizer_gives_an_index_the_same_ids(joining, tmp_path: Path) -> None:

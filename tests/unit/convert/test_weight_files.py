@@ -85,6 +85,16 @@ def test_derived_buffers_of_old_checkpoints_are_ignored(tmp_path: Path) -> None:
     open_weights(directory, SMALL["llama"])
 
 
+def test_names_of_another_model_are_shown(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "hf", SMALL["llama"])
+    weights = load_file(directory / "model.safetensors")
+    save_file({f"base_model.model.{name}": tensor for name, tensor in weights.items()}, directory / "model.safetensors")
+    with pytest.raises(
+        DataError, match=r"'model\.embed_tokens\.weight' in .*, which has 'base_model\.model\..*'\. Check"
+    ):
+        open_weights(directory, SMALL["llama"])
+
+
 def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "hf", SMALL["qwen2-tied"])
     _rewrite(directory, **{"lm_head.weight": load_file(directory / "model.safetensors")["model.embed_tokens.weight"]})
@@ -183,6 +193,17 @@ def test_remote_code_beside_the_weights_is_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
 
 
-def test_directory_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match=r"no weights in .*: need model\.safetensors or pytorch_model\.bin"):
+def test_directory_without_weights_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    for found in ("none", "model-Q4_K_M.gguf"):
+        with pytest.raises(
+            IntegrityError, match=rf"no weights in .*: got {found}, need model\.safetensors or pytorch_model\."
+        ):
+            open_weights(tmp_path, SMALL["llama"])
+        (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_clone_without_lfs_is_told_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 135\n")
+    with pytest.raises(IntegrityError, match=rf"Git LFS pointer in place of a file: .*{name}\. Fetch .*: git lfs pull"):
         open_weights(tmp_path, SMALL["llama"])

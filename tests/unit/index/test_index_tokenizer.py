@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from megatron_huatuo.errors import ConfigError, DataError
+from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from tests.unit.index.hand_tokenizer import BOS, EOS, UNK, character_model, save_tokenizer
 
@@ -138,12 +138,16 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, by_hand):
     (tmp_path / "empty.model").write_bytes(b"")
     (tmp_path / "garbage.model").write_bytes(b"\x00garbage" * 20)
     (tmp_path / "garbage.json").write_text("{}")
+    for name in ("pointer.model", "pointer.json"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 135\n")
     for name, error, message in (
         ("absent.model", ConfigError, r"absent\.model does not exist"),
         ("", ConfigError, r"holds neither tokenizer\.json nor tokenizer\.model"),
         ("empty.model", DataError, r"empty\.model is empty"),
         ("garbage.model", DataError, r"not a SentencePiece model: .*garbage\.model"),
         ("garbage.json", DataError, r"not a tokenizer\.json: .*garbage\.json"),
+        ("pointer.model", IntegrityError, r"Git LFS pointer in place of a file: .*pointer\.model"),
+        ("pointer.json", IntegrityError, r"Git LFS pointer in place of a file: .*pointer\.json"),
     ):
         with pytest.raises(error, match=message):
             load_tokenizer(tmp_path / name)

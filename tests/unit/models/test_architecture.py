@@ -66,6 +66,11 @@ def test_old_layout_of_rope_theta_is_read() -> None:
         ({"layer_types": ["full_attention", "sliding_attention"]}, "unsupported setting 'layer_types'"),
         ({"hidden_act": "gelu"}, "unsupported setting 'hidden_act': got 'gelu', need 'silu'"),
         ({"quantization_config": {"bits": 4}}, "unsupported setting 'quantization_config': got .*, need None"),
+        (
+            {"quantization": {"group_size": 64}},
+            r"'quantization': got .*, need None \(.*\)\. Its weights are quantised: take",
+        ),
+        ({"compression_config": {"ignore": ["lm_head"] * 99}}, r"'compression_config': got .{1,99}…, need None \("),
         ({"model_type": "mixtral"}, "unsupported 'model_type': got 'mixtral', need one of llama, mistral, qwen2"),
         ({"model_type": "baichuan", "vocab_size": 64000}, "Baichuan 1"),
         ({"hidden_size": None}, "missing setting 'hidden_size'"),
@@ -86,6 +91,18 @@ def test_missing_and_torn_configuration_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "lla')
     with pytest.raises(IntegrityError, match=r"incomplete or not JSON: .*config\.json"):
         load_architecture(tmp_path)
+
+
+def test_an_adapter_is_no_model_even_beside_one(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-7B"}')
+    message = (
+        r"wrong model: got an adapter \(.*adapter_config\.json\), need a whole model\. Merge it into its base model"
+    )
+    for config in (None, _llama_json()):
+        if config is not None:
+            (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ConfigError, match=message):
+            load_architecture(tmp_path)
 
 
 def test_wrong_descriptions_are_refused() -> None:
