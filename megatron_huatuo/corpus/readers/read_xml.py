@@ -39,6 +39,7 @@ _ADVICE = {
         expat_errors.XML_ERROR_TAG_MISMATCH: "Mend that place; a page of a web server is no XML.",
     }.items()
 }
+_TRUNCATED = re.compile(r"\s*\(ABSTRACT TRUNCATED(?: AT \d+ WORDS)?\)\s*$")
 _LANGUAGES = {"eng": "en", "chi": "zh"}
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 
@@ -135,9 +136,16 @@ def _read_pubmed(article: Element, context: _Context) -> list[Document]:
 
 
 def _abstract(element: Element | None, notes: Counter[str]) -> str:
-    """The sections of an abstract, each with its label."""
-    found = [(part.get("Label"), prose(part, notes)) for part in _children(element, "AbstractText")]
-    return "\n".join(f"{label}: {text}" if label else text for label, text in found if text)
+    """The sections of an abstract, each with its label, without the marks that MEDLINE puts into exported texts."""
+    lines = []
+    for part in _children(element, "AbstractText"):
+        label = (part.get("Label") or "").strip(" :")
+        text, marks = _TRUNCATED.subn("", prose(part, notes))
+        if marks:
+            notes["left out: mark of a cut abstract"] += marks
+        if text:
+            lines.append(f"{label}: {text}" if label and label.upper() != "UNLABELLED" else text)
+    return "\n".join(lines)
 
 
 def _count_deleted(element: Element, context: _Context) -> list[Document]:

@@ -80,7 +80,7 @@ def _pieces(
             told = []
         elif name in ("math", "tex-math", "alternatives"):
             told = [_told_formula(child, notes)]
-        elif name == "break":
+        elif name in ("break", "br"):
             told = [" "]
         elif name in _BLOCKS:
             told = [None, *_pieces(child, notes, None), None]

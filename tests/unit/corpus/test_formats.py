@@ -51,6 +51,15 @@ def test_pubmed_articles(name, tmp_path):
     assert [(line.line, line.reason) for line in bad.lines] == [(3, "article without PMID")]
 
 
+def test_marks_of_an_export_are_no_text_of_an_abstract(tmp_path):
+    path, found = tmp_path / "p.xml", '<AbstractText Label="BACKGROUND">Aspirin lowers fever.</AbstractText>'
+    marked = '<AbstractText Label="UNLABELLED">Aspirin helps.</AbstractText><AbstractText Label="METHODS: ">We asked.<br/>Then (ABSTRACT TRUNCATED AT 250 WORDS)</AbstractText>'
+    path.write_text(PUBMED.replace(found, marked))
+    items, bad = read(path, allowed=1)
+    assert items[0].document.text.startswith("Aspirin helps.\nMETHODS: We asked. Then\nRESULTS: ")
+    assert bad.tolerated == {"left out: mark of a cut abstract": 1}
+
+
 def test_a_torn_pubmed_file_is_named(tmp_path):
     path = tmp_path / "p.xml"
     path.write_bytes(PUBMED.encode()[: PUBMED.index("<PMID>104")])
