@@ -5,7 +5,8 @@ Invariant: the cut depends on the files alone, so shards of a run that was kille
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ import numpy as np
 from megatron_huatuo.errors import BlankTextError, DataError
 from megatron_huatuo.storage.jsonl import BadLines, parse_lines, split_lines
 from megatron_huatuo.storage.records import Conversation, Document, parse_document
-from megatron_huatuo.storage.text_files import open_binary
+from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, open_binary
 
 _CHUNK_BYTES = 1 << 20
+_OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".xml", ".nxml", ".txt")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,20 @@ class Shard(NamedTuple):
     skipped_lines: int
     skipped_bytes: int
     lines: int
+
+
+def refuse_other_formats(files: Iterable[str]) -> None:
+    """Raises: DataError for a file that is not JSON Lines of Documents, before its bytes are taken for bad lines."""
+    for path in files:
+        is_lines = base_suffix(path) not in _OTHER_FORMATS
+        if is_lines:
+            with open_binary(path) as handle, contextlib.suppress(*READ_ERRORS):
+                is_lines = not handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if not is_lines:
+            raise DataError(
+                f"documents are not JSON Lines: got {path}. Make them with tools/curate_corpus.py --input {path}, or add --pairs "
+                "if it holds questions and answers."
+            )
 
 
 def cut(file: str, lines_a_shard: int) -> list[Shard]:

@@ -27,7 +27,7 @@ from megatron_huatuo.storage.lock import exclusive
 from megatron_huatuo.storage.manifest import check_replaceable, read_json
 from megatron_huatuo.storage.records import LANGUAGES
 from megatron_huatuo.unify.gates import Gates, QualitySettings
-from megatron_huatuo.unify.input_documents import cut, cut_items
+from megatron_huatuo.unify.input_documents import cut, cut_items, refuse_other_formats
 from megatron_huatuo.unify.output_merge import KIND, publish
 from megatron_huatuo.unify.output_preview import side_by_side
 from megatron_huatuo.unify.run_job import Job, LiveFigures
@@ -109,6 +109,8 @@ def unify(
         request_options=request_options, styles=list(styles) or None, from_model=from_model or None, seed=seed or None,
         check_model=check if check and check.check_model else None,
     )  # fmt: skip
+    if not pairs:
+        refuse_other_formats(files)
     shards = [shard for path in files for shard in cut(path, _WHOLE_FILE if pairs else documents_per_task)]
     shards += cut_items(from_model, documents_per_task)
     target = Path(output)

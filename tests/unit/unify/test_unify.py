@@ -114,6 +114,15 @@ def test_bad_lines_stop_the_run_or_are_counted(tmp_path):
     assert [(row["id"], row["line"]) for row in rejected] == [(None, 2), (None, 4)]
 
 
+@pytest.mark.parametrize("name", ["d.parquet", "d.csv", "d.xml.gz", "d.json"])
+def test_files_that_are_not_lines_of_documents_are_named_with_what_makes_them(name, tmp_path):
+    (tmp_path / name).write_bytes(b" [\n" + json.dumps(make_documents(1)[0]).encode() + b"]")
+    with pytest.raises(
+        DataError, match=r"documents are not JSON Lines: got .*Make them with tools/curate_corpus.py --input"
+    ):
+        unify([tmp_path / name], tmp_path / "out", backend="template", max_bad_lines=99)
+
+
 def test_no_pair_at_all_is_an_error(tmp_path):
     with pytest.raises(DataError, match="nothing left: 0 documents in"):
         unify([write(tmp_path / "d.jsonl", [])], tmp_path / "out")
