@@ -72,7 +72,7 @@ def _parser() -> ArgumentParser:
     compare.add_argument("--output", type=str, required=True, metavar="DIR", help="of the comparison")
     table = _results_parser("Print the paper's tables from exams, the published rows beside them.")
     table.add_argument("--output", type=str | None, default=None, metavar="FILE", help=".md or .csv")
-    table.add_argument("--exams", type=str, nargs="+", default=BENCHMARKS, metavar="NAME", help="the columns")
+    table.add_argument("--exams", type=str, nargs="+", default=list(BENCHMARKS), metavar="NAME", help="the columns")
     add_dashed_fields(table, TableSettings)
     parsers = {"exam": _exam_parser(), "answer": _answer_parser(), **judge_parsers()}
     parsers |= {"compare": compare, "export-tasks": _tasks_parser(), "table": table}

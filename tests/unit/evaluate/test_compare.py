@@ -121,8 +121,11 @@ def test_tool_compares_and_prints_a_table(sit, hundred, tmp_path):
     compare = [sys.executable, "tools/evaluate.py", "compare", "--results", *directories, "--output", tmp_path / "out"]
     done = subprocess.run(compare, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "50.0 points" in done.stdout, done.stderr
-    table = [sys.executable, "tools/evaluate.py", "table", "--results", *directories, "--exams", "own"]
-    done = subprocess.run([*table, "--output", tmp_path / "t.md"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    table = [sys.executable, "tools/evaluate.py", "table", "--results", *directories]
+    done = subprocess.run(table, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "MedQA (USMLE)" in done.stdout, done.stderr
+    table += ["--exams", "own", "--output", tmp_path / "t.md"]
+    done = subprocess.run(table, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "| two | 50.0 [40.4, 59.6] | 50.0 [40.4, 59.6] |" in (tmp_path / "t.md").read_text("utf-8")
 
