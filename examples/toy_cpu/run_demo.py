@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ SOURCES = ("web", "literature", "encyclopedia", "books")
 def run(title: str, *command: str | Path) -> None:
     """Show one step and run it; a failure ends the demo with its exit code."""
     words = [os.fspath(word) for word in command]
-    print(f"\n── {title}\n   $ {' '.join(words)}", flush=True)
+    print(f"\n── {title}\n   $ {shlex.join([os.path.relpath(sys.executable), *words])}", flush=True)
     code = subprocess.run([sys.executable, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
     if code:
         sys.exit(f"demo: the step above failed with exit code {code}")
