@@ -126,7 +126,7 @@ def read_dialogues(raw: Any, where: str, notes: Counter[str]) -> list[Dialogue]:
     asks = len(turns) == 1 and read[0] in _QUESTIONS
     if turns and turns[0].speaker == "system":
         turns = turns[1:]
-    if record.get("kto_tag") is False or record.get("label") is False:
+    if record.get("label") is False or not _is_good(record, where):
         turns = [turn._replace(trained=turn.speaker == "human") for turn in turns]
         read = (*read, "label")
     if not record.keys() <= {*read, "id"}:
@@ -137,6 +137,16 @@ def read_dialogues(raw: Any, where: str, notes: Counter[str]) -> list[Dialogue]:
     name = None if name is None else record_id({"id": name}, None, where)
     source, provenance = optional_text(record, "source", where), optional_object(record, "provenance", where)
     return [Dialogue(name, source, system, turns, provenance, asks)]
+
+
+def _is_good(record: Mapping[str, Any], where: str) -> bool:
+    """What `kto_tag` says of the answer; a table holds it as text or number. Raises: DataError for anything else."""
+    tag = record.get("kto_tag")
+    if tag is None or tag == "":
+        return True
+    if str(tag).lower() not in ("true", "false", "1", "0"):
+        raise DataError(f"wrong value of 'kto_tag': got {tag!r}, need true or false ({where})")
+    return str(tag).lower() in ("true", "1")
 
 
 def _read_turns(

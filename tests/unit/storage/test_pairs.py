@@ -98,6 +98,7 @@ REFUSED = {
                                 "earlier turns cannot be kept: got 'history' beside 'messages'"),
     "history of one": ({"instruction": Q, "output": A, "history": [[Q]]}, r"wrong value of 'history': got list, need a list of \[question, answer\]"),
     "history that is not JSON": ({"instruction": Q, "output": A, "history": "[['a', 'b']]"}, "wrong value of 'history': got text that is not JSON"),
+    "a tag in words": ({"instruction": Q, "output": A, "kto_tag": "bad"}, "wrong value of 'kto_tag': got 'bad', need true or false"),
     "half a weight": ({"conversations": [PAIR[0], {**PAIR[1], "weight": 0.5}]}, "wrong value of 'weight': got 0.5, need 0 or 1"),
     "a weight in words": ({"conversations": [PAIR[0], {**PAIR[1], "loss": "no"}]}, "wrong value of 'loss': got 'no'"),
     "two system texts": ({"system": "甲", "messages": [{"role": "system", "content": "乙"}, {"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
@@ -111,6 +112,14 @@ REFUSED = {
     "answers of HC3": ({"question": Q, "answer": [A]}, "wrong answer: got list under 'answer', need text"),
     "no layout": ({"text": A, "kind": "x"}, r"unknown layout.*got keys \['kind', 'text'\]"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tag", "trained"), [("False", False), ("false", False), (0, False), ("1", True), (True, True), (None, True)]
+)
+def test_a_bad_answer_is_not_trained_on_however_a_table_writes_its_tag(tag, trained):
+    (conversation,) = parse_conversations({"instruction": Q, "output": A, "kto_tag": tag}, "f:1")
+    assert conversation.turns[1].trained is trained
 
 
 @pytest.mark.parametrize("name", REFUSED)
