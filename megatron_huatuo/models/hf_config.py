@@ -57,6 +57,11 @@ def architecture_fields(config: Mapping[str, Any], where: str, ignored_keys: Col
     for key in ("eos_token_id", "bos_token_id"):
         if isinstance(fields.get(key), list):  # Llama 3 instruct models name several ends; the first ends a document
             fields[key] = fields[key][0]
+    pad, rows = fields.get("pad_token_id", 0), fields["vocab_size"]
+    if pad >= rows:  # transformers cannot build such a model
+        raise ConfigError(f"wrong setting 'pad_token_id': got {pad}, need one below vocab_size = {rows} ({where}).")
+    if pad < 0:  # LLaMA 1's way of having none
+        del fields["pad_token_id"]
     fields.setdefault("num_query_groups", fields["num_attention_heads"])
     fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
     fields.setdefault("max_position_embeddings", config.get("model_max_length", 2048))
