@@ -24,7 +24,7 @@ from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.family import Family
 from megatron_huatuo.models.weight_table import hf_shapes
-from megatron_huatuo.storage.lfs_pointer import refuse_lfs_pointer
+from megatron_huatuo.storage.lfs_pointer import refuse_pointer
 from megatron_huatuo.storage.manifest import read_json
 
 _LAYOUTS = (
@@ -243,7 +243,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        refuse_lfs_pointer(path)
+        refuse_pointer(path)
         raise IntegrityError(f"file is incomplete or not safetensors: {path} ({error}). Download it again.") from error
 
 
@@ -262,7 +262,7 @@ def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        refuse_lfs_pointer(path)
+        refuse_pointer(path)
         raise IntegrityError(
             f"file is incomplete, or holds more than tensors: {path} ({error}). It was not loaded; convert it to safetensors."
         ) from error

@@ -32,7 +32,7 @@ from megatron_huatuo.index.pair_encoder import (
     byte_level_encoder,
     sentencepiece_encoder,
 )
-from megatron_huatuo.storage.lfs_pointer import refuse_lfs_pointer
+from megatron_huatuo.storage.lfs_pointer import refuse_pointer
 from megatron_huatuo.storage.manifest import sha256_file, write_json
 
 # What a published model directory may hold beside its main tokenizer file, and an export copies along.
@@ -158,7 +158,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            refuse_lfs_pointer(path)
+            refuse_pointer(path)
             raise DataError(f"not a SentencePiece model: {path} ({error}). Check the path.") from error
         self.vocab_size = self._model.vocab_size()
         self.unk_id = self._model.unk_id()
@@ -263,7 +263,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._model = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            refuse_lfs_pointer(path)
+            refuse_pointer(path)
             raise DataError(f"not a tokenizer.json: {path} ({error}). Check the path.") from error
         _take_text_as_text(self._model)
         added = self._model.get_added_tokens_decoder()

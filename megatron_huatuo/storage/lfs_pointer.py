@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
-from megatron_huatuo.errors import IntegrityError
+from megatron_huatuo.errors import DataError
 
 _FIRST_LINE = b"version https://git-lfs.github.com/spec/"
 
 
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raises: IntegrityError when the file is a pointer."""
+def refuse_pointer(path: str | os.PathLike[str]) -> None:
+    """Raises: DataError for what Git LFS leaves in place of a file that was not fetched; OSError."""
     with open(path, "rb") as file:
         if file.read(len(_FIRST_LINE)) == _FIRST_LINE:
-            raise IntegrityError(
-                f"Git LFS pointer in place of a file: {path}. Fetch the file itself: git lfs pull, or hf download."
-            )
+            raise DataError(f"pointer of Git LFS instead of the file: {path}. Fetch the file with `git lfs pull`.")

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.storage.jsonl import MAX_LINE_BYTES, BadLines, has_surrogate, read_jsonl, strict_decoder
-from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, converted_from, open_binary, refuse_pointer
+from megatron_huatuo.storage.lfs_pointer import refuse_pointer
+from megatron_huatuo.storage.text_files import READ_ERRORS, base_suffix, converted_from, open_binary
 
 _PART_OF_NUMBER = re.compile(r"[0-9.eE+-]*")
 _WHITE = re.compile(r"[ \t\r\n]*")

@@ -21,11 +21,11 @@ from typing import IO, Any, cast
 import zstandard
 
 from megatron_huatuo.errors import DataError
+from megatron_huatuo.storage.lfs_pointer import refuse_pointer
 
 READ_ERRORS = (EOFError, zlib.error, OSError)
 """What reading a torn or unreadable file raises."""
 COMPRESSIONS = (".gz", ".zst")
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _CHUNK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 20
 _MAX_WINDOW_BYTES = 1 << 31  # zstd --long=31, as some published sets have it
@@ -70,13 +70,6 @@ def _open_decompressed(path: str | os.PathLike[str]) -> IO[bytes]:
         return handle
     handle.close()
     return _buffered(partial(_decompress_zstd, path))
-
-
-def refuse_pointer(path: str | os.PathLike[str]) -> None:
-    """Raises: DataError for what Git LFS leaves in place of a file that was not fetched; OSError."""
-    with open(path, "rb") as handle:
-        if handle.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise DataError(f"pointer of Git LFS instead of the file: {path}. Fetch the file with `git lfs pull`.")
 
 
 def _read_head(handle: IO[bytes]) -> bytes:

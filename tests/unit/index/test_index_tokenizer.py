@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from megatron_huatuo.errors import ConfigError, DataError, IntegrityError
+from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.index.tokenizer import load_tokenizer
 from tests.unit.index.hand_tokenizer import BOS, EOS, UNK, character_model, save_tokenizer
 
@@ -146,8 +146,8 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, by_hand):
         ("empty.model", DataError, r"empty\.model is empty"),
         ("garbage.model", DataError, r"not a SentencePiece model: .*garbage\.model"),
         ("garbage.json", DataError, r"not a tokenizer\.json: .*garbage\.json"),
-        ("pointer.model", IntegrityError, r"Git LFS pointer in place of a file: .*pointer\.model"),
-        ("pointer.json", IntegrityError, r"Git LFS pointer in place of a file: .*pointer\.json"),
+        ("pointer.model", DataError, r"pointer of Git LFS instead of the file: .*pointer\.model"),
+        ("pointer.json", DataError, r"pointer of Git LFS instead of the file: .*pointer\.json"),
     ):
         with pytest.raises(error, match=message):
             load_tokenizer(tmp_path / name)
