@@ -23,9 +23,11 @@ NUM_BANDS = NUM_PERMUTATIONS // _ROWS_A_BAND
 """20: a pair with similarity 0.8 becomes a candidate with probability 0.998"""
 SIGNATURES, _KEYS = "signatures.bin", "band_keys.bin"
 _CHUNK = 1 << 16
+_PAIRS_AT_ONCE = 1 << 12  # compared while they are in the processor's cache
 _TEXTS_A_PART = 1 << 25
 
 _I64 = npt.NDArray[np.int64]
+_U32 = npt.NDArray[np.uint32]
 _U64 = npt.NDArray[np.uint64]
 
 
@@ -67,34 +69,42 @@ class SignatureFiles:
         pairs = _pair_neighbours(*self._read_keys(band, part))
         if groups is not None:
             pairs = pairs[groups.are_apart(pairs)]
-        alike = [self._are_similar(pairs[at : at + _CHUNK], threshold) for at in range(0, len(pairs), _CHUNK)]
-        return pairs[np.concatenate(alike)] if alike else pairs
+        # Memory that is used again: the system clears fresh pages, which takes longer than reading into them.
+        room = np.empty((2 * min(_CHUNK, len(pairs)), NUM_PERMUTATIONS), np.uint32)
+        alike = np.zeros(len(pairs), np.bool_)
+        for at in range(0, len(pairs), _CHUNK):
+            alike[at : at + _CHUNK] = self._are_similar(pairs[at : at + _CHUNK], threshold, room)
+        return pairs[alike]
 
     def _read_keys(self, band: int, part: int) -> tuple[_U64, _I64]:
         """Keys of one part of a band, uint64 [M], and the numbers of their texts, ascending, int64 [M]."""
-        keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        keys, numbers = np.empty(len(self), np.uint64), np.empty(len(self), np.int64)
+        filled = 0
         for folder, count, start in zip(self._folders, self._counts, self._starts[:-1].tolist(), strict=True):
             own = np.fromfile(folder / _KEYS, np.uint64, count, offset=8 * band * count)
-            is_ours = (own >> np.uint64(32)) * np.uint64(self.parts) >> np.uint64(32) == part
-            keys.append(own[is_ours])
-            numbers.append(start + np.flatnonzero(is_ours))
-        return np.concatenate(keys), np.concatenate(numbers)
+            ours = np.flatnonzero((own >> np.uint64(32)) * np.uint64(self.parts) >> np.uint64(32) == part)
+            here = slice(filled, filled := filled + len(ours))
+            keys[here], numbers[here] = own[ours], start + ours
+        return keys[:filled], numbers[:filled]
 
-    def _are_similar(self, pairs: _I64, threshold: float) -> npt.NDArray[np.bool_]:
-        rows = self._read_signatures(pairs.ravel()).reshape(-1, 2, NUM_PERMUTATIONS)
-        return np.asarray((rows[:, 0] == rows[:, 1]).mean(axis=1) >= threshold)
+    def _are_similar(self, pairs: _I64, threshold: float, room: _U32) -> npt.NDArray[np.bool_]:
+        """bool [pairs]. room: uint32 [at least 2 * pairs, NUM_PERMUTATIONS], overwritten."""
+        texts, ends = np.unique(pairs, return_inverse=True)
+        self._read_signatures(texts, room[: len(texts)])
+        alike = np.empty(len(pairs), np.bool_)
+        for at in range(0, len(pairs), _PAIRS_AT_ONCE):
+            one, other = ends.reshape(-1, 2)[at : at + _PAIRS_AT_ONCE].T
+            equal = (room[one] == room[other]).view(np.uint8).sum(axis=1, dtype=np.uint8)
+            alike[at : at + _PAIRS_AT_ONCE] = equal / NUM_PERMUTATIONS >= threshold
+        return alike
 
-    def _read_signatures(self, numbers: _I64) -> npt.NDArray[np.uint32]:
-        """uint32 [N, NUM_PERMUTATIONS]. Files are opened one at a time, and read from front to back."""
-        order = np.argsort(numbers)
-        ordered = numbers[order]
-        bounds = np.searchsorted(ordered, self._starts)
-        rows = np.empty((len(numbers), NUM_PERMUTATIONS), np.uint32)
+    def _read_signatures(self, texts: _I64, out: _U32) -> None:
+        """texts: their numbers, ascending, [N]. out: uint32 [N, NUM_PERMUTATIONS]. Files are opened one at a time."""
+        bounds = np.searchsorted(texts, self._starts)
         for file in np.flatnonzero(np.diff(bounds)).tolist():
             here = slice(bounds[file], bounds[file + 1])
             signatures = _map_signatures(self._folders[file], self._counts[file])
-            rows[order[here]] = signatures[ordered[here] - self._starts[file]]
-        return rows
+            np.take(signatures, texts[here] - self._starts[file], axis=0, out=out[here], mode="clip")
 
 
 class Groups:
@@ -148,14 +158,21 @@ def _pair_neighbours(keys: _U64, numbers: _I64) -> _I64:
     # A sort of numbers is several times quicker than one that keeps their places, so the places ride in the low bits. The
     # few texts whose high bits are not alone are then looked at exactly.
     low_bits = np.uint64(max(1, len(keys).bit_length()))
-    ordered = np.sort(keys >> low_bits << low_bits | np.arange(len(keys), dtype=np.uint64))
-    same = ordered[1:] >> low_bits == ordered[:-1] >> low_bits
+    ordered = np.empty_like(keys)
+    for at in range(0, len(keys), _CHUNK):
+        here = keys[at : at + _CHUNK]
+        ordered[at : at + _CHUNK] = here >> low_bits << low_bits | np.arange(at, at + len(here), dtype=np.uint64)
+    ordered.sort()
+    same = np.empty(max(0, len(keys) - 1), np.bool_)
+    for at in range(0, len(same), _CHUNK):
+        here = ordered[at : at + _CHUNK + 1] >> low_bits
+        same[at : at + _CHUNK] = here[1:] == here[:-1]
     members = ordered[np.append(same, False) | np.append(False, same)] if len(keys) else ordered
-    places = np.sort((members & ((np.uint64(1) << low_bits) - np.uint64(1))).astype(np.int64))
+    places = (members & ((np.uint64(1) << low_bits) - np.uint64(1))).astype(np.int64)
     places = places[np.argsort(keys[places], kind="stable")]
     agree = np.flatnonzero(keys[places[1:]] == keys[places[:-1]])
     pairs = np.stack([numbers[places[agree]], numbers[places[agree + 1]]], axis=1)
-    return pairs[np.argsort(pairs[:, 0], kind="stable")]
+    return pairs[np.argsort(pairs[:, 0])]  # no text is the earlier one twice
 
 
 def _count(folder: Path) -> int:
