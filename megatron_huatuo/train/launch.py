@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import megatron_huatuo.parallel.import_core  # noqa: F401 (first)
+
 import os
 import sys
 import traceback
