@@ -123,10 +123,10 @@ def _write_model(directory: Path, gigabytes: float, shape: str = _LLAMA) -> Path
     directory.mkdir()
     noise = torch.randn(1 << 20).bfloat16()
 
-    def tensors() -> Iterator[tuple[str, list[torch.Tensor]]]:
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, shape in hf_shapes(architecture).items():
             count = torch.Size(shape).numel()
-            yield name, [noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)]
+            yield name, noise.repeat(-(-count // noise.numel()))[:count].reshape(shape)
 
     write_weights(directory, hf_shapes(architecture), tensors(), torch.bfloat16)
     write_json(directory / "config.json", config_json(architecture, "bfloat16"))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_huatuo.checkpoint.streaming import read_into
+from megatron_huatuo.checkpoint.streaming import in_pieces, is_finite, read_into
 from megatron_huatuo.errors import DataError, IntegrityError
 from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
@@ -203,8 +203,7 @@ class WeightFiles:
             if out is not None:
                 self._check_type(name, values.dtype, out)
                 values = out.copy_(values)
-        if values.numel() and not all(bound.isfinite() for bound in torch.aminmax(values)):
-            raise DataError(f"tensor {name!r} holds NaN or infinite values ({path}). Download it again.")
+            self._check_finite(name, values)
         return values
 
     def _read_range(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
@@ -223,6 +222,10 @@ class WeightFiles:
                 f"({self.file_of[name]}). Save the model in one type."
             )
 
+    def _check_finite(self, name: str, values: torch.Tensor) -> None:
+        if not is_finite(values):
+            raise DataError(f"tensor {name!r} holds NaN or infinite values ({self.file_of[name]}). Download it again.")
+
     def _read_rows(self, name: str, start: int, stop: int, out: torch.Tensor | None) -> torch.Tensor:
         """Read rows into memory; half the cost of touching a mapped file page by page."""
         path, (dtype, begin) = self.file_of[name], self._places[self._stored[name]]
@@ -230,12 +233,14 @@ class WeightFiles:
         self._check_type(name, dtype, values)
         with open(path, "rb", buffering=0) as file:
             file.seek(begin + start * torch.Size(self._shapes[name][1:]).numel() * dtype.itemsize)
-            try:
-                read_into(file, values)
-            except EOFError as error:
-                raise IntegrityError(
-                    f"file is incomplete or not safetensors: {path} ({error}). Download it again."
-                ) from error
+            for piece in in_pieces(values):
+                try:
+                    read_into(file, piece)
+                except EOFError as error:
+                    raise IntegrityError(
+                        f"file is incomplete or not safetensors: {path} ({error}). Download it again."
+                    ) from error
+                self._check_finite(name, piece)
         return values
 
 

@@ -25,7 +25,7 @@ from megatron_huatuo.convert.verify import Parity, load_checkpoint_architecture,
 from megatron_huatuo.convert.write_hf_weights import DTYPES, write_weights
 from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.index.tokenizer import Tokenizer, load_tokenizer
-from megatron_huatuo.log import get_logger, progress
+from megatron_huatuo.log import get_logger
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.families import get_family
 from megatron_huatuo.models.hf_config import config_json
@@ -93,11 +93,7 @@ def export_checkpoint(
         token_ids = TokenParity(0, 0)
         if served is not None and not skip_verification:  # before the weights, which take long
             token_ids = compare_tokens(served, root, allow_mismatch=allow_token_mismatch)
-        shapes = hf_shapes(architecture)
-        tensors = progress(
-            fold_head(state) if llamafy else state, total=len(shapes), description="writing weights", unit="tensor"
-        )
-        files = write_weights(root, shapes, tensors, DTYPES[dtype])
+        files = write_weights(root, hf_shapes(architecture), fold_head(state) if llamafy else state, DTYPES[dtype])
         for proof in proofs:
             proof.result()
         parity = None

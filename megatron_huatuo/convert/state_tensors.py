@@ -2,7 +2,7 @@
 
 Invariant: what is written here is what `GPTModel.sharded_state_dict()` asks for: one global tensor a key, the layers
 stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file per layer and
-key; memory is that of two tensors. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
+key. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
 the two small files that megatron-core adds.
 """
 
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.checkpoint.streaming import TwoBuffers, ahead, hashing_file, read_into
+from megatron_huatuo.checkpoint.streaming import PIECE_BYTES, TwoBuffers, hashing_file, read_into
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.weight_rules import WeightRule
@@ -141,79 +141,119 @@ class StateReader:
                     f"({self.directory})."
                 )
         self._architecture = architecture
+        self._described: dict[tuple[str, tuple[int, ...]], tuple[torch.Tensor, int | None]] = {}
 
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the weights are stored."""
         return self._tensors["embedding.word_embeddings.weight"].properties.dtype
 
-    def read(self, rule: WeightRule, layer: int, buffers: TwoBuffers | None = None) -> torch.Tensor:
-        """The whole megatron tensor of one rule and layer, in one of the buffers or in fresh memory.
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, some of its rows) of every weight, in the order of `weight_table.hf_shapes` and of the rows.
+
+        Rows are valid until the next but one are asked for.
+        """
+        weights = [
+            (rule, layer, self._tensors[rule.key].properties.dtype) for rule, layer in each_weight(self._architecture)
+        ]
+        buffers = TwoBuffers(max(PIECE_BYTES, *(_row_bytes(rule, dtype) for rule, _, dtype in weights)))
+        for rule, layer, dtype in weights:
+            step = max(1, PIECE_BYTES // _row_bytes(rule, dtype))
+            for name, ranges in rule.row_ranges(layer):
+                for piece in _in_pieces(ranges, step):
+                    lengths = [stop - start for start, stop in piece]
+                    rows = buffers.take((sum(lengths), *rule.shape[1:]), dtype)
+                    for (first, _), place in zip(piece, rows.split(lengths), strict=True):
+                        self._fill(place, rule, layer, first)
+                    yield name, rows
+
+    def read(self, rule: WeightRule, layer: int) -> torch.Tensor:
+        """The whole megatron tensor of one rule and layer.
 
         Raises: IntegrityError naming the file or the weight when a part of it is missing or damaged.
         """
-        stored = self._tensors[rule.key]
-        dtype = stored.properties.dtype
-        whole = buffers.take(rule.shape, dtype) if buffers else torch.empty(rule.shape, dtype=dtype)
-        lead = 1 if rule.per_layer else 0
-        filled = 0
-        for chunk in stored.chunks:
-            if lead and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
-                continue
-            ranges = zip(chunk.offsets[lead:], chunk.sizes[lead:], strict=True)
-            place = whole[tuple(slice(start, start + length) for start, length in ranges)]
-            self._read_into(place, rule.key, tuple(chunk.offsets), layer - chunk.offsets[0] if lead else None)
-            filled += place.numel()
-        if filled != whole.numel():
-            raise IntegrityError(
-                f"checkpoint lacks a part of layer {layer} of {rule.key!r}: got {filled} values, need {whole.numel()} "
-                f"({self.directory})."
-            )
+        whole = torch.empty(rule.shape, dtype=self._tensors[rule.key].properties.dtype)
+        self._fill(whole, rule, layer, 0)
         return whole
 
-    def _read_into(self, place: torch.Tensor, key: str, offsets: tuple[int, ...], index: int | None) -> None:
-        """Read one stored piece, or number `index` on its leading axis, into its place in the whole tensor."""
+    def _fill(self, rows: torch.Tensor, rule: WeightRule, layer: int, first: int) -> None:
+        """Read the rows of a megatron tensor that begin with row `first`."""
+        lead = 1 if rule.per_layer else 0
+        filled = 0
+        for chunk in self._tensors[rule.key].chunks:
+            if lead and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            (begin, *columns), (length, *widths) = chunk.offsets[lead:], chunk.sizes[lead:]
+            start, stop = max(first, begin), min(first + len(rows), begin + length)
+            if start >= stop:
+                continue
+            place = rows[start - first : stop - first]
+            for offset, width in zip(columns, widths, strict=True):
+                place = place[:, offset : offset + width]
+            part = slice(start - begin, stop - begin)
+            index = (layer - chunk.offsets[0], part) if lead else (part,)
+            self._read_into(place, rule.key, tuple(chunk.offsets), index)
+            filled += place.numel()
+        if filled != rows.numel():
+            raise IntegrityError(
+                f"checkpoint lacks a part of layer {layer} of {rule.key!r}: got {filled} values, need {rows.numel()} "
+                f"({self.directory})."
+            )
+
+    def _read_into(self, place: torch.Tensor, key: str, offsets: tuple[int, ...], index: tuple[Any, ...]) -> None:
+        """Read a part of one stored piece into its place. index: of that part, consecutive rows, in the piece."""
         info = self._files[(key, offsets)]
         path = self.directory / info.relative_path
         try:
             with open(path, "rb", buffering=0) as handle:
                 window: Any = _Window(handle, info.offset, info.length)
-                # On the meta device torch reads no values, and notes where in the file they begin.
-                described = torch.load(window, map_location="meta", weights_only=True)
-                if not isinstance(described, torch.Tensor):
-                    raise ValueError("it holds no tensor")
-                begin = getattr(described.untyped_storage(), "_checkpoint_offset", None)
-                described = described if index is None else described[index]
-                if described.shape != place.shape or described.dtype != place.dtype:
+                described, begin = self._describe(window, key, offsets)
+                part = described[index]
+                if part.shape != place.shape or part.dtype != place.dtype:
                     raise ValueError(f"it holds {described.dtype} {list(described.shape)}")
-                if begin is not None and place.is_contiguous() and described.is_contiguous():
-                    window.seek(begin + described.storage_offset() * described.itemsize)
-                    read_into(window, place)
+                if begin is None or not part.is_contiguous():
+                    window.seek(0)
+                    place.copy_(torch.load(window, map_location="cpu", weights_only=True)[index])
                     return
-                window.seek(0)
-                values = torch.load(window, map_location="cpu", weights_only=True)
-                place.copy_(values if index is None else values[index])
+                window.seek(begin + part.storage_offset() * part.itemsize)
+                values = place if place.is_contiguous() else torch.empty(place.shape, dtype=place.dtype)
+                read_into(window, values)
+                if values is not place:
+                    place.copy_(values)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             raise IntegrityError(f"checkpoint file is damaged or missing: {path} ({error}). Restore it.") from error
 
-    def __iter__(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """(Hugging Face name, row blocks) of every weight, in the order of `mapping.hf_shapes`.
+    def _describe(self, window: Any, key: str, offsets: tuple[int, ...]) -> tuple[torch.Tensor, int | None]:
+        """A stored piece as a tensor without values, and where in its window they begin, if torch says so."""
+        if (key, offsets) not in self._described:
+            # On the meta device torch reads no values, and notes where in the file they begin.
+            tensor = torch.load(window, map_location="meta", weights_only=True)
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError("it holds no tensor")
+            begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+            self._described[(key, offsets)] = tensor, begin
+        return self._described[(key, offsets)]
 
-        A weight's blocks are valid until the next one is asked for. Peak memory: the largest tensor twice.
-        """
-        for rule, layer, whole in ahead(self._read_all()):
-            yield from rule.scatter(whole, layer)
 
-    def _read_all(self) -> Iterator[tuple[WeightRule, int, torch.Tensor]]:
-        weights = list(each_weight(self._architecture))
-        buffers = TwoBuffers(
-            max(
-                torch.Size(rule.shape).numel() * self._tensors[rule.key].properties.dtype.itemsize
-                for rule, _ in weights
-            )
-        )
-        for rule, layer in weights:
-            yield rule, layer, self.read(rule, layer, buffers)
+def _row_bytes(rule: WeightRule, dtype: torch.dtype) -> int:
+    return torch.Size(rule.shape[1:]).numel() * dtype.itemsize
+
+
+def _in_pieces(ranges: list[tuple[int, int]], length: int) -> Iterator[list[tuple[int, int]]]:
+    """The same ranges, cut into pieces that hold `length` together; the last holds what is left."""
+    piece: list[tuple[int, int]] = []
+    room = length
+    for start, stop in ranges:
+        while start < stop:
+            end = min(stop, start + room)
+            piece.append((start, end))
+            room -= end - start
+            start = end
+            if not room:
+                yield piece
+                piece, room = [], length
+    if piece:
+        yield piece
 
 
 def _tensor_storage(metadata: Metadata) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from megatron_huatuo.checkpoint.hf_weight_files import WeightFiles
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.checkpoint.streaming import ahead
 from megatron_huatuo.convert.llamafy import fold_head, llama_architecture
 from megatron_huatuo.convert.run_models import Outputs, all_cores, check_memory, run_checkpoint, run_transformers
 from megatron_huatuo.convert.served_format import served_format
@@ -119,25 +121,24 @@ def verify_converted(directory: Path, hf_directory: Path, token_ids: TokenParity
     )
 
 
-def compare_weights(weights: Iterable[tuple[str, Sequence[torch.Tensor]]], files: WeightFiles) -> int:
-    """Compare every weight bit by bit, one at a time; returns their number. Raises: IntegrityError naming the tensor.
+def compare_weights(weights: Iterable[tuple[str, torch.Tensor]], files: WeightFiles) -> int:
+    """Compare every weight bit by bit, some rows at a time; returns their number. Raises: IntegrityError naming the tensor.
 
-    weights: (name, row blocks), as `StateReader` yields them.
+    weights: (name, rows), as `StateReader` yields them.
     """
-    count = 0
-    for name, blocks in weights:
-        if name not in files.file_of:
-            raise IntegrityError(f"tensor is missing: {name!r} in {files.directory}. Export again.")
-        start = 0
-        for block in blocks:
-            exported = files.read(name, 0, start, start + len(block))
-            if exported.shape != block.shape or not torch.equal(block.to(exported.dtype), exported):
+    compared: dict[str, int] = {}
+    with contextlib.closing(ahead(weights)) as stream:
+        for name, rows in stream:
+            if name not in files.file_of:
+                raise IntegrityError(f"tensor is missing: {name!r} in {files.directory}. Export again.")
+            start = compared.get(name, 0)
+            compared[name] = start + len(rows)
+            exported = files.read(name, 0, start, compared[name])
+            if exported.shape != rows.shape or not torch.equal(rows.to(exported.dtype), exported):
                 raise IntegrityError(
                     f"tensor {name!r} differs from the checkpoint ({files.file_of[name]}). Export again."
                 )
-            start += len(block)
-        count += 1
-    return count
+    return len(compared)
 
 
 def _prompts(directory: Path, architecture: Architecture) -> list[torch.Tensor]:

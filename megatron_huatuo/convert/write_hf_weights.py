@@ -1,25 +1,26 @@
-"""Write weights as safetensors, one tensor at a time.
+"""Write weights as safetensors, some rows at a time.
 
-Invariant: a file's header is written first, from names and shapes alone, so that memory is that of one tensor; the
+Invariant: a file's header is written first, from names and shapes alone, so that memory is that of a few rows; the
 bytes are hashed as they pass.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_huatuo.checkpoint.streaming import bytes_of, hashing_file, one_torch_thread
+from megatron_huatuo.checkpoint.streaming import ahead, bytes_of, hashing_file, in_pieces, is_finite, one_torch_thread
 from megatron_huatuo.errors import DataError
+from megatron_huatuo.log import progress
 from megatron_huatuo.storage.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
-_PIECE_BYTES = 8_000_000  # looked through, hashed and written while it is in the processor's cache
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
@@ -28,25 +29,31 @@ _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 def write_weights(
     directory: str | os.PathLike[str],
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterable[tuple[str, Sequence[torch.Tensor]]],
+    weights: Iterable[tuple[str, torch.Tensor]],
     dtype: torch.dtype,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, dict[str, Any]]:
     """Write `model.safetensors` or numbered shards, and `model.safetensors.index.json`, which places every tensor.
 
-    shapes: every tensor's shape, in the order in which `tensors` yields them, each as its row blocks.
-    Returns {file name: {"bytes", "sha256"}}. Raises: DataError when a tensor comes out of order, mis-shaped or not finite.
+    weights: (name, rows), the rows of every tensor in their order, tensors in the order of `shapes`. A second thread asks
+    for the next rows while those before are written.
+    Returns {file name: {"bytes", "sha256"}}. Raises: DataError when rows come out of order, mis-shaped or not finite.
     """
     shards = _plan_shards(shapes, dtype, shard_bytes)
     names = _file_names(len(shards))
-    stream = iter(tensors)
     written = {}
-    for name, shard in zip(names, shards, strict=True):
-        written[name] = _write_shard(Path(directory) / name, {key: shapes[key] for key in shard}, stream, dtype)
-    if (extra := next(stream, None)) is not None:
-        raise DataError(f"wrong tensor: got {extra[0]!r} after the last one that the architecture has.")
     total = sum(_bytes(shape, dtype) for shape in shapes.values())
+    with (
+        contextlib.closing(ahead(_in_type(weights, dtype))) as stream,
+        progress(total=total, description="writing weights", unit="B", unit_scale=True) as bar,
+    ):
+        for name, shard in zip(names, shards, strict=True):
+            written[name] = _write_shard(
+                Path(directory) / name, {key: shapes[key] for key in shard}, stream, dtype, bar
+            )
+        if (extra := next(stream, None)) is not None:
+            raise DataError(f"wrong tensor: got {extra[0]!r} after the last one that the architecture has.")
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(Path(directory) / "model.safetensors.index.json", index)
@@ -79,8 +86,9 @@ def _file_names(count: int) -> list[str]:
 def _write_shard(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Iterator[tuple[str, Sequence[torch.Tensor]]],
+    weights: Iterator[tuple[str, torch.Tensor]],
     dtype: torch.dtype,
+    bar: Any,
 ) -> dict[str, Any]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -93,22 +101,27 @@ def _write_shard(
     with hashing_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for expected, shape in shapes.items():
-            name, blocks = next(tensors)
-            found = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
-            if name != expected or found != shape:
-                raise DataError(f"wrong tensor: got {name!r} {list(found)}, need {expected!r} {list(shape)}.")
-            for rows in _in_pieces(blocks):
-                rows = rows.to(dtype)
-                if not all(bound.isfinite() for bound in torch.aminmax(rows)):
+            missing = shape[0]
+            while missing:
+                name, rows = next(weights, ("nothing", torch.empty(0)))
+                if name != expected or rows.shape[1:] != shape[1:] or len(rows) > missing:
                     raise DataError(
-                        f"tensor {name!r} holds NaN or infinite values as {dtype}. Export an earlier checkpoint, or, where "
-                        "the numbers are too large for float16, as bfloat16."
+                        f"wrong tensor: got {name!r} {list(rows.shape)}, need {missing} rows of {expected!r} {list(shape)}."
                     )
-                file.write(bytes_of(rows.contiguous()))
+                file.write(bytes_of(rows))
+                missing -= len(rows)
+                bar.update(rows.nbytes)
     return file.described()
 
 
-def _in_pieces(blocks: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Rows of all blocks, a piece at a time; so a conversion of their type takes little memory, too."""
-    for block in blocks:
-        yield from block.split(max(1, _PIECE_BYTES // block[0].nbytes))
+def _in_type(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same rows, a piece at a time, so that a conversion of their type takes little memory, too."""
+    for name, rows in weights:
+        for piece in in_pieces(rows):
+            piece = piece.to(dtype).contiguous()
+            if not is_finite(piece):
+                raise DataError(
+                    f"tensor {name!r} holds NaN or infinite values as {dtype}. Export an earlier checkpoint, or, where "
+                    "the numbers are too large for float16, as bfloat16."
+                )
+            yield name, piece

@@ -90,16 +90,18 @@ class WeightRule:
             read(names[piece.part], self.axis, piece.start, piece.stop, out=place)
         return out
 
-    def scatter(self, whole: torch.Tensor, layer: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
-        """(Hugging Face name, its row blocks in order) of every part of a whole megatron tensor; nothing is copied."""
-        blocks: list[list[tuple[int, torch.Tensor]]] = [[] for _ in self.parts]
+    def row_ranges(self, layer: int) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+        """(Hugging Face name, where its rows lie in the whole megatron tensor) of every part.
+
+        Ranges (start, stop) in the order of the part's rows. A rule along columns has one part, whose rows are all.
+        """
+        ranges: list[list[tuple[int, int, int]]] = [[] for _ in self.parts]
         position = 0
-        for piece in self.pieces:
-            length = piece.stop - piece.start
-            blocks[piece.part].append((piece.start, whole.narrow(self.axis, position, length)))
-            position += length
-        for name, ranges in zip(self.part_names(layer), blocks, strict=True):
-            yield name, [tensor for _, tensor in sorted(ranges, key=lambda item: item[0])]
+        for part, first, last in self.pieces if self.axis == 0 else (Piece(0, 0, self.shape[0]),):
+            ranges[part].append((first, position, position + last - first))
+            position += last - first
+        for name, places in zip(self.part_names(layer), ranges, strict=True):
+            yield name, [(start, stop) for _, start, stop in sorted(places)]
 
 
 def _narrow(pieces: list[Piece], rank: int, size: int) -> list[Piece]:

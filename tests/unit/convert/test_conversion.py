@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_huatuo.checkpoint import streaming
 from megatron_huatuo.checkpoint.integrity import verify_checkpoint
+from megatron_huatuo.convert import state_tensors
 from megatron_huatuo.convert.import_checkpoint import import_hf
 from megatron_huatuo.convert.publish import export_checkpoint
 from megatron_huatuo.convert.state_tensors import StateReader
@@ -35,7 +37,11 @@ from tests.unit.convert.small_models import SMALL, random_weights, write_model
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_hugging_face_to_checkpoint_and_back_is_bitwise(
+    tmp_path: Path, name: str, dtype: torch.dtype, monkeypatch
+) -> None:
+    for module in (streaming, state_tensors):
+        monkeypatch.setattr(module, "PIECE_BYTES", 5000)  # several pieces a tensor
     directory = write_model(tmp_path / "hf", SMALL[name], dtype)
     checkpoint = import_hf(directory, tmp_path / "checkpoint")
     assert resolve_checkpoint(tmp_path / "checkpoint") == checkpoint
@@ -52,16 +58,16 @@ def test_hugging_face_to_checkpoint_and_back_is_bitwise(tmp_path: Path, name: st
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
 
 
-def _blocks(weights: dict[str, torch.Tensor]) -> list[tuple[str, list[torch.Tensor]]]:
-    """Each tensor as two row blocks, where it has two rows."""
-    return [(name, [block for block in weight.tensor_split(2) if len(block)]) for name, weight in weights.items()]
+def _rows(weights: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """Each tensor in two parts, where it has two rows."""
+    return [(name, rows) for name, weight in weights.items() for rows in weight.tensor_split(2) if len(rows)]
 
 
 def test_shards_hold_at_most_the_limit_and_their_hashes_are_right(tmp_path: Path) -> None:
     weights = random_weights(SMALL["llama"])
     limit = 100_000
     shapes = hf_shapes(SMALL["llama"])
-    written = write_weights(tmp_path, shapes, _blocks(weights), torch.bfloat16, shard_bytes=limit)
+    written = write_weights(tmp_path, shapes, _rows(weights), torch.bfloat16, shard_bytes=limit)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(written) == set(index["weight_map"].values()) and len(written) > 2
     assert index["metadata"]["total_size"] == sum(weight.numel() * 2 for weight in weights.values())
@@ -77,7 +83,7 @@ def test_shards_hold_at_most_the_limit_and_their_hashes_are_right(tmp_path: Path
 
 def test_a_single_shard_has_an_index_as_well(tmp_path: Path) -> None:
     shapes = {"a": (2, 3), "b": (4,)}
-    write_weights(tmp_path, shapes, _blocks({"a": torch.ones(2, 3), "b": torch.ones(4)}), torch.float32)
+    write_weights(tmp_path, shapes, _rows({"a": torch.ones(2, 3), "b": torch.ones(4)}), torch.float32)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index == {"metadata": {"total_size": 40}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
 
@@ -85,14 +91,16 @@ def test_a_single_shard_has_an_index_as_well(tmp_path: Path) -> None:
 def test_wrong_streams_are_refused(tmp_path: Path) -> None:
     shapes = {"a": (2, 3), "b": (4,)}
     good = {"a": torch.ones(2, 3), "b": torch.ones(4)}
-    with pytest.raises(DataError, match=r"wrong tensor: got 'b' \[4\], need 'a' \[2, 3\]"):
-        write_weights(tmp_path, shapes, reversed(_blocks(good)), torch.float32)
+    with pytest.raises(DataError, match=r"wrong tensor: got 'b' \[2\], need 2 rows of 'a' \[2, 3\]"):
+        write_weights(tmp_path, shapes, reversed(_rows(good)), torch.float32)
+    with pytest.raises(DataError, match=r"wrong tensor: got 'nothing' \[0\], need 2 rows of 'b' \[4\]"):
+        write_weights(tmp_path, shapes, _rows(good)[:-1], torch.float32)
     with pytest.raises(DataError, match="got 'c' after the last one"):
-        write_weights(tmp_path, shapes, [*_blocks(good), ("c", [torch.ones(1)])], torch.float32)
+        write_weights(tmp_path, shapes, [*_rows(good), ("c", torch.ones(1))], torch.float32)
     with pytest.raises(DataError, match="tensor 'b' holds NaN or infinite values"):
-        write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, float("nan"), 3])}), torch.float32)
+        write_weights(tmp_path, shapes, _rows({**good, "b": torch.tensor([1, 2, float("nan"), 3])}), torch.float32)
     with pytest.raises(DataError, match=r"tensor 'b' holds NaN or infinite values as torch\.float16"):
-        write_weights(tmp_path, shapes, _blocks({**good, "b": torch.tensor([1, 2, 70000.0, 3])}), torch.float16)
+        write_weights(tmp_path, shapes, _rows({**good, "b": torch.tensor([1, 2, 70000.0, 3])}), torch.float16)
 
 
 def test_tokenizer_with_more_ids_than_the_embedding_is_refused_before_weights_are_read(

@@ -351,13 +351,10 @@ def test_token_ids_are_compared_before_weights_are_written(checkpoints, tmp_path
         export_checkpoint(checkpoints["llama"], tmp_path / "out")
 
 
-def test_a_folded_head_is_made_in_pieces(monkeypatch) -> None:
-    from megatron_huatuo.convert import llamafy
+def test_a_folded_head_has_rows_of_unit_length() -> None:
+    from megatron_huatuo.convert.llamafy import fold_head
 
-    monkeypatch.setattr(llamafy, "_PIECE_BYTES", 4 * 8 * 10)
     head = torch.randn(64, 8).bfloat16()
-    ((_, rows),) = llamafy.fold_head([("lm_head.weight", [head[:32], head[32:]])])
-    assert [len(row) for row in rows] == [10, 10, 10, 2] * 2
-    whole = torch.nn.functional.normalize(head.float())
-    assert torch.equal(torch.cat(list(rows)), whole)
-    assert rows[0].dtype == torch.float32
+    folded = [rows for _, rows in fold_head([("lm_head.weight", head[:32]), ("lm_head.weight", head[32:])])]
+    assert torch.equal(torch.cat(folded), torch.nn.functional.normalize(head.float()))
+    assert folded[0].dtype == torch.float32
