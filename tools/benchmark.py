@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from megatron_huatuo.config import argument_parser
+from megatron_huatuo.config import argument_parser, at_least
 from megatron_huatuo.errors import exit_on_error
 from megatron_huatuo.log import silence_known_warnings
 from megatron_huatuo.storage.manifest import write_json
@@ -37,6 +37,7 @@ def main() -> int:
     commands.add_subcommand("compare", comparing, help=comparing.description)
     arguments = parser.parse_args()
     name, options = arguments.benchmark, vars(arguments[arguments.benchmark])
+    at_least("repeats", options.get("repeats"), 1)
     if name == "compare":
         return _compare(**options)
     file = options.pop("json")

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.compare import compare_commands, compare_records, format_changes
 from megatron_huatuo.errors import ConfigError
+from tests.tool_process import run_tool
 
 ROOT = Path(__file__).parents[3]
 
@@ -120,3 +121,9 @@ def test_the_tool_exits_with_one_when_something_got_worse(tmp_path: Path) -> Non
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         assert ("worse" in done.stdout) == (code == 1)
+
+
+@pytest.mark.parametrize("command", [("train",), ("blend",), ("compare", "true", "true")])
+def test_no_repetition_is_refused(command: tuple[str, ...]) -> None:
+    done = run_tool("benchmark", *command, "--repeats", 0)
+    assert (done.returncode, done.stderr) == (1, "error: wrong repeats: got 0, need 1 or more.\n")
