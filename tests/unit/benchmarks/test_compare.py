@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.compare import compare_commands, compare_records, format_changes
 from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.log import get_logger
 from tests.tool_process import run_tool
 
 ROOT = Path(__file__).parents[3]
@@ -85,13 +86,16 @@ def test_a_cost_is_better_when_it_is_smaller_against_the_peer_too(
     assert [compare_records(*files)[0].verdict for files in ((before, after), (after, before))] == ["worse", "better"]
 
 
-def test_a_case_of_a_sweep_without_a_figure_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_case_of_a_sweep_without_a_figure_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step is an entry of the run's log."""
+    monkeypatch.setattr(get_logger("megatron_huatuo"), "propagate", True)
     well = record("y", QUIET, QUIET, "tokens/s/rank", runs={"ours": [{"iteration": 2, "step_time_s": 1.0}]})
     failed = record("x", QUIET, QUIET, "tokens/s/rank", runs={"ours": []}, ratio=None, ours=None)
     records = write(tmp_path / "a.json", well, failed)
     assert [change.name for change in compare_records(records, records)] == ["y"]
-    assert "no figure above 0 in one of the records: x" in capfd.readouterr().err
+    assert "no figure above 0 in one of the records: x" in caplog.text
 
 
 def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
