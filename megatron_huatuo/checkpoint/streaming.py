@@ -6,7 +6,7 @@
 
 Invariant: two pieces are in memory, the one being read and the one in use. They lie in memory that is used again and
 again: reading into fresh memory takes 0.6 s a GB, into memory in use 0.14, because the system clears every fresh page.
-A piece is at most PIECE_BYTES (an import's are whole weights): with smaller ones handing them over takes longer than the work.
+A piece is at most PIECE_BYTES (an import's are whole weights): smaller ones made an export that hashes slower.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Invariant: what is written here is what `GPTModel.sharded_state_dict()` asks for: one global tensor a key, the layers
 stacked on a leading axis, so every tensor-parallel, pipeline and data-parallel layout loads it. One file per layer and
-key. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with
-the two small files that megatron-core adds.
+key. The format is torch.distributed.checkpoint's (`.metadata` and `.distcp` files), with the two small files that
+megatron-core adds.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class StateReader:
         for rule, layer, dtype in weights:
             step = max(1, PIECE_BYTES // _row_bytes(rule, dtype))
             for name, ranges in rule.row_ranges(layer):
-                for piece in _in_pieces(ranges, step):
+                for piece in _cut_ranges(ranges, step):
                     lengths = [stop - start for start, stop in piece]
                     rows = buffers.take((sum(lengths), *rule.shape[1:]), dtype)
                     for (first, _), place in zip(piece, rows.split(lengths), strict=True):
@@ -239,7 +239,7 @@ def _row_bytes(rule: WeightRule, dtype: torch.dtype) -> int:
     return torch.Size(rule.shape[1:]).numel() * dtype.itemsize
 
 
-def _in_pieces(ranges: list[tuple[int, int]], length: int) -> Iterator[list[tuple[int, int]]]:
+def _cut_ranges(ranges: list[tuple[int, int]], length: int) -> Iterator[list[tuple[int, int]]]:
     """The same ranges, cut into pieces that hold `length` together; the last holds what is left."""
     piece: list[tuple[int, int]] = []
     room = length

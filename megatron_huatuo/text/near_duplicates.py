@@ -156,7 +156,8 @@ def _pair_neighbours(keys: _U64, numbers: _I64) -> _I64:
     keys: uint64 [M]. numbers: int64 [M], ascending.
     """
     # A sort of numbers is several times quicker than one that keeps their places, so the places ride in the low bits. The
-    # few texts whose high bits are not alone are then looked at exactly.
+    # few texts whose high bits are not alone are then looked at exactly. What is not kept is made in pieces: as a whole it
+    # would lie in fresh memory.
     low_bits = np.uint64(max(1, len(keys).bit_length()))
     ordered = np.empty_like(keys)
     for at in range(0, len(keys), _CHUNK):
