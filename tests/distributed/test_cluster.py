@@ -130,7 +130,7 @@ def test_every_fault_is_found_and_named(tmp_path: Path) -> None:
         "devices": ("pass", "CPU"),
         "versions": ("fail", f"numpy: {numpy.__version__} on ranks 0, 1.0 on ranks 1"),
         "environment": ("warn", "NCCL_DEBUG: (none) on ranks 0, INFO on ranks 1"),
-        "clocks": ("fail", "(rank 1) is +7.0"),
+        "clocks": ("fail", "(rank 1) is +"),
         "shared files": ("fail", "rank 1 saw a missing or mixed file"),
         "isolation": ("pass", "documents of a row are kept apart on all ranks in "),
         "all-reduce, all ranks": ("fail", "need 1e+06 (--min-bus-gb-per-s)"),
@@ -139,6 +139,8 @@ def test_every_fault_is_found_and_named(tmp_path: Path) -> None:
     assert {name: verdict for name, (verdict, _) in found.items()} == {name: it[0] for name, it in expected.items()}
     for name, (_, message) in expected.items():
         assert message in found[name][1]
+    # Not "+7.0": a clock that is read in two processes gives 6.999 as well.
+    assert float(found["clocks"][1].partition("(rank 1) is +")[2].split()[0]) == pytest.approx(7, abs=0.05)
 
 
 def _check_files(directories: list[str]) -> str | None:

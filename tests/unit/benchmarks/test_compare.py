@@ -109,9 +109,8 @@ def test_records_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commands_are_run_in_turn_and_a_failing_one_is_named() -> None:
-    slow = f"{sys.executable} -c 'import time; time.sleep(0.4)'"
-    fast = f"{sys.executable} -c pass"
-    wall, _ = compare_commands(slow, fast, repeats=3)
+    fast = "sleep 0.3"  # long against a start that other work delays
+    wall, _ = compare_commands("sleep 1.2", fast, repeats=3)
     assert wall.verdict == "better" and wall.after < wall.before
     with pytest.raises(ConfigError, match="command failed with exit code 3"):
         compare_commands(fast, f"{sys.executable} -c 'raise SystemExit(3)'", repeats=1)
