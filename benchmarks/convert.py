@@ -190,7 +190,7 @@ def _rates(direction: str, source: Path, unhashed: Path, target: Path, repeats: 
     candidates: dict[str, Callable[[], object]] = {
         direction: lambda: _convert(direction, source, target),
         f"{direction} without hashing": convert_without_hashing,
-        "read and write": lambda: _copy(source, target, hashing=False),
+        "read and write": lambda: _copy(unhashed, target, hashing=False),
         "read, hash and write": lambda: _copy(source, target, hashing=True),
     }
     timings = interleave({name: into_nothing(action) for name, action in candidates.items()}, repeats)

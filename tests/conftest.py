@@ -54,16 +54,15 @@ def sample_blend(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_blend(parse_blend_config(content, "sample"), root / "blend")
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face directory with the config.json of a model of 4 layers that fits the sample's tokenizer; no weights."""
+def _write_config(directory: Path, num_layers: int) -> Path:
+    """A Hugging Face directory with the config.json of a model that fits the sample's tokenizer; no weights."""
     from megatron_huatuo.models.hf_config import config_json
     from megatron_huatuo.storage.manifest import write_json
     from tests.unit.convert.small_models import SMALL
 
     architecture = dataclasses.replace(
         SMALL["llama"],
-        num_layers=4,
+        num_layers=num_layers,
         hidden_size=64,
         ffn_hidden_size=160,
         num_attention_heads=4,
@@ -72,9 +71,20 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rope_theta=1e4,
         max_position_embeddings=512,
     )
-    directory = tmp_path_factory.mktemp("small_model")
     write_json(directory / "config.json", config_json(architecture, "float32"))
     return directory
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers: enough for two stages of two virtual ones."""
+    return _write_config(tmp_path_factory.mktemp("small_model"), 4)
+
+
+@pytest.fixture(scope="session")
+def smallest_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, whose steps take half the time."""
+    return _write_config(tmp_path_factory.mktemp("smallest_model"), 2)
 
 
 @pytest.fixture(scope="session")

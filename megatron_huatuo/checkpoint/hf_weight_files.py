@@ -97,7 +97,8 @@ class WeightFiles:
         if any(files != named[present[0][0]] for files in named.values()):  # an index may name the one whole file
             raise DataError(
                 f"two sets of weights: got {' and '.join(name for name, _ in present)} in {self.directory}, need one of them. "
-                "Move the other away; which of the two is the model, only its publisher can say."
+                "Move the other away; which of the two is the model, only its publisher can say "
+                "(hf download takes --exclude '*.bin')."
             )
         for name, suffix in present:
             path = self.directory / name

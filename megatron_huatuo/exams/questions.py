@@ -101,7 +101,8 @@ def select_questions(
     known = {name.casefold(): name for group in names for name in group}
     if unknown := sorted(wanted - known.keys()):
         raise ConfigError(
-            f"unknown subset: got {', '.join(unknown)}, need some of {', '.join(sorted(known.values()))}."
+            f"unknown subset: got {', '.join(unknown)}, need some of "
+            f"{', '.join(sorted(known.values())) or 'none, as these questions name no subset, source or question type'}."
         )
     chosen = [
         question

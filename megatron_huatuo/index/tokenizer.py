@@ -177,12 +177,11 @@ class SentencePieceTokenizer(Tokenizer):
             for number, piece in enumerate(self._content.pieces)
             if piece.type in (UNKNOWN, CONTROL) or (piece.type == USER_DEFINED and _stands_alone(piece.piece))
         }
-        added = _read_object(self.path.parent / "tokenizer_config.json").get("added_tokens_decoder", {})
-        for number, token in added.items():
+        for number, token in _added_tokens(self.path.parent / "tokenizer_config.json").items():
             text = token["content"]
-            if self._model.piece_to_id(text) == int(number) or int(number) >= self.vocab_size:
+            if self._model.piece_to_id(text) == number or number >= self.vocab_size:
                 strips = bool(token.get("lstrip")), bool(token.get("rstrip"))
-                found[text] = ControlToken(int(number), found.get(text, _UNKNOWN_TOKEN).is_special, *strips)
+                found[text] = ControlToken(number, found.get(text, _UNKNOWN_TOKEN).is_special, *strips)
         return found
 
     @cached_property
@@ -427,3 +426,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"not a JSON object: {path}. Fix or remove it.")
     return content
+
+
+def _added_tokens(settings: Path) -> dict[int, dict[str, Any]]:
+    """{id: token} of `added_tokens_decoder`, {} where there is none. Raises: DataError when it holds something else."""
+    found = _read_object(settings).get("added_tokens_decoder") or {}
+    try:
+        tokens = {int(number): token for number, token in found.items()}
+        is_well_formed = all(isinstance(token["content"], str) for token in tokens.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        is_well_formed = False
+    if not is_well_formed:
+        raise DataError(
+            f"wrong added_tokens_decoder: need {{id: {{'content': text, …}}}} in {settings}. Copy the model's own file there."
+        )
+    return tokens

@@ -16,12 +16,12 @@ STEPS, SAVE_INTERVAL = 9, 3
 
 
 @pytest.fixture(scope="session")
-def configure(sample_blend: Path, small_model: Path) -> Callable[..., TrainConfig]:
+def configure(sample_blend: Path, smallest_model: Path) -> Callable[..., TrainConfig]:
     """configure(run_dir, **sections): a run of 9 steps of 4 rows on the sample that saves every 3."""
 
     def configure(run_dir: Path | str, **sections: dict[str, Any]) -> TrainConfig:
         defaults: dict[str, dict[str, Any]] = {
-            "model": {"preset": None, "hf": str(small_model)},
+            "model": {"preset": None, "hf": str(smallest_model)},
             "training": {"train_iters": STEPS},
             "checkpoint": {"save_interval": SAVE_INTERVAL, "keep": 3},
         }

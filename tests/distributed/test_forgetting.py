@@ -15,13 +15,13 @@ from tests.distributed.engine import read_log
 
 
 def test_a_model_that_forgot_is_refused_and_named_on_request(
-    tmp_path: Path, configure, finish, sample_blend: Path, saved_checkpoint: Path
+    tmp_path: Path, configure, finish, sample_blend: Path, small_model: Path, saved_checkpoint: Path
 ) -> None:
     """One huge step ruins the loss on the general source; the run itself goes on, and resumes with the base's loss."""
     general = ValidationSource("general", str(sample_blend.parent / "index" / "books"), general=True)
     plain = ValidationSource("sft", str(sample_blend.parent / "index" / "sft"))
     sections = {
-        "model": {"init_from": str(saved_checkpoint)},
+        "model": {"hf": str(small_model), "init_from": str(saved_checkpoint)},
         "data": {"validation": [general, plain]},
         "optimizer": {"lr": 1.0},
         "logging": {"validation_interval": 1},

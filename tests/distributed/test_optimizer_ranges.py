@@ -66,11 +66,12 @@ def _in_buckets(size: int, config: TrainConfig) -> str:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, configure) -> dict[str, Any]:
+def first(tmp_path_factory: pytest.TempPathFactory, configure, small_model: Path) -> dict[str, Any]:
     """The model section of every run: pipeline stages would draw other first weights."""
-    config = configure(tmp_path_factory.mktemp("first"), training={"train_iters": 1})
+    model = {"hf": str(small_model)}
+    config = configure(tmp_path_factory.mktemp("first"), model=model, training={"train_iters": 1})
     run_ranks(1, train_rank, config)
-    return {"init_from": config.run_dir}
+    return {**model, "init_from": config.run_dir}
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,10 @@ def _sit(config: TrainConfig) -> tuple[dict[str, dict[str, float]], dict[str, st
 
 
 def test_scores_are_those_of_the_exported_model_item_by_item(
-    tmp_path: Path, questions: Path, configure, finish
+    tmp_path: Path, questions: Path, configure, finish, small_model: Path
 ) -> None:
     sections = {
+        "model": {"hf": str(small_model)},
         "logging": {"exam": ExamInTraining([str(questions)], interval=2, limit=13), "tensorboard": True},
         "training": {"train_iters": 5},
         "optimizer": {"lr": 1e-2},

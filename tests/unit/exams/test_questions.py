@@ -142,6 +142,10 @@ def test_subset_is_a_subset_a_source_or_a_question_type():
     assert len(select_questions(exam, ["多项选择题", "Anatomy"])) == 7
     with pytest.raises(ConfigError, match=r"unknown subset: got surgery, need some of Pharmacy, anatomy, 多项选择题"):
         select_questions(exam, ["surgery"])
+    with pytest.raises(
+        ConfigError, match=r"got surgery, need some of none, as these questions name no subset, source or"
+    ):
+        select_questions(numbered(2), ["surgery"])
 
 
 def test_examples_never_hold_the_question_itself_and_are_of_its_kind_first():

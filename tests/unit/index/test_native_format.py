@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_huatuo.errors import ConfigError
+from megatron_huatuo.errors import ConfigError, DataError
 from megatron_huatuo.index.formats.chat_template import ChatTemplate, read_chat_template
 from megatron_huatuo.index.formats.native_format import NativeFormat
 from megatron_huatuo.index.formats.template_layout import Shape, TemplateLayouts, messages_of
@@ -423,3 +423,11 @@ def test_a_token_that_tokenizer_model_lacks_is_refused(trained: Path, tmp_path: 
         ConfigError, match=r"chat template writes <\|im_(start|end)\|>, which .*tokenizer.model lacks: .* as id 900"
     ):
         NativeFormat(load_tokenizer(tmp_path / "t"), by_hand("yi"), train_on_thinking=True)
+
+
+@pytest.mark.parametrize("added", [["<|im_end|>"], {"one": {"content": "x"}}, {"7": "x"}, {"7": {"content": None}}])
+def test_added_tokens_of_another_form_are_refused(trained: Path, tmp_path: Path, added: object) -> None:
+    shutil.copytree(trained, tmp_path / "t")
+    (tmp_path / "t/tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(DataError, match=r"wrong added_tokens_decoder: need .* in .*tokenizer_config\.json"):
+        load_tokenizer(tmp_path / "t").encode_rendered("x")
