@@ -101,8 +101,12 @@ def select_questions(
     known = {name.casefold(): name for group in names for name in group}
     if unknown := sorted(wanted - known.keys()):
         raise ConfigError(
-            f"unknown subset: got {', '.join(unknown)}, need some of "
-            f"{', '.join(sorted(known.values())) or 'none, as these questions name no subset, source or question type'}."
+            f"unknown subset: got {', '.join(unknown)}, need "
+            + (
+                f"some of {', '.join(sorted(known.values()))}."
+                if known
+                else "none: the questions name neither subsets nor types."
+            )
         )
     chosen = [
         question

@@ -117,17 +117,8 @@ def test_toy_config_starts_a_run_of_its_own_and_resumes_it(demo: tuple[Path, str
     for steps in ("6", "9"):
         done = subprocess.run(
             [
-                *(
-                    sys.executable,
-                    "-m",
-                    "tests.fork_ranks",
-                    "2",
-                    ROOT / "tools" / "train.py",
-                    "--config",
-                    EXAMPLE / "train.yaml",
-                    "--run_dir",
-                    tmp_path / "run",
-                ),
+                *(sys.executable, "-m", "tests.fork_ranks", "2", ROOT / "tools" / "train.py"),
+                *("--config", EXAMPLE / "train.yaml", "--run_dir", tmp_path / "run"),
                 *("--training.train_iters", steps, "--logging.log_interval", "1"),
             ],
             cwd=root.parents[1],
