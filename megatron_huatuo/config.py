@@ -23,6 +23,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from megatron_huatuo.errors import ConfigError
 
 T = TypeVar("T")
+_REQUIRED = "the following arguments are required: "
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -46,9 +47,20 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message with the file's name and exit with 2."""
         program = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        if message.startswith(_REQUIRED):
+            names = message.removeprefix(_REQUIRED).split(", ")
+            message = f"missing: {', '.join(_as_typed(self, name) for name in names)}"
         where = f" ({self.file})" if self.file else ""
         print(f"error: {' '.join(message.split()).rstrip('.')}{where}. See {program} --help", file=sys.stderr)
         self.exit(2)
+
+
+def _as_typed(parser: Any, name: str) -> str:
+    """What a user writes for the argument that jsonargparse calls `name`, with its command before it: --output for export.output."""
+    command, _, rest = name.partition(".")
+    if parser._subcommands_action and command in parser._subcommands_action.choices:
+        return _as_typed(parser._subcommands_action.choices[command], rest)
+    return next((flag for flag, action in parser._option_string_actions.items() if action.dest == name), name)
 
 
 class _ConfigFile(ActionConfigFile):

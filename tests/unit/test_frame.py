@@ -139,6 +139,27 @@ def test_flags_are_taken_with_dashes_and_with_underscores(flag: str, equals: boo
     assert parse(*given, "--words", "a_b-c").words == ["a_b-c"]
 
 
+def test_what_is_missing_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    def parser(*commands: str) -> Any:
+        made = argument_parser("test")
+        made.add_argument("place")
+        made.add_argument("--hf-model", required=True)
+        made.add_argument("--output_dir", required=True)
+        if not commands:
+            return made
+        outer = argument_parser("outer")
+        outer.add_subcommands(dest="command").add_subcommand(commands[0], parser(*commands[1:]))
+        return outer
+
+    for arguments in ([], ["export"]):
+        with pytest.raises(SystemExit, match="2"):
+            parser(*arguments).parse_args(arguments)
+        assert "error: missing: place, --hf-model, --output_dir. See " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        parser("export").parse_args(["export", "here", "--output_dir", "there"])
+    assert "error: missing: --hf-model. See " in capsys.readouterr().err
+
+
 def test_a_nested_flag_is_taken_with_dashes_too() -> None:
     parser = argument_parser("test")
     parser.add_argument("--training", type=Trained, default=Trained())
