@@ -101,6 +101,7 @@ def test_other_tokenizers_are_refused(checkpoints: dict[str, Path], tmp_path: Pa
         average_checkpoints([first, bare], tmp_path / "mean")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_average(saved_checkpoint: Path, tmp_path: Path) -> None:
     """Of a run's own checkpoint and a copy of it: the same weights come back."""
     twin = tmp_path / "twin" / saved_checkpoint.name

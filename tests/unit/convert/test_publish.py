@@ -93,6 +93,7 @@ def test_exports_load_and_generate_without_this_project(exports, tmp_path: Path)
     assert ours == pytest.approx(folded, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_directory_is_complete_and_its_manifest_true(exports) -> None:
     directory, parity = exports["baichuan2-alibi"]
     manifest = read_manifest(directory, "hf_model")
