@@ -184,6 +184,7 @@ _LISTED = re.compile(
 _ASIDE = re.compile(r"^\s?\((?!正确|错|对|不|√|×|(?:in)?correct|right|wrong|true|false)[^()\n]*\)", re.IGNORECASE)
 _LABEL = re.compile(r"(?:选?项)? ?(?:[.、:),-]|,?即|也就是)? ?[(:]?(?:选项|option |choice )?", re.IGNORECASE)
 _LIST_GOES_ON = re.compile(r"\s*(?:选?项)?\s*(?:[、,;。.!?:)(\n]|$|和|与|及|或|以及|均|都|三|四|and\b|are\b)")
+_OPTION_ENDS = re.compile(r"\s*(?:[;。.!?\n]|$|[A-Z])")
 _OPTION_LINE = re.compile(r"(?:\(?[A-Z](?:[.、:) ]\s?[^,。:]{0,60})?|[^,。:\n]{1,60}\([A-Z]\))[)。;,]?")
 _MAX_LINE = 80
 
@@ -224,7 +225,8 @@ def _join(text: str, group: Group, previous: Mention, following: Mention, after:
         return longer._replace(by_text=False)  # "血电解质(C)": as good as the letter
     if is_label and previous.by_text and not following.by_text and gap.strip().startswith("("):
         return longer._replace(letters=following.letters)
-    if not (_LISTED.fullmatch(gap) or (aside != gap and _LISTED.fullmatch(aside))):
+    is_glued = not gap and previous.by_text and after is not None and _is_glued_to_its_text(text, following, after)
+    if not (_LISTED.fullmatch(gap) or (aside != gap and _LISTED.fullmatch(aside)) or is_glued):
         return None
     if gap.endswith("选") and (text[group.start - 1 : group.start] != "选" or is_put_aside(text, group)):
         return None
@@ -245,6 +247,12 @@ def _is_line_of_option(text: str, letter: Mention, option: Mention) -> bool:
     """Whether a line is a letter and an option's text, parted by a blank: "C 肥胖"."""
     is_line = text.startswith("\n", letter.start - 1) and (option.end == len(text) or text[option.end] == "\n")
     return option.by_text and is_line and text[letter.end : option.start] == " "
+
+
+def _is_glued_to_its_text(text: str, letter: Mention, option: Mention) -> bool:
+    """Whether a letter and its own option's text stand there without a sign between them, and end the list or go on: "C肥胖"."""
+    is_own = option.by_text and option.letters == letter.letters and option.start == letter.end
+    return is_own and _OPTION_ENDS.match(text, option.end) is not None
 
 
 def union(letters: str, more: str) -> str:

@@ -571,6 +571,8 @@ DECISIONS = {"A": "yes", "B": "no", "C": "maybe"}
         (RISKS, True, "### 答案\n\n- **A. 高盐饮食**：使血压升高\n- **C. 肥胖**：加重心脏负担，B则相反\n\n解析\n\n- B. 规律运动：有益", "AC"),
         (RISKS, True, "答案：\nA. 高盐饮食：升压，正确\nB. 规律运动：降压，错误\nC. 肥胖：升压，正确", "AC"),
         (RISKS, False, "答案:A 高盐饮食；B 规律运动降低血压", "A"),
+        (RISKS, True, "答案：A高盐饮食C肥胖D长期饮酒。", "ACD"),
+        (RISKS, False, "答案：A高盐饮食C肥胖与此无关。", "A"),
         (TESTS, False, "正确选项：D\n\n错误选项：A、B、C、E", "D"),
         (DECISIONS, False, "Maybe. The study shows mixed results with no clear benefit.", "C"),
         (DECISIONS, False, "No, the groups did not differ. Maybe a larger trial would tell.", "B"),
