@@ -303,4 +303,5 @@ def test_two_sets_of_weights_are_refused_naming_both(other: str, tmp_path: Path)
     with pytest.raises(DataError, match="two sets of weights: got") as refused:
         import_hf(directory, tmp_path / "checkpoint")
     assert "model.safetensors" in str(refused.value) and other in str(refused.value)
+    assert "hf download takes --exclude '*.bin'" in str(refused.value)
     assert not (tmp_path / "checkpoint").exists()
