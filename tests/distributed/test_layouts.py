@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.engine import make_config, read_log, train_rank
 from tests.distributed.runner import run_ranks
 
-STEPS = 12
+STEPS = 20
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
@@ -89,7 +89,7 @@ def assert_same(log: list[dict[str, Any]], reference: list[dict[str, Any]]) -> N
 def test_the_reference_learns(reference: list[dict]) -> None:
     losses = [line["lm_loss"] for line in reference]
     assert len(losses) == STEPS
-    assert losses[-1] < losses[0] - 0.15
+    assert losses[-1] < losses[0] - 0.3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -43,7 +43,7 @@ def test_resume_is_bitwise(stopped_after: int, tmp_path: Path, configure, finish
 
 def test_resume_in_bf16_is_bitwise(tmp_path: Path, configure, finish) -> None:
     """Weights in bf16, their masters and moments in fp32."""
-    for name, ends in (("whole", [5]), ("resumed", [2, 5])):
+    for name, ends in (("whole", [STEPS]), ("resumed", [4, STEPS])):
         for last in ends:
             finish(configure(tmp_path / name, training={"train_iters": last, "precision": "bf16"}))
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "whole")
