@@ -174,7 +174,7 @@ def _copy(source: Path, target: Path, *, hashing: bool) -> None:
 
 
 def _rates(direction: str, source: Path, unhashed: Path, target: Path, repeats: int) -> list[dict[str, Any]]:
-    """One direction with and without hashing against each peer, all interleaved. unhashed: a source for the latter."""
+    """One direction with and without hashing against each peer, all interleaved. unhashed: the source of what does not hash."""
 
     def into_nothing(action: Callable[[], object]) -> Callable[[], None]:
         def act() -> None:

@@ -77,8 +77,13 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def in_pieces(rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The rows of a tensor, as many at a time as take PIECE_BYTES, or one."""
-    yield from rows.split(max(1, PIECE_BYTES // max(1, rows[:1].nbytes)))
+    """The rows of a tensor, a piece at a time."""
+    yield from rows.split(rows_a_piece(rows[:1].nbytes))
+
+
+def rows_a_piece(row_bytes: int) -> int:
+    """As many as take PIECE_BYTES, or one."""
+    return max(1, PIECE_BYTES // max(1, row_bytes))
 
 
 def is_finite(values: torch.Tensor) -> bool:

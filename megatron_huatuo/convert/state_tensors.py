@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_huatuo.checkpoint.streaming import PIECE_BYTES, TwoBuffers, hashing_file, read_into
+from megatron_huatuo.checkpoint.streaming import TwoBuffers, hashing_file, read_into, rows_a_piece
 from megatron_huatuo.errors import IntegrityError
 from megatron_huatuo.models.architecture import Architecture
 from megatron_huatuo.models.weight_rules import WeightRule
@@ -156,11 +156,11 @@ class StateReader:
         weights = [
             (rule, layer, self._tensors[rule.key].properties.dtype) for rule, layer in each_weight(self._architecture)
         ]
-        buffers = TwoBuffers(max(PIECE_BYTES, *(_row_bytes(rule, dtype) for rule, _, dtype in weights)))
-        for rule, layer, dtype in weights:
-            step = max(1, PIECE_BYTES // _row_bytes(rule, dtype))
+        rows_bytes = [_row_bytes(rule, dtype) for rule, _, dtype in weights]
+        buffers = TwoBuffers(max(rows_a_piece(size) * size for size in rows_bytes))
+        for (rule, layer, dtype), size in zip(weights, rows_bytes, strict=True):
             for name, ranges in rule.row_ranges(layer):
-                for piece in _cut_ranges(ranges, step):
+                for piece in _cut_ranges(ranges, rows_a_piece(size)):
                     lengths = [stop - start for start, stop in piece]
                     rows = buffers.take((sum(lengths), *rule.shape[1:]), dtype)
                     for (first, _), place in zip(piece, rows.split(lengths), strict=True):

@@ -100,14 +100,12 @@ def select_questions(
     ]
     known = {name.casefold(): name for group in names for name in group}
     if unknown := sorted(wanted - known.keys()):
-        raise ConfigError(
-            f"unknown subset: got {', '.join(unknown)}, need "
-            + (
-                f"some of {', '.join(sorted(known.values()))}."
-                if known
-                else "none: the questions name neither subsets nor types."
-            )
+        needed = (
+            f"some of {', '.join(sorted(known.values()))}"
+            if known
+            else "none: the questions name neither subsets nor types"
         )
+        raise ConfigError(f"unknown subset: got {', '.join(unknown)}, need {needed}.")
     chosen = [
         question
         for question, group in zip(questions, names, strict=True)
